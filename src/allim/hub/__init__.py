@@ -1,0 +1,40 @@
+"""The core: events, positions, streams and the broker's promise. This is its door."""
+
+from allim.hub.broker import (
+    IDEMPOTENCY_WINDOW_S,
+    Broker,
+    Listener,
+    Publication,
+    Reading,
+    TopicHistory,
+    idempotency_conflict,
+)
+from allim.hub.close_reason import CloseReason
+from allim.hub.event import Draft, Entry, Event
+from allim.hub.hub import Hub, HubSettings, Published
+from allim.hub.position import ZERO, Position
+from allim.hub.stream import Backlog, Opening, Stream
+from allim.hub.topic import check_topic
+
+__all__ = [
+    "IDEMPOTENCY_WINDOW_S",
+    "ZERO",
+    "Backlog",
+    "Broker",
+    "CloseReason",
+    "Draft",
+    "Entry",
+    "Event",
+    "Hub",
+    "HubSettings",
+    "Listener",
+    "Opening",
+    "Position",
+    "Publication",
+    "Published",
+    "Reading",
+    "Stream",
+    "TopicHistory",
+    "check_topic",
+    "idempotency_conflict",
+]

@@ -1,0 +1,200 @@
+"""From the broker's link to this replica's streams, in order.
+
+Normally an announcement goes straight to the streams of its topic. When something may be missing (the link was
+lost, or an event's `prev` shows a hole), the dispatcher holds what arrives, reads the missed events from history,
+dispatches them in order, then what it held, and goes on. The streams stay open.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from allim.errors import Unavailable
+from allim.hub.broker import Broker, Reading
+from allim.hub.catch_up import PAGE_EVENTS, merge
+from allim.hub.event import Event
+from allim.hub.position import ZERO, Position
+from allim.hub.registry import Registry, Topic
+from allim.telemetry import Metrics
+
+log = structlog.get_logger(__name__)
+
+REPAIR_TOPICS = 200  # topics read in one step of a repair: a bound on what Redis does at a stretch
+REPAIR_RETRY_S = 0.5
+
+
+class Dispatcher:
+    """Hears the link and writes to the streams.
+
+    Shape: `heard` is the position of the last own pulse: everything before it has been dispatched. `alive` is told of
+    a pulse when it arrives, `beat` when what came before it has been dispatched too.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        registry: Registry,
+        metrics: Metrics,
+        alive: Callable[[], None],
+        beat: Callable[[Position], None],
+    ) -> None:
+        self._broker = broker
+        self._registry = registry
+        self._metrics = metrics
+        self._alive = alive
+        self._beat = beat
+        self._held: list[Event | Position] | None = None
+        self._repair: asyncio.Task[None] | None = None
+        self.heard = ZERO
+
+    # The broker's listener ------------------------------------------------------------------------------------
+
+    def on_event(self, event: Event) -> None:
+        if self._held is not None:
+            self._held.append(event)
+        elif (seen := self._seen_before_hole(event)) is not None:
+            log.warning("hole in a topic", topic=event.topic, seen=str(seen), prev=str(event.prev))
+            self._held = [event]
+            self._start_repair([event.topic], seen)
+        else:
+            self._dispatch(event)
+
+    def on_pulse(self, position: Position) -> None:
+        self._alive()
+        if self._held is not None:
+            self._held.append(position)
+        else:
+            self._hear(position)
+
+    def link_down(self) -> None:
+        self.stop()
+        if self._held is None:
+            self._held = []
+
+    def link_up(self) -> None:
+        """Every topic is read from the last pulse on: one link delivers in order, so all before it was heard."""
+        if self._held is not None:
+            self._metrics.link_repaired()
+            self._start_repair(self._registry.topics(), self.heard)
+
+    def stop(self) -> None:
+        if self._repair is not None:
+            self._repair.cancel()
+            self._repair = None
+
+    # Straight on ----------------------------------------------------------------------------------------------
+
+    def _seen_before_hole(self, event: Event) -> Position | None:
+        """The last position seen on the topic when this event's `prev` is newer, that is when one is missing."""
+        topic = self._registry.topic(event.topic)
+        if topic is None or topic.last is None or event.prev <= topic.last:
+            return None
+        return topic.last
+
+    def _dispatch(self, event: Event) -> None:
+        topic = self._registry.topic(event.topic)
+        if topic is None:
+            return  # its last stream left while the announcement was on its way
+        self._advance(topic, event.position)
+        if (control := event.control) is not None:
+            for stream in tuple(topic.streams):
+                stream.obey(control)
+            return
+        written = 0
+        for stream in tuple(topic.streams):
+            written += stream.deliver(event)
+        self._metrics.dispatched(event.position.ms, written)
+
+    def _advance(self, topic: Topic, position: Position) -> None:
+        if topic.last is None or position > topic.last:
+            topic.last = position
+
+    def _hear(self, position: Position) -> None:
+        self.heard = position
+        self._beat(position)
+
+    # Repair ---------------------------------------------------------------------------------------------------
+
+    def _start_repair(self, names: Sequence[str], after: Position) -> None:
+        self.stop()
+        self._repair = asyncio.create_task(self._run_repair(names, after), name="allim link repair")
+
+    async def _run_repair(self, names: Sequence[str], after: Position) -> None:
+        while True:
+            try:
+                missed, lost = await self._read_missed(names, after)
+            except Unavailable as error:
+                log.warning("repair waits for history", error=error.detail)
+                await asyncio.sleep(REPAIR_RETRY_S)
+            except Exception:
+                log.exception("repair failed, trying again")
+                await asyncio.sleep(REPAIR_RETRY_S)
+            else:
+                self._release(missed, lost)
+                return
+
+    async def _read_missed(self, names: Sequence[str], after: Position) -> tuple[list[Event], dict[str, str]]:
+        """What history holds after a position, in order, and the topics it cannot answer for, with reasons."""
+        missed: list[Event] = []
+        lost: dict[str, str] = {}
+        for at in range(0, len(names), REPAIR_TOPICS):
+            chunk, cursor, complete = names[at : at + REPAIR_TOPICS], after, False
+            while not complete:
+                reading = await self._broker.read(chunk, cursor, PAGE_EVENTS)
+                lost |= self._lost(reading, cursor)
+                events, cursor, complete = merge(reading)
+                missed += events
+        missed.sort(key=lambda event: event.position)
+        return missed, lost
+
+    def _lost(self, reading: Reading, after: Position) -> dict[str, str]:
+        lost: dict[str, str] = {}
+        for history in reading.topics:
+            known = max(after, self._last(history.topic))
+            if known < reading.floor:
+                lost[history.topic] = "origin"
+            elif history.oldest_prev is not None and known < history.oldest_prev:
+                lost[history.topic] = "trimmed"
+        return lost
+
+    def _last(self, name: str) -> Position:
+        topic = self._registry.topic(name)
+        return ZERO if topic is None or topic.last is None else topic.last
+
+    def _release(self, missed: Sequence[Event], lost: dict[str, str]) -> None:
+        """Gaps first, then what was missed, then what was held: positions rise on every stream."""
+        self._repair = None
+        held, self._held = self._held or [], None
+        for name, reason in lost.items():
+            self._tell_gap(name, reason)
+        for event in missed:
+            self._dispatch_late(event)
+        for item in held:
+            if isinstance(item, Event):
+                self.on_event(item)
+            else:
+                self.on_pulse(item)
+        if missed or lost:
+            log.info("link repaired", missed=len(missed), lost_topics=len(lost))
+
+    def _dispatch_late(self, event: Event) -> None:
+        topic = self._registry.topic(event.topic)
+        if topic is None or (topic.last is not None and event.position <= topic.last):
+            return
+        if event.control is None:
+            for stream in tuple(topic.streams):
+                # Written past it already (another topic was faster): it cannot come in order any more, so say so.
+                if stream.live and stream.covered < event.position <= stream.last:
+                    self._metrics.gap("trimmed")
+                    stream.gap([event.topic], "trimmed")
+        self._dispatch(event)
+
+    def _tell_gap(self, name: str, reason: str) -> None:
+        topic = self._registry.topic(name)
+        if topic is None:
+            return
+        for stream in tuple(topic.streams):
+            if stream.live:  # one that catches up reads history itself, and is told by its own verdict
+                self._metrics.gap(reason)
+                stream.gap([name], reason)

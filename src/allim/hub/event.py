@@ -1,0 +1,110 @@
+"""Events: what is published, how it is checked, and the bytes it becomes.
+
+An event is encoded once in the whole cluster, by its publisher, into the lines of `text/event-stream`
+(WHATWG HTML, 9.2.5). History keeps these lines and a replica only puts `id:` before them, so no byte is
+made per stream. The lines are the product's stored form; nothing here opens a connection.
+"""
+
+import json
+import re
+from typing import NamedTuple
+
+from allim.errors import FieldError, Invalid, TooLarge
+from allim.hub.position import Position
+from allim.hub.topic import check_topic
+
+_TYPE = re.compile(r"[a-z][a-z0-9_.-]{0,127}\Z", re.ASCII)
+_RESERVED = ("stream.", "heartbeat")
+
+# A control entry travels and is kept like an event, so it is ordered and survives a link repair like one,
+# but it is obeyed and never written to a reader.
+_CONTROL = "stream.end"
+_CONTROL_PREFIX = f"event: {_CONTROL}\ndata: ".encode()
+
+
+class Draft(NamedTuple):
+    """An event before it has a position.
+
+    Shape: `data` is any JSON value, as `json.loads` gives it.
+    """
+
+    topic: str
+    type: str
+    data: object
+
+
+class Entry(NamedTuple):
+    """A draft, checked and encoded: what a broker stores."""
+
+    topic: str
+    lines: bytes
+
+
+class Control(NamedTuple):
+    """An order to the replicas that hold a user's streams: end those of one session."""
+
+    session: str
+    reason: str
+
+
+class Event:
+    """One event at its position.
+
+    Shape: `prev` is the position of the topic's event before it, `lines` ends with an empty line,
+    `wire` is what every stream writes: `id: <position>` and the lines.
+    """
+
+    __slots__ = ("lines", "position", "prev", "topic", "wire")
+
+    def __init__(self, topic: str, position: Position, prev: Position, lines: bytes) -> None:
+        self.topic = topic
+        self.position = position
+        self.prev = prev
+        self.lines = lines
+        self.wire = b"id: %d-%d\n%b" % (position.ms, position.seq, lines)
+
+    @property
+    def control(self) -> Control | None:
+        """The order this entry carries, when it is one."""
+        if not self.lines.startswith(_CONTROL_PREFIX):
+            return None
+        return Control(**json.loads(self.lines[len(_CONTROL_PREFIX) :]))
+
+
+def encode(type_: str, data: object) -> bytes:
+    """The lines of one event: `event:`, `data:` and an empty line.
+
+    Shape: UTF-8; data is one line, because JSON escapes every line end.
+    Raises: ValueError when `data` is no JSON value, or not encodable (a lone surrogate, NaN, too deep).
+    """
+    try:
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return b"event: %b\ndata: %b\n\n" % (type_.encode(), text.encode())
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def encode_draft(draft: Draft, max_event_bytes: int) -> Entry:
+    """Check a draft and encode it.
+
+    Raises: Invalid naming `topic`, `type` or `data`; TooLarge naming `data`.
+    """
+    topic = check_topic(draft.topic)
+    if not _TYPE.match(draft.type):
+        raise Invalid.field("type", "must match [a-z][a-z0-9_.-]{0,127}")
+    if draft.type.startswith(_RESERVED):
+        raise Invalid.field("type", "`stream.*` and `heartbeat` are reserved")
+    try:
+        lines = encode(draft.type, draft.data)
+    except ValueError as error:
+        reason = "a lone surrogate" if isinstance(error, UnicodeError) else error
+        raise Invalid.field("data", f"cannot be written as JSON: {reason}") from error
+    if len(lines) > max_event_bytes:
+        message = f"the event is {len(lines)} bytes, the limit is {max_event_bytes}"
+        raise TooLarge(f"data: {message}", [FieldError("data", message)])
+    return Entry(topic, lines)
+
+
+def encode_control(topic: str, control: Control) -> Entry:
+    """The entry that tells every replica holding this topic's streams what to do."""
+    return Entry(topic, encode(_CONTROL, control._asdict()))

@@ -1,0 +1,41 @@
+"""Positions: places in the shared order of all events. Pure; knows nothing else.
+
+Source: design of the hybrid clock in docs/architecture.md, "Positions".
+"""
+
+import re
+from typing import NamedTuple
+
+_TEXT = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,8})\Z", re.ASCII)
+
+
+class Position(NamedTuple):
+    """A place in the order of all events of a shard; the text form is the SSE `id`.
+
+    Shape: `<ms>-<seq>`, both without leading zeros.
+    Units: `ms` in milliseconds since 1970, never below the broker's clock when it was given out.
+    """
+
+    ms: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.seq}"
+
+    def after(self, now_ms: int) -> "Position":
+        """The next position of a hybrid clock: the time, or one more than this where time lags."""
+        return Position(now_ms, 0) if now_ms > self.ms else Position(self.ms, self.seq + 1)
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Read the text form.
+
+        Raises: ValueError when it is anything but what `str` gives.
+        """
+        match = _TEXT.match(text)
+        if match is None:
+            raise ValueError("a position is <milliseconds>-<sequence>")
+        return cls(int(match[1]), int(match[2]))
+
+
+ZERO = Position(0, 0)

@@ -1,0 +1,66 @@
+"""The resume verdict: what a (re)connecting stream is told about completeness. Pure.
+
+Source: docs/protocol.md, "Resume".
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from allim.hub.broker import Reading
+from allim.hub.position import Position
+
+ResetReason = Literal["malformed", "ahead", "origin", "expired", "trimmed"]
+
+
+class Reset(NamedTuple):
+    """A topic whose events since the last event ID are not all there."""
+
+    topic: str
+    reason: ResetReason
+
+
+class Verdict(NamedTuple):
+    """Shape: `after` is where to read history from, or None when the last event ID gives no such place."""
+
+    resume: Literal["new", "complete", "reset"]
+    resets: tuple[Reset, ...]
+    after: Position | None
+
+
+def parse_last_event_id(text: str | None) -> Position | None:
+    """The position in a last event ID, or None when there is none or it is unreadable."""
+    if not text:
+        return None
+    try:
+        return Position.parse(text)
+    except ValueError:
+        return None
+
+
+def judge(last_event_id: str | None, reading: Reading, ttl_s: int) -> Verdict:
+    """Say what a stream with this last event ID has missed for good, topic by topic.
+
+    Units: `ttl_s` seconds, the age up to which history is kept.
+    """
+    if not last_event_id:
+        return Verdict("new", (), None)
+    topics = [history.topic for history in reading.topics]
+    after = parse_last_event_id(last_event_id)
+    if after is None:
+        return _reset_all(topics, "malformed", None)
+    if after > reading.now:
+        return _reset_all(topics, "ahead", None)
+    if after < reading.floor:
+        return _reset_all(topics, "origin", after)
+    if after.ms < reading.time_ms - ttl_s * 1000:
+        return _reset_all(topics, "expired", after)
+    trimmed = tuple(
+        Reset(history.topic, "trimmed")
+        for history in reading.topics
+        if history.oldest_prev is not None and after < history.oldest_prev
+    )
+    return Verdict("reset" if trimmed else "complete", trimmed, after)
+
+
+def _reset_all(topics: Sequence[str], reason: ResetReason, after: Position | None) -> Verdict:
+    return Verdict("reset", tuple(Reset(topic, reason) for topic in topics), after)

@@ -1,0 +1,141 @@
+"""A stream: one open client connection and its topics. Transports say how bytes leave; the order is kept here.
+
+A stream is either catching up (what arrives live is put aside) or live (what arrives is written at once).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import NamedTuple
+
+from allim.hub.close_reason import CloseReason
+from allim.hub.event import Control, Event
+from allim.hub.position import ZERO, Position
+from allim.hub.resume import Verdict
+from allim.identity import Identity
+
+
+class Opening(NamedTuple):
+    """What the first frame says.
+
+    Shape: `position` is where the stream stands before anything else is written.
+    """
+
+    verdict: Verdict
+    position: Position
+    replayed: int
+
+
+class Backlog:
+    """What arrives live while a stream catches up, up to a limit of bytes.
+
+    Over the limit it keeps nothing and remembers that: the events are in history, catch-up reads on.
+    """
+
+    __slots__ = ("events", "max_bytes", "overflowed", "size")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        self.events: list[Event] = []
+        self.size = 0
+        self.overflowed = False
+
+    def put(self, event: Event) -> None:
+        self.size += len(event.wire)
+        if self.size > self.max_bytes:
+            self.overflowed = True
+            self.events.clear()
+        else:
+            self.events.append(event)
+
+
+class Stream(ABC):
+    """What the hub knows of an open connection. No task, no queue and no timer of its own.
+
+    Shape: `last` is the position up to which everything of its topics has been written; `covered` where
+    catch-up ended, so that a late announcement of something older is no hole; `beat` is the heartbeat round
+    it belongs to; `deadline` is when the wheel ends it.
+    Units: `opened_at` and `deadline` in seconds of the hub's clock, `expires_at` in Unix seconds.
+    """
+
+    __slots__ = (
+        "backlog",
+        "beat",
+        "close_reason",
+        "covered",
+        "deadline",
+        "expires_at",
+        "id",
+        "last",
+        "opened_at",
+        "session",
+        "subject",
+        "topics",
+    )
+
+    def __init__(self, stream_id: str, identity: Identity, topics: tuple[str, ...], backlog: Backlog) -> None:
+        self.id = stream_id
+        self.subject = identity.subject
+        self.session = identity.session
+        self.expires_at = identity.expires_at
+        self.topics = topics
+        self.backlog: Backlog | None = backlog
+        self.last = ZERO
+        self.covered = ZERO
+        self.beat = 0
+        self.opened_at = 0.0
+        self.deadline = 0
+        self.close_reason: CloseReason | None = None
+
+    def deliver(self, event: Event) -> bool:
+        """Take an event from the dispatcher; True when its bytes were written.
+
+        What the stream already has is dropped here, so positions on it strictly rise.
+        """
+        if self.backlog is not None:
+            self.backlog.put(event)
+            return False
+        if event.position <= self.last:
+            return False
+        self.last = event.position
+        self.write(event.wire)
+        return True
+
+    def obey(self, control: Control) -> None:
+        """Carry out an order that may concern this stream."""
+        if control.session == self.session:
+            self.close(CloseReason(control.reason))
+
+    @property
+    def live(self) -> bool:
+        return self.backlog is None
+
+    @property
+    def ended(self) -> bool:
+        return self.close_reason is not None
+
+    @abstractmethod
+    def write(self, wire: bytes) -> None:
+        """Give bytes to the connection; returns at once. A reader too slow for its buffer is ended."""
+
+    @abstractmethod
+    def open(self, opening: Opening) -> None:
+        """Write the first frame."""
+
+    @abstractmethod
+    def heartbeat(self, position: Position | None) -> None:
+        """Write a heartbeat; with a position when everything before it has been written."""
+
+    @abstractmethod
+    def gap(self, topics: Collection[str], reason: str) -> None:
+        """Tell that events of these topics are lost to this stream."""
+
+    @abstractmethod
+    def close(self, reason: CloseReason) -> None:
+        """End the connection, telling the reader where the reason can be told. Repeating it is harmless."""
+
+    @abstractmethod
+    async def drained(self) -> None:
+        """Return when the connection takes more bytes, or has ended."""

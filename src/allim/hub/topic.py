@@ -1,0 +1,19 @@
+"""Topics: what a routing key may look like."""
+
+import re
+
+from allim.errors import Invalid
+
+_TOPIC = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9._~-]{1,128})?\Z", re.ASCII)
+
+
+def check_topic(topic: str, field: str = "topic") -> str:
+    """Give the topic back when it is well-formed.
+
+    Raises: Invalid naming `field`. The text is not repeated: it may hold anything.
+    """
+    if not _TOPIC.match(topic):
+        raise Invalid.field(
+            field, "must look like `name` or `name:key` (a-z0-9_- before the colon, A-Za-z0-9._~- after)"
+        )
+    return topic

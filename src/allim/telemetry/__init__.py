@@ -1,0 +1,6 @@
+"""What an operator sees: structured logs and metrics. The rooms' door to both."""
+
+from allim.telemetry.logging import configure_logging
+from allim.telemetry.metrics import Metrics
+
+__all__ = ["Metrics", "configure_logging"]

@@ -1,0 +1,64 @@
+"""Structured logs: one line of JSON per event, with the replica's ID and the request's.
+
+Values are escaped by JSON, so nothing a client sends can start a line of its own.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+_MAX_VALUE_CHARS = 1000
+
+
+def configure_logging(server_id: str, level: str = "info", *, pretty: bool = False) -> None:
+    """Send every log line of the process, ours and the libraries', to standard error."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _stamp(server_id),
+        _cap,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(pretty)],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for chatty in ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "taskiq", "alembic"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+
+
+def _rendering(pretty: bool) -> list[Processor]:
+    if pretty:
+        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+
+
+def _stamp(server_id: str) -> Processor:
+    def stamp(_: Any, __: str, event: EventDict) -> EventDict:
+        event["server_id"] = server_id
+        return event
+
+    return stamp
+
+
+def _cap(_: Any, __: str, event: EventDict) -> EventDict:
+    """A value from outside may be long; a log line should not be."""
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > _MAX_VALUE_CHARS:
+            event[key] = value[:_MAX_VALUE_CHARS] + "…"
+    return event

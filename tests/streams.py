@@ -1,0 +1,69 @@
+"""A stream that writes into a list: the hub's contract without a connection."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from allim.client import Message, Parser
+from allim.hub import Backlog, CloseReason, Opening, Position, Stream
+from allim.hub.event import encode
+from allim.identity import Identity
+
+
+def identity(subject: str = "42", *topics: str, session: str = "s1", expires_at: float = 4e9) -> Identity:
+    return Identity(subject, session, expires_at, topics)
+
+
+class ListStream(Stream):
+    """Keeps what was written; `paused` makes `drained` wait like a slow connection."""
+
+    def __init__(self, *topics: str, backlog_bytes: int = 262_144, who: Identity | None = None) -> None:
+        super().__init__("stream-1", who or identity(), topics or ("user:42", "system"), Backlog(backlog_bytes))
+        self.written = bytearray()
+        self.heartbeats: list[Position | None] = []
+        self.gaps: list[tuple[tuple[str, ...], str]] = []
+        self.opening: Opening | None = None
+
+    def write(self, wire: bytes) -> None:
+        self.written += wire
+
+    def open(self, opening: Opening) -> None:
+        self.opening = opening
+
+    def heartbeat(self, position: Position | None) -> None:
+        self.heartbeats.append(position)
+        if position is not None:
+            self.write(b"id: %b\n%b" % (str(position).encode(), encode("heartbeat", {})))
+
+    def gap(self, topics: Collection[str], reason: str) -> None:
+        self.gaps.append((tuple(topics), reason))
+
+    def close(self, reason: CloseReason) -> None:
+        self.close_reason = self.close_reason or reason
+
+    async def drained(self) -> None:
+        return
+
+    @property
+    def messages(self) -> list[Message]:
+        return [message for message in Parser().feed(bytes(self.written)) if message.type != "heartbeat"]
+
+    @property
+    def data(self) -> list[Any]:
+        return [message.data for message in self.messages]
+
+
+@dataclass
+class Lines:
+    """The stored lines of an event, for tests that speak to a broker directly."""
+
+    type: str
+    data: object
+
+    def __bytes__(self) -> bytes:
+        return encode(self.type, self.data)
+
+    @staticmethod
+    def data_of(lines: bytes) -> Any:
+        return json.loads(lines.split(b"data: ", 1)[1])

@@ -1,0 +1,36 @@
+"""Waiting for a condition under a deadline, instead of for time to pass."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+TICK_S = 0.01
+
+
+async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "") -> T:
+    """The condition's first truthy value.
+
+    Raises: AssertionError when the deadline passes.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
+        await asyncio.sleep(TICK_S)
+
+
+def until_sync(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:
+    """As `until`, for synchronous tests."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
+        time.sleep(TICK_S)
