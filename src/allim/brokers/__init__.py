@@ -1,0 +1,1 @@
+"""The broker's two implementations. Only `app` chooses between them."""

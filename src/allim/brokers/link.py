@@ -1,0 +1,213 @@
+"""The subscriber link: one connection per replica, however many streams it holds.
+
+redis-py's PubSub reconnects inside a read and hides the gap, and its health check never fails on a server that hangs
+(traps C2, C3 in docs/decisions/0003-own-subscriber-link.md). So this link uses redis-py's connection directly: it
+never reconnects by itself without saying so, and its liveness is the hub's pulse.
+"""
+
+import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+
+import structlog
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from allim.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
+CHANNELS_PER_COMMAND = 1000
+TURN_S = 0.005  # how long buffered messages may keep the event loop
+
+
+class Link:
+    """Keeps one subscribed connection, replaces it when it breaks, and tells so.
+
+    Shape: `connected(run_id)` is awaited on each new connection, before it subscribes; `hear(channel, message)` gets
+    the bytes as they came, in order.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        connected: Callable[[str], Awaitable[None]],
+        hear: Callable[[bytes, bytes], None],
+        down: Callable[[], None],
+        up: Callable[[], None],
+    ) -> None:
+        self._pool = pool
+        self._connected = connected
+        self._hear = hear
+        self._down = down
+        self._up = up
+        self._wanted: set[str] = set()
+        self._unconfirmed: dict[str, int] = {}  # SUBSCRIBE commands on their way, per channel
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._commands: deque[tuple[str, str]] = deque()
+        self._something_to_send = asyncio.Event()
+        self._session: asyncio.Task[None] | None = None
+        self._standing = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    def start(self, first: str) -> None:
+        """Begin, with one channel that is always wanted."""
+        self._wanted.add(first)
+        self._keeper = asyncio.create_task(self._keep(), name="allim redis link")
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    def replace(self) -> None:
+        """Give up the present connection; a new one is made at once."""
+        if self._session is not None:
+            self._session.cancel()
+
+    async def subscribe(self, channels: Collection[str]) -> None:
+        """Return when Redis has confirmed every channel, over however many connections that takes."""
+        waiting = []
+        for channel in channels:
+            if channel not in self._wanted:
+                self._wanted.add(channel)
+                self._command("SUBSCRIBE", channel)
+            if not self._confirmed(channel):
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiters.setdefault(channel, []).append(waiter)
+                waiting.append(waiter)
+        for waiter in waiting:
+            await waiter
+
+    def unsubscribe(self, channel: str) -> None:
+        if channel in self._wanted:
+            self._wanted.remove(channel)
+            self._command("UNSUBSCRIBE", channel)
+
+    # Commands go out in order, those of one turn of the loop together -----------------------------------------
+
+    def _command(self, verb: str, channel: str) -> None:
+        if verb == "SUBSCRIBE":
+            self._unconfirmed[channel] = self._unconfirmed.get(channel, 0) + 1
+        self._commands.append((verb, channel))  # a new session starts over, with all that is wanted
+        self._something_to_send.set()
+
+    def _confirmed(self, channel: str) -> bool:
+        return channel in self._wanted and channel not in self._unconfirmed
+
+    def _confirm(self, channel: str) -> None:
+        """A SUBSCRIBE was answered. Only the answer to the last one counts: an UNSUBSCRIBE may stand between."""
+        left = self._unconfirmed.get(channel, 1) - 1
+        if left:
+            self._unconfirmed[channel] = left
+            return
+        self._unconfirmed.pop(channel, None)
+        for waiter in self._waiters.pop(channel, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # Sessions -------------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Hold a session; when it ends for whatever reason, hold another."""
+        delay_s = RETRY_MIN_S
+        while True:
+            self._session = asyncio.create_task(self._hold(), name="allim redis link session")
+            try:
+                await self._session
+            except asyncio.CancelledError:
+                if _being_cancelled():
+                    raise
+                log.warning("redis link given up")  # by replace()
+            except (RedisError, OSError, Unavailable) as error:
+                log.warning("redis link lost", error=str(error) or type(error).__name__)
+            except Exception:
+                log.exception("redis link failed")
+            if self._standing:
+                delay_s = RETRY_MIN_S
+            self._session, self._standing = None, False
+            self._unconfirmed = dict.fromkeys(self._wanted, 1)
+            self._down()
+            await asyncio.sleep(random.uniform(0, delay_s))
+            delay_s = min(delay_s * 2, RETRY_MAX_S)
+
+    async def _hold(self) -> None:
+        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
+                await self._connected(await _run_id(connection))
+            self._commands.clear()
+            self._unconfirmed = dict.fromkeys(self._wanted, 1)
+            self._commands.extend(("SUBSCRIBE", channel) for channel in self._wanted)
+            self._something_to_send.set()
+            await _first_to_end(self._send(connection), self._receive(connection, len(self._wanted)))
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def _send(self, connection: AbstractConnection) -> None:
+        while True:
+            await self._something_to_send.wait()
+            self._something_to_send.clear()
+            commands = []
+            while self._commands:
+                verb, channels = self._next_run()
+                commands.append((verb, *channels))
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+    def _next_run(self) -> tuple[str, list[str]]:
+        verb, first = self._commands.popleft()
+        channels = [first]
+        while self._commands and self._commands[0][0] == verb and len(channels) < CHANNELS_PER_COMMAND:
+            channels.append(self._commands.popleft()[1])
+        return verb, channels
+
+    async def _receive(self, connection: AbstractConnection, outstanding: int) -> None:
+        """Read until the connection breaks. `outstanding` confirmations make the link stand again."""
+        clock = asyncio.get_running_loop().time
+        turn_ends_at = clock() + TURN_S
+        while True:
+            # Does not yield while messages lie in the buffer, so the turn is ended by the clock.
+            kind, channel, content = await connection.read_response(disable_decoding=True, timeout=math.inf)
+            if kind == b"message":
+                self._hear(channel, content)
+            elif kind == b"subscribe":
+                self._confirm(channel.decode())
+                outstanding -= 1
+                if outstanding == 0:
+                    self._standing = True
+                    self._up()
+            if clock() > turn_ends_at:
+                await asyncio.sleep(0)
+                turn_ends_at = clock() + TURN_S
+
+
+async def _run_id(connection: AbstractConnection) -> str:
+    """The ID of the Redis process at the other end. It changes with the process and with nothing else."""
+    await connection.send_command("INFO", "server")
+    info: bytes = await connection.read_response(disable_decoding=True)
+    lines = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+    return lines[b"run_id"].decode()
+
+
+async def _first_to_end(*ways: Coroutine[None, None, None]) -> None:
+    """Run them together; when one ends, end the others and pass its error on."""
+    tasks = [asyncio.create_task(way) for way in ways]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

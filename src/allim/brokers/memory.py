@@ -1,0 +1,118 @@
+"""The broker of the embedded form: one process, history in memory. Keeps every promise but outliving the process."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+
+from allim.hub import (
+    IDEMPOTENCY_WINDOW_S,
+    ZERO,
+    Event,
+    Listener,
+    Position,
+    Publication,
+    Reading,
+    TopicHistory,
+    idempotency_conflict,
+)
+
+
+class MemoryBroker:
+    """Source: the promise in `allim.hub.broker`."""
+
+    durability = "memory"
+
+    def __init__(
+        self,
+        history_events: int = 256,
+        history_ttl_s: int = 3600,
+        *,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._history_events = history_events
+        self._history_ttl_s = history_ttl_s
+        self._now_ms = now_ms
+        self._last = ZERO.after(now_ms())
+        self._floor = self._last
+        self._history: dict[str, deque[Event]] = {}
+        self._keys: dict[str, tuple[int, str, Sequence[Position]]] = {}
+        self._topics: set[str] = set()
+        self._listener: Listener | None = None
+
+    async def start(self, listener: Listener) -> None:
+        self._listener = listener
+        listener.link_up()
+
+    async def close(self) -> None:
+        self._listener = None
+
+    async def publish(self, publication: Publication) -> Sequence[Position]:
+        if publication.key is not None and (known := self._known(publication.key, publication.fingerprint)):
+            return known
+        positions = [self._append(entry.topic, entry.lines) for entry in publication.entries]
+        if publication.key is not None:
+            self._keys[publication.key] = (self._now_ms(), publication.fingerprint, positions)
+        return positions
+
+    async def subscribe(self, topics: Collection[str]) -> None:
+        self._topics.update(topics)
+
+    def unsubscribe(self, topic: str) -> None:
+        self._topics.discard(topic)
+
+    async def read(self, topics: Sequence[str], after: Position | None, limit: int) -> Reading:
+        self._expire()
+        return Reading(self._last, self._floor, self._now_ms(), [self._page(topic, after, limit) for topic in topics])
+
+    async def pulse(self) -> None:
+        position = self._next()
+        self._announce(lambda listener: listener.on_pulse(position))
+
+    def replace_link(self) -> None:
+        """There is none to replace: announcements are calls of the same loop."""
+
+    def _known(self, key: str, fingerprint: str) -> Sequence[Position] | None:
+        oldest_ms = self._now_ms() - IDEMPOTENCY_WINDOW_S * 1000
+        while self._keys and next(iter(self._keys.values()))[0] < oldest_ms:
+            del self._keys[next(iter(self._keys))]
+        known = self._keys.get(key)
+        if known is None:
+            return None
+        if known[1] != fingerprint:
+            raise idempotency_conflict()
+        return known[2]
+
+    def _next(self) -> Position:
+        self._last = self._last.after(self._now_ms())
+        return self._last
+
+    def _append(self, topic: str, lines: bytes) -> Position:
+        kept = self._history.pop(topic, None) or deque[Event](maxlen=self._history_events)
+        self._history[topic] = kept  # to the end: the topics stand in the order of their last event
+        event = Event(topic, self._next(), kept[-1].position if kept else ZERO, lines)
+        kept.append(event)
+        if topic in self._topics:
+            self._announce(lambda listener: listener.on_event(event))
+        return event.position
+
+    def _announce(self, tell: Callable[[Listener], None]) -> None:
+        # By the loop and not at once: a publisher hears its own event like everybody else's, and in order.
+        asyncio.get_running_loop().call_soon(self._tell, tell)
+
+    def _tell(self, tell: Callable[[Listener], None]) -> None:
+        if self._listener is not None:
+            tell(self._listener)
+
+    def _page(self, topic: str, after: Position | None, limit: int) -> TopicHistory:
+        kept = self._history.get(topic)
+        if after is None or not kept:
+            return TopicHistory(topic, (), None, 0)
+        newer = [event for event in kept if event.position > after]
+        return TopicHistory(topic, newer[:limit], kept[0].prev, max(0, len(newer) - limit))
+
+    def _expire(self) -> None:
+        """Forget topics that got nothing for the history's TTL."""
+        oldest_ms = self._now_ms() - self._history_ttl_s * 1000
+        while self._history and next(iter(self._history.values()))[-1].position.ms < oldest_ms:
+            del self._history[next(iter(self._history))]

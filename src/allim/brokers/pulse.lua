@@ -1,0 +1,7 @@
+-- A position sent through the whole way, to one replica. KEYS: clock. ARGV: channel.
+
+local clock = load_clock(KEYS[1])
+local position = tick(clock, now_ms())
+store_clock(clock)
+redis.call('PUBLISH', ARGV[1], position)
+return position
