@@ -1,0 +1,52 @@
+import { useCallback, useEffect, useState } from "react";
+import { api, ApiError, wordsFor } from "./api";
+import type { Account } from "./api";
+import { Home } from "./components/Home";
+import { Welcome } from "./components/Welcome";
+import { fullJitterMs, pageLine } from "./events";
+
+type Who =
+  | { is: "unknown"; error: string | null }
+  | { is: "signed-out"; notice: string | null }
+  | { is: "signed-in"; account: Account };
+
+export function App() {
+  const [who, setWho] = useState<Who>({ is: "unknown", error: null });
+
+  useEffect(() => {
+    const leave = new AbortController();
+    void findAccount(leave.signal, setWho);
+    return () => leave.abort();
+  }, []);
+
+  const signOut = useCallback((notice: string | null) => {
+    // The next account must not resume where this one stood.
+    pageLine.forget();
+    setWho({ is: "signed-out", notice });
+  }, []);
+
+  if (who.is === "signed-in") return <Home account={who.account} onSignedOut={signOut} />;
+  if (who.is === "signed-out") {
+    return <Welcome notice={who.notice} onSignedIn={(account) => setWho({ is: "signed-in", account })} />;
+  }
+  return (
+    <main className="waiting" role="status">
+      {who.error ?? "Loading…"}
+      {who.error && <span className="muted">The page keeps trying.</span>}
+    </main>
+  );
+}
+
+async function findAccount(signal: AbortSignal, tell: (who: Who) => void): Promise<void> {
+  for (let attempt = 0; !signal.aborted; attempt += 1) {
+    try {
+      const account = await api.account(signal);
+      return tell({ is: "signed-in", account });
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof ApiError && error.status === 401) return tell({ is: "signed-out", notice: null });
+      tell({ is: "unknown", error: wordsFor(error) });
+    }
+    await new Promise((resolve) => setTimeout(resolve, fullJitterMs(attempt)));
+  }
+}

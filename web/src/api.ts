@@ -1,0 +1,134 @@
+/** The REST calls of docs/protocol.md that the page makes; the session is the cookie. */
+
+export interface Account {
+  id: string;
+  email: string;
+  name: string;
+  createdAt: string;
+}
+
+export interface Snapshot {
+  id: string;
+  status: "pending" | "generated";
+  requestedAt: string;
+  generatedAt: string | null;
+  snapshotCount: number | null;
+  serverId: string | null;
+  sha256: string | null;
+}
+
+export interface SnapshotWithContent extends Snapshot {
+  content: unknown;
+}
+
+export interface SnapshotPage {
+  items: Snapshot[];
+  nextCursor: string | null;
+}
+
+export interface FieldError {
+  field: string;
+  message: string;
+}
+
+/** RFC 9457. */
+export interface Problem {
+  type?: string;
+  title: string;
+  status: number;
+  detail?: string;
+  errors?: FieldError[];
+}
+
+const TIMEOUT_MS = 15_000;
+const SNAPSHOTS = "/api/accounts/me/snapshots";
+
+export class ApiError extends Error {
+  constructor(
+    readonly problem: Problem,
+    readonly retryAfter_s: number | null = null,
+  ) {
+    super(problem.detail ?? problem.title);
+  }
+
+  get status(): number {
+    return this.problem.status;
+  }
+
+  /** The message for one field, or undefined. */
+  of(field: string): string | undefined {
+    return this.problem.errors?.find((error) => error.field === field)?.message;
+  }
+
+  /** Messages for fields the form does not have, so that none is lost. */
+  besides(fields: readonly string[]): string[] {
+    const others = this.problem.errors?.filter((error) => !fields.includes(error.field)) ?? [];
+    return others.map((error) => `${error.field}: ${error.message}`);
+  }
+}
+
+export const api = {
+  signUp: (account: { email: string; name: string; password: string }) =>
+    call<{ account: Account }>("POST", "/api/accounts", { body: account }),
+  signIn: (credentials: { email: string; password: string }) =>
+    call<{ account: Account }>("POST", "/api/session", { body: credentials }),
+  signOut: () => call<void>("DELETE", "/api/session"),
+  account: (signal?: AbortSignal) => call<Account>("GET", "/api/accounts/me", { signal }),
+  requestSnapshot: () => call<Snapshot>("POST", SNAPSHOTS),
+  snapshot: (id: string, signal?: AbortSignal) =>
+    call<SnapshotWithContent>("GET", `${SNAPSHOTS}/${encodeURIComponent(id)}`, { signal }),
+  snapshots: (limit: number, cursor: string | null, signal?: AbortSignal) => {
+    const query = new URLSearchParams({ limit: String(limit), ...(cursor !== null && { cursor }) });
+    return call<SnapshotPage>("GET", `${SNAPSHOTS}?${query}`, { signal });
+  },
+};
+
+interface Options {
+  body?: unknown;
+  signal?: AbortSignal | undefined;
+}
+
+async function call<Answer>(method: string, path: string, options: Options = {}): Promise<Answer> {
+  const response = await reach(method, path, options);
+  if (!response.ok) throw new ApiError(await problemOf(response), retryAfter(response));
+  if (response.status === 204) return undefined as Answer;
+  return (await response.json()) as Answer;
+}
+
+async function reach(method: string, path: string, { body, signal }: Options): Promise<Response> {
+  const headers: Record<string, string> = { Accept: "application/json" };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  try {
+    return await fetch(path, {
+      method,
+      headers,
+      body: body === undefined ? null : JSON.stringify(body),
+      signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
+    });
+  } catch (error) {
+    // The caller's own abort is no problem to show.
+    if (signal?.aborted) throw error;
+    throw new ApiError({ title: "allim cannot be reached right now.", status: 0 });
+  }
+}
+
+async function problemOf(response: Response): Promise<Problem> {
+  const fallback = { title: `The server answered with status ${response.status}.`, status: response.status };
+  // A proxy answers in HTML when no replica does.
+  if (!response.headers.get("Content-Type")?.includes("json")) return fallback;
+  const problem = (await response.json().catch(() => ({}))) as Partial<Problem>;
+  return { ...fallback, ...problem };
+}
+
+function retryAfter(response: Response): number | null {
+  const seconds = Number(response.headers.get("Retry-After") ?? NaN);
+  return Number.isFinite(seconds) ? seconds : null;
+}
+
+/** What to tell somebody about a failed call. */
+export function wordsFor(error: unknown): string {
+  if (!(error instanceof ApiError)) return "Something went wrong in this page.";
+  const again = error.retryAfter_s === null ? "" : ` Try again in ${Math.max(1, Math.ceil(error.retryAfter_s))} s.`;
+  return error.message + again;
+}

@@ -1,0 +1,80 @@
+import { useState } from "react";
+import { api } from "../api";
+import type { Account } from "../api";
+import { AccountForm } from "./AccountForm";
+import type { FieldName, Typed } from "./AccountForm";
+import { Brand } from "./Brand";
+
+interface WelcomeProps {
+  notice: string | null;
+  onSignedIn: (account: Account) => void;
+}
+
+const EMAIL = { name: "email", label: "Email", type: "email", autoComplete: "username" } as const;
+const NAME = { name: "name", label: "Name", type: "text", autoComplete: "name" } as const;
+const NEW_PASSWORD = { name: "password", label: "Password", type: "password", autoComplete: "new-password" } as const;
+const PASSWORD = { ...NEW_PASSWORD, autoComplete: "current-password" } as const;
+
+export function Welcome({ notice, onSignedIn }: WelcomeProps) {
+  const [isNew, setNew] = useState(notice === null);
+  // Kept here, so that switching between the forms loses nothing.
+  const [typed, setTyped] = useState<Typed>({ email: "", name: "", password: "" });
+  const form = {
+    typed,
+    onType: (name: FieldName, value: string) => setTyped((before) => ({ ...before, [name]: value })),
+    onSignedIn,
+  };
+  const { email, name, password } = typed;
+  return (
+    <main className="welcome">
+      <section className="welcome-words">
+        <Brand />
+        <h1>Know it when it happens.</h1>
+        <p>
+          One replica does the work, another holds your stream, and the event still reaches this page. If the
+          connection breaks, what you missed is replayed.
+        </p>
+        <div className="wire wire-still" data-state="open" aria-hidden="true">
+          <span className="wire-end">this page</span>
+          <span className="wire-line" />
+          <span className="wire-end">any replica</span>
+        </div>
+      </section>
+      <section className="card welcome-card" aria-labelledby="welcome-title">
+        <h2 id="welcome-title">{isNew ? "Create an account" : "Sign in"}</h2>
+        {notice && (
+          <p className="note" role="status" data-testid="notice">
+            {notice}
+          </p>
+        )}
+        {isNew ? (
+          <AccountForm
+            key="signup"
+            id="signup-form"
+            fields={[EMAIL, NAME, NEW_PASSWORD]}
+            action="Create account"
+            busyAction="Creating…"
+            send={() => api.signUp({ email, name, password })}
+            {...form}
+          />
+        ) : (
+          <AccountForm
+            key="signin"
+            id="signin-form"
+            fields={[EMAIL, PASSWORD]}
+            action="Sign in"
+            busyAction="Signing in…"
+            send={() => api.signIn({ email, password })}
+            {...form}
+          />
+        )}
+        <p className="welcome-switch">
+          {isNew ? "You have an account?" : "No account yet?"}{" "}
+          <button type="button" className="link" data-testid={isNew ? "show-signin" : "show-signup"} onClick={() => setNew(!isNew)}>
+            {isNew ? "Sign in" : "Create one"}
+          </button>
+        </p>
+      </section>
+    </main>
+  );
+}

@@ -1,0 +1,16 @@
+import react from "@vitejs/plugin-react";
+import { defineConfig } from "vitest/config";
+
+const backend = "http://127.0.0.1:8000";
+
+export default defineConfig({
+  plugins: [react()],
+  build: {
+    // The page is served under a policy without `data:`, so nothing is inlined.
+    assetsInlineLimit: 0,
+    // The polyfill only serves browsers older than the ones the build targets.
+    modulePreload: { polyfill: false },
+  },
+  server: { proxy: { "/api": backend, "/events": backend } },
+  test: { environment: "happy-dom", restoreMocks: true, unstubGlobals: true },
+});
