@@ -1,0 +1,93 @@
+"""What requests to this room send, and what its answers hold."""
+
+import unicodedata
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, StringConstraints
+
+from allim.domains.accounts.store import Account
+from allim.http.bodies import Body
+
+_EMAIL_MAX = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
+_LOCAL_MAX = 64
+_NAME_MAX = 100
+# Left-to-right marks and overrides: they make one name look like another.
+_BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def normal_email(text: str) -> str:
+    """The form under which an address is unique.
+
+    Only ASCII letters are lowered. Unicode case mapping would make one address out of two that belong to
+    different people (`ı` and `i`, `ß` and `ss`).
+    Raises: ValueError when it cannot be an address.
+    """
+    email = unicodedata.normalize("NFC", text.strip())
+    email = "".join(char.lower() if char.isascii() else char for char in email)
+    if len(email) > _EMAIL_MAX:
+        raise ValueError(f"must have at most {_EMAIL_MAX} characters")
+    local, _, domain = email.partition("@")
+    if any(_is_hidden(char) or char.isspace() for char in email) or email.count("@") != 1:
+        raise ValueError("must be an email address")
+    if not 1 <= len(local) <= _LOCAL_MAX or not all(domain.split(".")):
+        raise ValueError("must be an email address")
+    return email
+
+
+def _name(text: str) -> str:
+    name = unicodedata.normalize("NFC", text.strip())
+    if not any(unicodedata.category(char)[0] not in "CZ" for char in name):
+        raise ValueError("must have at least 1 visible character")
+    if len(name) > _NAME_MAX:
+        raise ValueError(f"must have at most {_NAME_MAX} characters")
+    if any(_is_hidden(char) for char in name):
+        raise ValueError("must not have control characters")
+    return name
+
+
+def _is_hidden(char: str) -> bool:
+    # Other format characters (Cf) stay: joiners belong to names in Persian, and to emoji.
+    return unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or char in _BIDI
+
+
+class NewAccount(Body):
+    """`POST /api/accounts`."""
+
+    email: Annotated[str, AfterValidator(normal_email)]
+    name: Annotated[str, AfterValidator(_name)]
+    password: Annotated[str, StringConstraints(min_length=8, max_length=1024)]
+
+
+class Credentials(Body):
+    """`POST /api/session`. Judged by the service: whatever is wrong gets the same answer."""
+
+    email: Annotated[str, StringConstraints(max_length=1024)]
+    password: Annotated[str, StringConstraints(max_length=1024)]
+
+
+class AccountView(Body):
+    """An account as its owner sees it."""
+
+    id: str
+    email: str
+    name: str
+    created_at: str
+
+
+class SignedIn(Body):
+    """The account, and the token of its new session."""
+
+    account: AccountView
+    token: str
+
+
+def view(account: Account) -> AccountView:
+    """The account without its secret."""
+    created_at = datetime.fromtimestamp(account.created_at, UTC).isoformat(timespec="milliseconds")
+    return AccountView.model_construct(
+        id=account.id,
+        email=account.email,
+        name=account.name,
+        created_at=created_at.replace("+00:00", "Z"),
+    )

@@ -1,0 +1,138 @@
+"""The rules of accounts."""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from allim.domains.accounts import store
+from allim.domains.accounts.models import AccountView, NewAccount, normal_email, view
+from allim.domains.accounts.passwords import Passwords
+from allim.domains.accounts.store import Account
+from allim.errors import NotFound, Unauthenticated
+from allim.http.auth import Tokens
+from allim.identity import Identity
+from allim.storage import reading, writing
+
+EndSession = Callable[[str, str], Awaitable[None]]
+"""Ends the streams of one session (subject, session) on every replica."""
+
+
+class FirstSnapshot(Protocol):
+    """What a new account wants from the room of snapshots."""
+
+    async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
+        """Store the request in the account's own transaction; the snapshot's id."""
+
+    @property
+    def start(self) -> Callable[[str], Awaitable[None]]:
+        """After the commit: have it generated soon. Never raises, for it will be found anyway."""
+
+
+class Session(NamedTuple):
+    """Somebody who has just signed in."""
+
+    account: AccountView
+    token: str
+
+
+class Service:
+    """Registers accounts, signs them in and out."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        tokens: Tokens,
+        passwords: Passwords,
+        snapshots: FirstSnapshot,
+        end_session: EndSession,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine = engine
+        self._tokens = tokens
+        self._passwords = passwords
+        self._snapshots = snapshots
+        self._end_session = end_session
+        self._now = now
+
+    async def register(self, new: NewAccount) -> Session:
+        """Store the account and the request for its first snapshot, both or neither, and sign in.
+
+        Raises: Conflict naming `email`.
+        """
+        async with reading(self._engine) as connection:
+            if await store.by_email(connection, new.email):  # hashing is dear; most repeats end here
+                raise store.email_taken()
+        account = Account(
+            id=secrets.token_urlsafe(16),
+            email=new.email,
+            name=new.name,
+            password_hash=await self._passwords.hash(new.password),
+            created_at=self._now(),
+        )
+        async with writing(self._engine) as connection:
+            await store.add(connection, account)
+            snapshot_id = await self._snapshots.request_in(connection, account.id)
+        await self._snapshots.start(snapshot_id)
+        return self._session(account)
+
+    async def sign_in(self, email: str, password: str) -> Session:
+        """A new session.
+
+        Raises: Unauthenticated, in the same words and after the same work whether the address is unknown or
+        the password is wrong.
+        """
+        account = await self._find(email)
+        verified = await self._passwords.verify(account.password_hash if account else None, password)
+        if account is None or not verified:
+            raise Unauthenticated("The email or the password is wrong.")
+        if self._passwords.is_outdated(account.password_hash):
+            await self._rehash(account, password)
+        return self._session(account)
+
+    async def sign_out(self, identity: Identity) -> None:
+        """End the session's streams on every replica.
+
+        Raises: Unavailable.
+        """
+        await self._end_session(identity.subject, identity.session)
+
+    async def account(self, account_id: str) -> AccountView:
+        """One's own account.
+
+        Raises: NotFound for an identity without one; services may sign tokens for such.
+        """
+        async with reading(self._engine) as connection:
+            account = await store.by_id(connection, account_id)
+        if account is None:
+            raise NotFound("There is no account for this identity.")
+        return view(account)
+
+    async def _find(self, email: str) -> Account | None:
+        try:
+            normal = normal_email(email)
+        except ValueError:
+            return None
+        async with reading(self._engine) as connection:
+            return await store.by_email(connection, normal)
+
+    async def _rehash(self, account: Account, password: str) -> None:
+        password_hash = await self._passwords.hash(password)
+        async with writing(self._engine) as connection:
+            await store.replace_hash(connection, account, password_hash)
+
+    def _session(self, account: Account) -> Session:
+        return Session(view(account), self._tokens.issue(account.id))
+
+
+async def profile(engine: AsyncEngine, account_id: str) -> dict[str, object] | None:
+    """What a snapshot pictures of an account; None when there is no such account.
+
+    Shape: `id`, `email`, `name`, `createdAt`. A function of its own, because snapshots need it before there
+    is a `Service`, which itself needs snapshots.
+    """
+    async with reading(engine) as connection:
+        account = await store.by_id(connection, account_id)
+    return view(account).model_dump() if account else None

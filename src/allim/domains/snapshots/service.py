@@ -1,0 +1,101 @@
+"""The rules of snapshots: who may ask for one, and see which."""
+
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from allim.domains.snapshots import store
+from allim.domains.snapshots.generation import Profile
+from allim.domains.snapshots.store import PENDING, Snapshot
+from allim.errors import NotFound
+from allim.http.paging import After, Page, encode_cursor
+from allim.storage import reading, writing
+
+# How long a fresh request may wait for its message to arrive before the sweeper looks for a worker.
+UNCLAIMED_S = 2.0
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+Start = Callable[[str], Awaitable[None]]
+"""Has a snapshot generated soon, on some replica; never raises."""
+
+
+class Listing(NamedTuple):
+    """One page of snapshots, and the cursor of the next."""
+
+    items: list[Snapshot]
+    next_cursor: str | None
+
+
+class Service:
+    """Accepts requests for snapshots and shows them to their account."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        profile: Profile,
+        start: Start,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine = engine
+        self._profile = profile
+        self.start = start
+        self._now = now
+
+    async def request(self, account_id: str) -> Snapshot:
+        """Accept a request; from here on the snapshot will be generated, whoever dies.
+
+        Raises: NotFound for an identity without an account.
+        """
+        if await self._profile(account_id) is None:
+            raise NotFound("There is no account for this identity.")
+        async with writing(self._engine) as connection:
+            snapshot = await self._add(connection, account_id)
+        await self.start(snapshot.id)
+        return snapshot
+
+    async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
+        """Accept a request inside the caller's transaction; `start` the id after the commit."""
+        return (await self._add(connection, account_id)).id
+
+    async def snapshot(self, account_id: str, snapshot_id: str) -> Snapshot:
+        """One of the account's own.
+
+        Raises: NotFound, the same for one that is not there and for somebody else's.
+        """
+        snapshot = None
+        if _ID.fullmatch(snapshot_id):  # PostgreSQL does not even look for a text with a NUL
+            async with reading(self._engine) as connection:
+                snapshot = await store.of_account(connection, account_id, snapshot_id)
+        if snapshot is None:
+            raise NotFound("You have no such snapshot.")
+        return snapshot
+
+    async def snapshots(self, account_id: str, page: Page) -> Listing:
+        """The account's own, newest first."""
+        async with reading(self._engine) as connection:
+            found = await store.newest(connection, account_id, page)
+        items = found[: page.limit]
+        more = len(found) > page.limit
+        return Listing(items, encode_cursor(After(items[-1].requested_at, items[-1].id)) if more else None)
+
+    async def _add(self, connection: AsyncConnection, account_id: str) -> Snapshot:
+        now = self._now()
+        snapshot = Snapshot(
+            id=secrets.token_urlsafe(16),
+            account_id=account_id,
+            status=PENDING,
+            requested_at=now,
+            generated_at=None,
+            snapshot_count=None,
+            server_id=None,
+            sha256=None,
+            content=None,
+            attempts=0,
+        )
+        await store.add(connection, snapshot, sweep_at=now + UNCLAIMED_S)
+        return snapshot

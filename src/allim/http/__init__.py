@@ -1,0 +1,1 @@
+"""What every route shares: identity, bodies, problems, paging, health. Knows no room."""

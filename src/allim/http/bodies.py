@@ -1,0 +1,181 @@
+"""Reads a JSON body, strictly: what two parsers could understand differently is refused.
+
+Source: RFC 8259, RFC 7493 (I-JSON).
+"""
+
+import json
+import math
+from collections import Counter
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+from starlette.requests import Request
+
+from allim.errors import FieldError, Invalid, TooLarge
+from allim.http.problems import UnsupportedMediaType, invalid
+
+MAX_BYTES = 64 * 1024
+MAX_DEPTH = 64
+
+
+class Body(BaseModel):
+    """What requests send and answers hold: camelCase outside, nothing unknown, nothing guessed."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        alias_generator=to_camel,
+        validate_by_alias=True,
+        validate_by_name=False,
+        serialize_by_alias=True,
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_model(request: Request, model: type[Model], max_bytes: int = MAX_BYTES) -> Model:
+    """The body as a `model`.
+
+    Raises: as `read_json`; Invalid naming each wrong field.
+    """
+    return parse(model, await read_json(request, max_bytes))
+
+
+def parse(model: type[Model], value: object, under: str = "") -> Model:
+    """A JSON value as a `model`; `under` is the path of the value in the body, such as `[3]`.
+
+    Raises: Invalid naming each wrong field.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise invalid(error, under) from None
+
+
+async def read_json(request: Request, max_bytes: int = MAX_BYTES) -> object:
+    """The body as a JSON value.
+
+    Raises: TooLarge before more than `max_bytes` are kept; Invalid naming `body`; UnsupportedMediaType
+    naming `Content-Type`.
+    """
+    body = await read_bytes(request, max_bytes)
+    if not body.strip():
+        raise Invalid.field("body", "is empty; send JSON")
+    _check_content_type(request)
+    return parse_json(body)
+
+
+async def read_json_or_nothing(request: Request, max_bytes: int = MAX_BYTES) -> object:
+    """The body as a JSON value; no body at all counts as `{}`.
+
+    Raises: as `read_json`.
+    """
+    body = await read_bytes(request, max_bytes)
+    if not body:
+        return {}
+    _check_content_type(request)
+    return parse_json(body)
+
+
+async def read_bytes(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
+    """The body, never more than `max_bytes`.
+
+    Raises: TooLarge, at once when the sender announces the size.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def parse_json(body: bytes) -> object:
+    """The JSON value in `body`.
+
+    Raises: Invalid naming `body`, with line and column where there is one. Refused beside bad JSON are
+    duplicate names, NaN and infinities, lone surrogates, and more than `MAX_DEPTH` levels.
+    """
+    try:
+        text = body.decode()
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
+    except UnicodeDecodeError as error:
+        raise Invalid.field("body", f"is not UTF-8 at byte {error.start + 1}") from None
+    except json.JSONDecodeError as error:
+        raise Invalid.field("body", f"is not JSON at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:  # an integer of thousands of digits
+        raise Invalid.field("body", "has a number that is too long") from None
+    _check_depth(body, value)
+    _check_surrogates(body, value)
+    return value
+
+
+def _check_content_type(request: Request) -> None:
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    charset = parameters.replace(" ", "").replace('"', "").lower()
+    if media_type.strip().lower() != "application/json" or charset not in {"", "charset=utf-8"}:
+        message = "must be application/json"
+        raise UnsupportedMediaType(f"Content-Type: {message}", [FieldError("Content-Type", message)])
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise Invalid.field("body", f"has the name {json.dumps(twice[:64])} twice in one object")
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise Invalid.field("body", f"has {name}, which JSON does not know")
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise Invalid.field("body", "has a number that is too large")
+    return value
+
+
+def _check_depth(body: bytes, value: object) -> None:
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return  # not even when all of them were nested
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _inside(value: object) -> list[object]:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [child for child in children if isinstance(child, dict | list)]
+
+
+def _check_surrogates(body: bytes, value: object) -> None:
+    if b"\\ud" not in body.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Invalid.field("body", "has half of a surrogate pair, which is no character") from None
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    message = f"must have at most {max_bytes} bytes"
+    return TooLarge(f"body: {message}", [FieldError("body", message)])
+
+
+def _too_deep() -> Invalid:
+    return Invalid.field("body", f"is nested more than {MAX_DEPTH} levels deep")

@@ -1,0 +1,210 @@
+"""The one place where an error becomes an answer.
+
+Every error answer is `application/problem+json`.
+Source: RFC 9457.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple, cast
+
+import structlog
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
+
+from allim.errors import (
+    AllimError,
+    Conflict,
+    FieldError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+_MAX_ERRORS = 20
+
+
+class UnsupportedMediaType(AllimError):
+    """The body is of a kind this route does not read."""
+
+    code = "unsupported_media_type"
+
+
+class _Kind(NamedTuple):
+    status: int
+    title: str
+
+
+_KINDS: dict[type[AllimError], _Kind] = {
+    Unauthenticated: _Kind(401, "Unauthenticated"),
+    Forbidden: _Kind(403, "Forbidden"),
+    NotFound: _Kind(404, "Not found"),
+    Conflict: _Kind(409, "Conflict"),
+    TooLarge: _Kind(413, "Content too large"),
+    UnsupportedMediaType: _Kind(415, "Unsupported media type"),
+    Invalid: _Kind(422, "Invalid request"),
+    Unavailable: _Kind(503, "Unavailable"),
+}
+_UNEXPECTED = _Kind(500, "Internal error")
+
+
+def problem(connection: HTTPConnection, error: AllimError) -> Response:
+    """The answer for one of our own errors."""
+    kind = next((_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS), _UNEXPECTED)
+    return _answer(
+        connection, kind, error.code, error.detail, error.retryable, error.fields, headers=_headers_of(error)
+    )
+
+
+def invalid(error: ValidationError, under: str = "") -> Invalid:
+    """What pydantic found, in plain English.
+
+    Shape: `under` is the path of the checked value itself, such as `[3]`; empty for a whole body.
+    The message never repeats what was sent, for it may be a password.
+    """
+    fields = [
+        FieldError(_path(under, found["loc"]), _message(cast("dict[str, Any]", found)))
+        for found in error.errors(include_url=False, include_input=False)[:_MAX_ERRORS]
+    ]
+    return Invalid("; ".join(f"{field}: {message}" for field, message in fields), fields)
+
+
+class UnexpectedErrors:
+    """ASGI middleware: an error nobody foresaw is logged in full and answered without a word of it.
+
+    It stands inside whatever gives requests their id and outside everything else. It is not Starlette's own
+    handler for 500, because that raises the error again and has the server log it a second time.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            return await self.app(scope, receive, note_start)
+        except ClientDisconnect:
+            return None  # nobody is left to answer
+        except Exception:
+            log.exception("unexpected error", method=scope["method"], path=scope["path"])
+            if started:
+                raise  # the answer is torn; only closing the connection can tell
+        response = _answer(
+            HTTPConnection(scope),
+            _UNEXPECTED,
+            AllimError.code,
+            "Something went wrong here, and it was logged.",
+        )
+        return await response(scope, receive, send)
+
+
+def _on_error(request: Request, error: Exception) -> Response:
+    return problem(request, cast("AllimError", error))
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses: unknown paths and methods. Its headers, such as `Allow`, are kept."""
+    error = cast("HTTPException", error)
+    phrase = HTTPStatus(error.status_code).phrase
+    kind = _Kind(error.status_code, phrase.capitalize())
+    detail = _DETAILS.get(error.status_code, error.detail)
+    return _answer(request, kind, phrase.lower().replace(" ", "_"), detail, headers=error.headers)
+
+
+_DETAILS = {404: "There is nothing at this path.", 405: "This path does not know this method."}
+
+handlers: dict[Any, ExceptionHandler] = {
+    AllimError: cast("ExceptionHandler", _on_error),
+    HTTPException: cast("ExceptionHandler", _on_http_exception),
+}
+"""For `Starlette(exception_handlers=…)`."""
+
+
+def _answer(
+    connection: HTTPConnection,
+    kind: _Kind,
+    code: str,
+    detail: str,
+    retryable: bool = False,
+    fields: Sequence[FieldError] = (),
+    headers: Any = None,
+) -> Response:
+    content: dict[str, object] = {
+        "type": f"urn:allim:problem:{code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "code": code,
+        "retryable": retryable,
+    }
+    if fields:
+        content["errors"] = [field._asdict() for field in fields]
+    request_id = connection.scope.get("state", {}).get("request_id")
+    if request_id is not None:
+        content["request_id"] = request_id
+    return JSONResponse(content, kind.status, headers, media_type=MEDIA_TYPE)
+
+
+def _headers_of(error: AllimError) -> dict[str, str]:
+    if isinstance(error, Unauthenticated):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, Unavailable):
+        return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, TooLarge):
+        return {"Connection": "close"}  # the rest of the body was not read
+    return {}
+
+
+def _path(under: str, location: tuple[int | str, ...]) -> str:
+    path = under
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            # The sender chose this name; a short one is enough to find it again.
+            path += ("." if path else "") + part[:64]
+    return path or "body"
+
+
+def _message(found: dict[str, Any]) -> str:
+    context: dict[str, Any] = found.get("ctx", {})
+    if found["type"] == "value_error":
+        return str(context["error"])
+    template = _MESSAGES.get(found["type"])
+    return template.format(**context) if template else "is not allowed: " + str(found["msg"])
+
+
+_MESSAGES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known field",
+    "string_type": "must be a string",
+    "string_unicode": "must be well-formed text",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "has characters or a form that are not allowed",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+    "too_long": "must have at most {max_length} items",
+    "too_short": "must have at least {min_length} items",
+}

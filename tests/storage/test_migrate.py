@@ -1,0 +1,80 @@
+import asyncio
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, inspect
+
+import allim.domains.accounts
+import allim.domains.snapshots  # noqa: F401 - the rooms put their tables on `metadata`
+from allim.storage import metadata, migrate, open_engine, reading
+
+pytestmark = pytest.mark.anyio
+
+
+def differences(connection: Connection) -> list[object]:
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    return list(compare_metadata(context, metadata))
+
+
+def columns(connection: Connection) -> dict[str, list[tuple[str, bool]]]:
+    inspector = inspect(connection)
+    return {
+        name: [(column["name"], bool(column["nullable"])) for column in inspector.get_columns(name)]
+        for name in inspector.get_table_names()
+    }
+
+
+async def test_the_migrated_schema_is_what_the_rooms_declare(database_url: str) -> None:
+    engine = open_engine(database_url)
+
+    await migrate(engine)
+
+    async with reading(engine) as connection:
+        assert await connection.run_sync(differences) == []
+        migrated = await connection.run_sync(columns)
+    declared = {
+        table.name: [(column.name, bool(column.nullable)) for column in table.columns]
+        for table in metadata.tables.values()
+    }
+    migrated.pop("alembic_version")
+    assert migrated == declared
+    await engine.dispose()
+
+
+async def test_many_replicas_migrate_at_once(database_url: str) -> None:
+    engines = [open_engine(database_url) for _ in range(4)]
+
+    await asyncio.gather(*map(migrate, engines))
+
+    async with reading(engines[0]) as connection:
+        assert await connection.run_sync(differences) == []
+    for engine in engines:
+        await engine.dispose()
+
+
+async def test_many_processes_start_on_a_new_file(tmp_path: Path) -> None:
+    program = "import asyncio, sys; from allim.storage import *\nasyncio.run(migrate(open_engine(sys.argv[1])))"
+    url = f"sqlite:///{tmp_path}/allim.db"
+
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", program, url, env={"PYTHONPATH": "src"})
+        for _ in range(4)
+    ]
+
+    assert [await process.wait() for process in processes] == [0, 0, 0, 0]
+
+
+async def test_a_second_migration_takes_no_lock(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path}/allim.db")
+    await migrate(engine)
+
+    with closing(sqlite3.connect(tmp_path / "allim.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(5):
+            await migrate(engine)
+    await engine.dispose()
