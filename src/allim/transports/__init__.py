@@ -1,0 +1,1 @@
+"""Ways to a reader. One so far: server-sent events."""

@@ -1,0 +1,61 @@
+"""The frames allim itself writes, as exact bytes. Pure.
+
+An event's own lines come ready from the hub; here are the ones around them.
+Source: WHATWG HTML, 9.2.6 "Interpreting an event stream"; names and data in docs/protocol.md.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+
+from allim.hub import CloseReason, Opening, Position
+from allim.hub.event import encode
+
+MEDIA_TYPE = "text/event-stream"
+HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
+
+_BAD_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def head(headers: Mapping[str, str]) -> bytes:
+    """The response head of a stream written without the server: it ends when the connection does.
+
+    Raises: ValueError when a name or value would end its line (CR, LF) or holds another control character.
+    """
+    lines = ["HTTP/1.1 200 OK"]
+    for name, value in {**HEADERS, **headers, "connection": "close"}.items():
+        if _BAD_IN_HEADER.search(name + value):
+            raise ValueError(f"header {name!r} holds a control character")
+        lines.append(f"{name}: {value}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def opening(stream_id: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:
+    """The first frame of every stream: the verdict, and an id to resume from."""
+    data = {
+        "stream": stream_id,
+        "replica": replica,
+        "resume": opening.verdict.resume,
+        "replayed": opening.replayed,
+        "resets": [{"topic": reset.topic, "reason": reset.reason} for reset in opening.verdict.resets],
+        "heartbeat_s": int(heartbeat_s) if heartbeat_s == int(heartbeat_s) else heartbeat_s,
+    }
+    return b"retry: %d\nid: %b\n%b" % (retry_ms, str(opening.position).encode(), encode("stream.open", data))
+
+
+@lru_cache(maxsize=4)  # one pulse is written to a third of all streams
+def heartbeat(position: Position | None) -> bytes:
+    """A named event, so that a page can see it; with an id when everything before it has been written."""
+    lines = encode("heartbeat", {})
+    return lines if position is None else b"id: %b\n%b" % (str(position).encode(), lines)
+
+
+def gap(topics: Collection[str], reason: str) -> bytes:
+    """Events of these topics are lost to this stream. No id: nothing was delivered."""
+    return encode("stream.gap", {"topics": list(topics), "reason": reason})
+
+
+def close(reason: CloseReason, retry_ms: int) -> bytes:
+    """The last frame. `retry:` spreads those who come back."""
+    data = {"reason": str(reason), "reconnect": reason.reconnect}
+    return b"retry: %d\n%b" % (retry_ms, encode("stream.close", data))

@@ -1,0 +1,143 @@
+"""Handover: a stream that left the ASGI server and owns its socket.
+
+An event stream is one-way after its first byte, so it needs neither an ASGI task nor an HTTP parser. uvicorn's own
+way of handing a WebSocket over is used: the transport gets another protocol. Nothing of the request is kept.
+Source: docs/decisions/0002-handover.md, with what is bent in uvicorn and why.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from allim.hub import CloseReason
+from allim.hub.catch_up import Start
+from allim.transports.sse import frames
+from allim.transports.sse.stream import SseStream
+
+EXTENSION = "allim.handover"
+CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
+
+
+class HandedOver(Exception):
+    """Tells the old protocol why it lost its connection, which lives on. Nothing failed."""
+
+
+class HandoverStream(SseStream, asyncio.Protocol):
+    """A stream that is its connection's protocol. No task, no queue, no timer: the buffer is the transport's."""
+
+    __slots__ = ("connections", "transport", "waiter")
+
+    transport: asyncio.Transport | None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.transport = None
+        self.connections: set[Any] = set()
+        self.waiter: asyncio.Future[None] | None = None
+
+    def attach(self, transport: asyncio.Transport, connections: set[Any]) -> None:
+        """Take the connection. Being in `connections`, the server waits for it when it shuts down."""
+        self.transport = transport
+        self.connections = connections
+        connections.add(self)
+        transport.set_write_buffer_limits(high=self.hub.settings.stream_buffer_bytes)
+
+    # The hub's side -------------------------------------------------------------------------------------------
+
+    def write(self, wire: bytes) -> None:
+        if self.close_reason is None and self.transport is not None:
+            self.transport.write(wire)
+
+    def finish(self, *, flush: bool) -> None:
+        self._wake()
+        transport = self.transport
+        if transport is None:
+            return
+        if not flush:
+            transport.abort()
+            return
+        transport.close()
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
+
+    async def drained(self) -> None:
+        if self.waiter is not None:
+            await self.waiter
+
+    # The transport's side -------------------------------------------------------------------------------------
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.close_reason is None:
+            self.close_reason = CloseReason.CLIENT_LEFT
+        self.connections.discard(self)
+        self.transport = None
+        self._wake()
+        self.hub.leave(self, self.close_reason)
+
+    def data_received(self, data: bytes) -> None:
+        """A stream's client has nothing more to say; a pipelined request cannot be answered."""
+        self.close(CloseReason.CLIENT_SPOKE)
+
+    def pause_writing(self) -> None:
+        """More than the stream's buffer waits for this reader. It comes back with its last event ID."""
+        if self.live:
+            self.close(CloseReason.SLOW_READER)
+        elif self.waiter is None and not self.ended:
+            self.waiter = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        self._wake()
+
+    def shutdown(self) -> None:
+        """Called by the server when it stops. The hub ends streams itself, spread over the drain window."""
+
+    def _wake(self) -> None:
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class HandoverProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, which offers in the scope to hand its connection over."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: self.hand_over}  # type: ignore[dict-item]  # ASGI allows any value
+
+    def hand_over(self, stream: HandoverStream, head: bytes) -> bool:
+        """Give the connection to the stream and write the response head; False when the client has gone."""
+        if self.transport.is_closing() or self.cycle.disconnected:
+            return False
+        if self.pipeline:  # a second request waits behind the stream for ever
+            self.transport.abort()
+            return False
+        transport = self.transport
+        self.flow.resume_reading()
+        transport.set_protocol(stream)
+        # Non-None, or the old protocol would close the transport.
+        self.connection_lost(HandedOver())
+        stream.attach(transport, self.connections)
+        transport.write(head)
+        return True
+
+
+class HandoverResponse(Response):
+    """Hand the connection over, then write what was missed. The ASGI task ends when the stream is live."""
+
+    def __init__(self, stream: HandoverStream, begin: Start, headers: Mapping[str, str]) -> None:
+        super().__init__()
+        self.stream = stream
+        self.begin = begin
+        self.stream_headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hand_over: Callable[[HandoverStream, bytes], bool] = scope["extensions"][EXTENSION]
+        stream = self.stream
+        if not hand_over(stream, frames.head(self.stream_headers)):
+            stream.hub.leave(stream, CloseReason.CLIENT_LEFT)
+            return
+        await stream.hub.follow(stream, self.begin)

@@ -1,0 +1,59 @@
+"""What both ways to write a stream share: what is said, and when a stream has ended."""
+
+import random
+from abc import abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from allim.hub import CloseReason, Hub, Opening, Position, Stream
+from allim.identity import Identity
+from allim.transports.sse import frames
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What every stream of this replica says the same.
+
+    Units: `retry_ms` is the mean; each frame draws between half and one and a half of it.
+    """
+
+    replica: str
+    heartbeat_s: float
+    retry_ms: int
+    rng: random.Random = field(default_factory=random.Random)
+
+    def retry(self) -> int:
+        return round(self.retry_ms * self.rng.uniform(0.5, 1.5))
+
+
+class SseStream(Stream):
+    """A stream as `text/event-stream`. Subclasses carry the bytes."""
+
+    __slots__ = ("hub", "speech")
+
+    def __init__(self, hub: Hub, speech: Speech, identity: Identity, topics: tuple[str, ...]) -> None:
+        super().__init__(hub.new_stream_id(), identity, topics, hub.new_backlog())
+        self.hub = hub
+        self.speech = speech
+
+    def open(self, opening: Opening) -> None:
+        speech = self.speech
+        self.write(frames.opening(self.id, speech.replica, opening, speech.heartbeat_s, speech.retry()))
+
+    def heartbeat(self, position: Position | None) -> None:
+        self.write(frames.heartbeat(position))
+
+    def gap(self, topics: Collection[str], reason: str) -> None:
+        self.write(frames.gap(topics, reason))
+
+    def close(self, reason: CloseReason) -> None:
+        if self.ended:
+            return
+        if reason.told:
+            self.write(frames.close(reason, self.speech.retry()))
+        self.close_reason = reason
+        self.finish(flush=reason.told)
+
+    @abstractmethod
+    def finish(self, *, flush: bool) -> None:
+        """End the connection, after what has been written (`flush`) or at once."""
