@@ -278,7 +278,9 @@ async def test_streams_joining_at_full_speed_get_no_hole_no_double_no_disorder(m
         assert stream.data == [number for position, number in log if position > start], "hole"
 
 
-async def test_a_subscriber_hears_what_another_replica_publishes(make_hub: MakeHub, request: pytest.FixtureRequest) -> None:
+async def test_a_subscriber_hears_what_another_replica_publishes(
+    make_hub: MakeHub, request: pytest.FixtureRequest
+) -> None:
     here = await make_hub()
     there = here if "memory" in request.node.name else await make_hub()
     stream = await opened(here, ListStream())

@@ -1,0 +1,5 @@
+"""`python -m allim`."""
+
+from allim.cli import main
+
+main()

@@ -1,0 +1,141 @@
+"""The command line: `allim serve | up | publish | tail | doctor`."""
+
+import asyncio
+import json
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from allim import __version__
+from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
+from allim.http.auth import Tokens
+from allim.settings import Settings, SettingsError, load_settings, unknown_settings
+from allim.telemetry import configure_logging
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="allim")
+def main() -> None:
+    """Server-sent event notifications over many replicas. Settings come from ALLIM_… variables."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, help="0 takes any free port.")
+def serve(host: str, port: int) -> None:
+    """Run one replica in the foreground, from settings."""
+    _serve(_settings(), host, port)
+
+
+@main.command()
+@click.option("--replicas", default=1, show_default=True, help="2 or more: Redis, replicas and nginx.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True)
+def up(replicas: int, host: str, port: int) -> None:
+    """Do the main job: the page and the API, in one process or over several replicas."""
+    if replicas < 1:
+        _fail("--replicas: must be at least 1")
+    if replicas == 1 and "ALLIM_REDIS_URL" not in os.environ:
+        settings = _settings({**os.environ, "ALLIM_LOG_FORMAT": os.environ.get("ALLIM_LOG_FORMAT", "text")})
+        click.echo(f"allim on http://{host}:{port} (one process, memory broker). Ctrl-C to stop.")
+        _serve(settings, host, port)
+        return
+    from allim.up import run  # supervisord and its kin are for this alone
+
+    sys.exit(run(replicas, host, port, os.environ))
+
+
+@main.command()
+@click.argument("topic")
+@click.argument("type_", metavar="TYPE")
+@click.argument("data", metavar="JSON")
+@click.option("--url", default=DEFAULT_URL, show_default=True)
+@click.option("--key", envvar="ALLIM_PUBLISH_KEY", required=True, help="A publish key; or ALLIM_PUBLISH_KEY.")
+@click.option("--idempotency-key", help="Makes repeating the command harmless.")
+def publish(topic: str, type_: str, data: str, url: str, key: str, idempotency_key: str | None) -> None:
+    """Publish one event and print its position."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        _fail(f"JSON: {error}")
+    try:
+        with Publisher(url, key) as publisher:
+            published = publisher.publish(topic, type_, value, idempotency_key=idempotency_key)
+    except (ClientError, NotConfirmed) as error:
+        _fail(str(error))
+    click.echo(f"{published.ids[0]} ({published.durability})")
+
+
+@main.command()
+@click.option("--url", default=DEFAULT_URL, show_default=True)
+@click.option("--token", envvar="ALLIM_TOKEN", help="A session token; or ALLIM_TOKEN.")
+@click.option("--user", help="Instead: sign a token for this account ID with the settings' own key.")
+@click.option("--topics", default="", help="Further topics, separated by commas.")
+@click.option("--last-event-id", default="", help="Resume here.")
+def tail(url: str, token: str | None, user: str | None, topics: str, last_event_id: str) -> None:
+    """Follow a stream in the terminal; it resumes by itself."""
+    names = [name for name in topics.split(",") if name]
+    if token is None and user is None:
+        _fail("give --token or --user")
+    if token is None:
+        token = Tokens(_settings().secret_key, 3600).issue(str(user))
+    try:
+        asyncio.run(_follow(Subscriber(url, token, topics=names, last_event_id=last_event_id)))
+    except ClientError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        pass
+
+
+@main.command()
+@click.option("--url", help="Where nginx serves: checks that streams come through unbuffered.")
+def doctor(url: str | None) -> None:
+    """Check settings, Redis, database and nginx, and say what to do."""
+    from allim.doctor import examine  # its checks need every part of the system
+
+    findings = asyncio.run(examine(os.environ, url))
+    for finding in findings:
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.detail}")
+        if finding.advice:
+            click.echo(f"     → {finding.advice}")
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+def _serve(settings: Settings, host: str, port: int) -> None:
+    from allim.app import create_app  # late, so that `publish` and `tail` start at once
+    from allim.serve import listen, serve
+
+    configure_logging(settings.server_id, settings.log_level, pretty=settings.log_format == "text")
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        _fail(f"cannot listen on {host}:{port}: {error.strerror or error}")
+    try:
+        app = create_app(settings)
+    except ValueError as error:
+        _fail(str(error))
+    serve(app, settings, listener)
+
+
+async def _follow(subscriber: Subscriber) -> None:
+    async with subscriber:
+        async for message in subscriber:
+            click.echo(f"{message.id}  {message.type}  {json.dumps(message.data, ensure_ascii=False)}")
+
+
+def _settings(environ: dict[str, str] | None = None) -> Settings:
+    for name in unknown_settings(environ):
+        click.echo(f"allim: {name} is no setting, ignored", err=True)
+    try:
+        return load_settings(environ)
+    except SettingsError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"allim: {message}", err=True)
+    sys.exit(2)

@@ -1,0 +1,95 @@
+"""One replica under uvicorn: its sockets, its protocol, its end."""
+
+import resource
+import signal
+import socket
+from types import FrameType
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+
+from allim.hub import Hub
+from allim.settings import Settings
+from allim.transports.sse import HandoverProtocol
+
+log = structlog.get_logger(__name__)
+
+# Accepted sockets inherit both. A reader that vanished is gone this long after the first unanswered byte, and a
+# frozen one holds no more of the kernel's memory than this (the kernel doubles it).
+USER_TIMEOUT_MS = 20_000
+SEND_BUFFER_BYTES = 64 * 1024
+KEEP_ALIVE_S = 75  # above nginx's keepalive_timeout of 60 s, so that it is nginx that closes
+BACKLOG = 4096
+DRAIN_SHARE = 0.8  # of the drain time for ending streams; the rest is for readers to read that
+
+
+class ReplicaServer(uvicorn.Server):
+    """uvicorn, with streams that end spread over the drain time, and exit status 0 after a signal."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub, drain_s: float) -> None:
+        super().__init__(config)
+        self.hub = hub
+        self.drain_s = drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second ends at once."""
+        log.info("stopping", signal=signal.Signals(sig).name, at_once=self.should_exit)
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.hub.drain(self.drain_s * DRAIN_SHARE)
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket whose accepted sockets do not wait for ever for a reader.
+
+    Raises: OSError when the address is taken or not ours.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
+    """Run until a signal, then drain."""
+    raise_file_limit()
+    config = uvicorn.Config(
+        app,
+        http=HandoverProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        proxy_headers=True,
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        backlog=BACKLOG,
+    )
+    host, port = listener.getsockname()[:2]
+    log.info("serving", host=host, port=port, clustered=settings.clustered)
+    ReplicaServer(config, app.state.hub, settings.drain_s).run(sockets=[listener])
+
+
+def raise_file_limit() -> None:
+    """A stream is a file descriptor: take as many as we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    log.info("file descriptors", limit=hard)

@@ -1,0 +1,155 @@
+"""Settings: environment variables into typed, frozen values. Read only by `app`, `serve`, `up` and `cli`.
+
+Every setting, its unit and default stands in docs/operations.md.
+"""
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "ALLIM_"
+MIN_SECRET_CHARS = 32
+
+
+class SettingsError(Exception):
+    """One line for the operator, naming each wrong variable."""
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _server_id(value: str) -> str:
+    if not value or len(value) > 64 or not all(c.isascii() and (c.isalnum() or c in "._-") for c in value):
+        raise ValueError("must be 1 to 64 of A-Z a-z 0-9 . _ -")
+    return value
+
+
+def _default_server_id() -> str:
+    host = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in socket.gethostname())
+    return f"{host[:48]}-{secrets.token_hex(3)}"
+
+
+def _prefix(value: str) -> str:
+    if any(c in value for c in "{}*?[] ") or not value.isascii() or not value.isprintable():
+        raise ValueError("must be printable ASCII without spaces and { } * ? [ ]")
+    return value
+
+
+def _redis_scheme(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return value
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        ip_network(value, strict=False)
+    return values
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """One replica's settings. Units stand in the names."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True, extra="ignore")
+
+    redis_url: Annotated[str | None, AfterValidator(_redis_scheme)] = None
+    redis_prefix: Annotated[str, AfterValidator(_prefix), Field(min_length=1, max_length=64)] = "allim"
+    redis_durable: bool = False
+    database_url: str = ""
+    data_dir: Path = Path("data")
+    secret_key: str = ""
+    server_id: Annotated[str, AfterValidator(_server_id)] = Field(default_factory=_default_server_id)
+    publish_keys: Words = ()
+    trusted_proxies: Annotated[Words, AfterValidator(_networks)] = ("127.0.0.1",)
+    heartbeat_s: float = Field(15, ge=1, le=300)
+    pulse_s: float = Field(5, ge=0.2, le=60)
+    history_events: int = Field(256, ge=1, le=100_000)
+    history_ttl_s: int = Field(3600, ge=1, le=30 * 86400)
+    max_event_bytes: int = Field(65536, ge=64, le=1_048_576)
+    stream_buffer_bytes: int = Field(262_144, ge=4096, le=64 * 1_048_576)
+    stream_lifetime_s: float = Field(900, ge=1, le=86400)
+    drain_s: float = Field(20, ge=0, le=600)
+    retry_ms: int = Field(2000, ge=1, le=600_000)
+    session_lifetime_s: int = Field(86400, ge=1, le=365 * 86400)
+    snapshot_step_ms: int = Field(0, ge=0, le=60_000)
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    log_format: Annotated[str, Field(pattern="^(json|text)$")] = "json"
+
+    @property
+    def clustered(self) -> bool:
+        """Several replicas over Redis, in contrast to one process by itself."""
+        return self.redis_url is not None
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the environment, and complete what has a default that depends on others.
+
+    Raises: SettingsError naming every wrong variable, without repeating its value: it may be a secret.
+    """
+    environ = os.environ if environ is None else environ
+    given = {
+        name: environ[PREFIX + name.upper()] for name in Settings.model_fields if environ.get(PREFIX + name.upper())
+    }
+    try:
+        settings = Settings.model_validate(given)
+        return settings.model_copy(update=_completed(settings))
+    except ValidationError as error:
+        raise SettingsError("; ".join(_line(detail) for detail in error.errors(include_url=False))) from None
+
+
+def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Variables with our prefix that mean nothing: most often a slip of the pen."""
+    environ = os.environ if environ is None else environ
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def load_or_create_secret(data_dir: Path) -> str:
+    """The signing key kept in the data folder; the first process to come makes it.
+
+    Raises: SettingsError when the folder cannot be written.
+    """
+    path = data_dir / "secret_key"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        fresh = data_dir / f".secret_key.{secrets.token_hex(4)}"
+        fresh.touch(0o600)
+        fresh.write_text(secrets.token_urlsafe(48), "ascii")
+        try:
+            os.link(fresh, path)  # fails when another process was first: then its key is the key
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+        return path.read_text("ascii").strip()
+    except OSError as error:
+        raise SettingsError(f"{PREFIX}DATA_DIR: {error.strerror}: {path}") from error
+
+
+def _completed(settings: Settings) -> dict[str, Any]:
+    database_url = settings.database_url or f"sqlite:///{settings.data_dir.absolute() / 'allim.db'}"
+    if settings.secret_key and len(settings.secret_key) < MIN_SECRET_CHARS:
+        raise SettingsError(f"{PREFIX}SECRET_KEY: must have at least {MIN_SECRET_CHARS} characters")
+    if settings.clustered and not settings.secret_key:
+        raise SettingsError(
+            f"{PREFIX}SECRET_KEY: required when {PREFIX}REDIS_URL is set: all replicas must sign with the same key"
+        )
+    secret_key = settings.secret_key or load_or_create_secret(settings.data_dir)
+    return {"database_url": database_url, "secret_key": secret_key}
+
+
+def _line(detail: Any) -> str:
+    name = PREFIX + str(detail["loc"][0]).upper()
+    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return f"{name}: {message[0].lower()}{message[1:]}"

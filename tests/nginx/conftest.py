@@ -1,0 +1,88 @@
+"""Real nginx, from the configuration users run, in front of stub replicas."""
+
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio
+import httpx
+import pytest
+
+from allim.up import find_program, nginx_command, private_folder, write_nginx
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """A running nginx."""
+
+    url: str
+    folder: Path
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=10, trust_env=False)
+
+    def log(self) -> str:
+        """All that nginx has written so far, to its log and to stderr."""
+        return (self.folder / "output").read_text()
+
+
+Start = Callable[..., AbstractAsyncContextManager[Front]]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with private_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def start(folder: Path) -> Start:
+    """Start nginx in front of these addresses."""
+
+    @asynccontextmanager
+    async def start(*servers: str) -> AsyncIterator[Front]:
+        port = free_port()
+        write_nginx(folder / "nginx", listen=f"127.0.0.1:{port}", servers=servers)
+        with ExitStack() as stack:
+            output = stack.enter_context((folder / "output").open("wb"))
+            process = _spawn(folder / "nginx", output)
+            stack.callback(_end, process)
+            with anyio.fail_after(10):
+                while not _accepts(port):
+                    assert process.poll() is None, (folder / "output").read_text()
+                    await anyio.sleep(0.01)
+            yield Front(f"http://127.0.0.1:{port}", folder)
+
+    return start
+
+
+@pytest.fixture
+def nginx() -> str:
+    return find_program("nginx", os.environ)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _spawn(folder: Path, output: BinaryIO) -> subprocess.Popen[bytes]:
+    command = nginx_command(find_program("nginx", os.environ), folder)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()  # nginx's fast way: streams are cut
+    process.wait(timeout=10)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,382 @@
+"""What nginx promises: streams at once, nothing sent twice, an answer that brings browsers back."""
+
+import asyncio
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from allim.up import nginx_command, write_nginx
+from tests.nginx.conftest import Front, Start, free_port
+from tests.nginx.stub import STREAM_HEAD, Asked, Stub, hang_up, plain
+
+pytestmark = pytest.mark.anyio
+
+PROBLEM = "application/problem+json"
+
+
+def nobody_listens() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+async def until_logged(front: Front, text: str) -> str:
+    """nginx writes its line after the answer; wait for it."""
+    with anyio.fail_after(5):
+        while text not in front.log():  # noqa: ASYNC110 - a file tells nobody that it grew
+            await anyio.sleep(0.01)
+    return front.log()
+
+
+# -- The configuration itself -----------------------------------------------------------------------------
+
+
+def test_configuration_is_accepted_without_a_warning(nginx: str, folder: Path) -> None:
+    write_nginx(folder / "nginx", listen="127.0.0.1:8000", servers=["127.0.0.1:8001", "127.0.0.1:8002"])
+
+    answer = subprocess.run([*nginx_command(nginx, folder / "nginx"), "-t"], capture_output=True, text=True)
+
+    assert answer.returncode == 0, answer.stderr
+    assert "[warn]" not in answer.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+def test_configuration_is_accepted_from_an_ordinary_user(nginx: str, folder: Path) -> None:
+    write_nginx(folder / "nginx", listen="127.0.0.1:8000", servers=["127.0.0.1:8001"])
+    nobody = pwd.getpwnam("nobody")
+    for path in (folder, *folder.rglob("*")):
+        shutil.chown(path, nobody.pw_uid, nobody.pw_gid)
+
+    answer = subprocess.run(
+        [*nginx_command(nginx, folder / "nginx"), "-t"],
+        user=nobody.pw_uid,
+        group=nobody.pw_gid,
+        extra_groups=[],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+
+
+# -- The stream -------------------------------------------------------------------------------------------
+
+
+async def test_events_are_passed_on_at_once(start: Start) -> None:
+    read = asyncio.Event()
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + b"data: 1\n\n")
+        await read.wait()  # a proxy that collects would wait for more, and so would this
+        writer.write(b"data: 2\n\n")
+        writer.close()
+
+    async with Stub(answer) as stub, start(stub.address) as front, front.client() as client:
+        with anyio.fail_after(5):
+            async with client.stream("GET", "/events", headers={"Accept-Encoding": "gzip"}) as response:
+                chunks = response.aiter_raw()
+                first = await anext(chunks)
+                read.set()
+                rest = b"".join([chunk async for chunk in chunks])
+
+    assert first == b"data: 1\n\n"
+    assert rest == b"data: 2\n\n"
+    assert "content-encoding" not in response.headers
+
+
+async def test_a_browser_that_leaves_frees_its_stream_on_the_replica(start: Start) -> None:
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + b"data: 1\n\n")
+
+    async with (
+        Stub(answer) as stub,
+        start(stub.address) as front,
+        front.client() as client,
+        client.stream("GET", "/events") as response,
+    ):
+        await anext(response.aiter_raw())
+        assert not stub.closed.is_set()
+
+        with anyio.fail_after(5):
+            await stub.closed.wait()
+
+
+async def test_without_replicas_a_stream_is_told_when_to_come_back(start: Start) -> None:
+    async with start(nobody_listens(), nobody_listens()) as front, front.client() as client:
+        answers = [await client.get("/events?topics=a") for _ in range(40)]
+
+    for answer in answers:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["cache-control"] == "no-store"
+    waits = {answer.text for answer in answers}
+    assert waits <= {f"retry: {wait_ms}\n\n" for wait_ms in range(1000, 5000, 200)}
+    assert len(waits) >= 8
+
+
+async def test_a_stream_that_all_replicas_refuse_is_told_when_to_come_back(start: Start) -> None:
+    full = plain("503 Service Unavailable", b"{}", Content_Type=PROBLEM, Retry_After="2")
+    async with (
+        Stub(full) as one,
+        Stub(full) as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        answer = await client.get("/events")
+
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
+    assert answer.text.startswith("retry: ")
+    assert len(one.asked) == len(two.asked) == 1
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "401 Unauthorized", "404 Not Found", "429 Too Many Requests"])
+async def test_other_answers_on_events_pass_as_they_are(start: Start, status: str) -> None:
+    body = b"" if status.startswith("204") else b'{"code":"x"}'
+    async with Stub(plain(status, body)) as stub, start(stub.address) as front, front.client() as client:
+        answer = await client.get("/events")
+
+    assert answer.status_code == int(status[:3])
+    assert answer.content == body
+
+
+async def test_a_draining_replica_hands_streams_to_the_next_and_is_not_taken_out(start: Start) -> None:
+    draining = plain("503 Service Unavailable")
+    async with (
+        Stub(draining) as one,
+        Stub(plain(body=b"two")) as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        while_draining = [(await client.get("/events")).text for _ in range(10)]
+        one.answer = plain(body=b"one")
+        afterwards = {(await client.get("/events")).text for _ in range(10)}
+
+    assert while_draining == ["two"] * 10
+    assert "one" in afterwards
+
+
+# -- REST -------------------------------------------------------------------------------------------------
+
+
+async def test_without_replicas_rest_answers_a_problem_that_says_when_to_try_again(start: Start) -> None:
+    async with start(nobody_listens()) as front, front.client() as client:
+        answer = await client.get("/api/accounts/me.html", headers={"X-Request-ID": "my-id"})
+
+    assert answer.status_code == 502
+    assert answer.headers["content-type"] == PROBLEM
+    assert answer.headers["retry-after"] == "2"
+    assert answer.headers["x-request-id"] == "my-id"
+    assert answer.json() == {
+        "type": "urn:allim:problem:unavailable",
+        "title": "Bad gateway",
+        "status": 502,
+        "detail": "No replica answers at the moment.",
+        "code": "unavailable",
+        "retryable": True,
+        "request_id": "my-id",
+    }
+
+
+async def test_the_apps_own_problems_pass_untouched_and_do_not_take_it_out(start: Start) -> None:
+    body = b'{"code":"unavailable","detail":"Redis does not answer."}'
+    refusing = plain("503 Service Unavailable", body, Content_Type=PROBLEM, Retry_After="7")
+    async with (
+        Stub(refusing) as one,
+        Stub(refusing) as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        answers = [await client.post("/api/publish", content=b"{}") for _ in range(6)]
+
+    assert {answer.content for answer in answers} == {body}
+    assert {answer.headers["retry-after"] for answer in answers} == {"7"}
+    assert (len(one.asked), len(two.asked)) == (3, 3)
+
+
+async def test_a_post_that_was_sent_is_never_sent_again(start: Start) -> None:
+    async with (
+        Stub(hang_up) as one,
+        Stub(hang_up) as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        answer = await client.post("/api/publish", content=b"{}")
+
+    assert answer.status_code == 502
+    assert answer.json()["code"] == "unavailable"
+    assert len(one.asked) + len(two.asked) == 1
+
+
+async def test_a_get_goes_to_the_next_replica(start: Start) -> None:
+    async with (
+        Stub(hang_up) as one,
+        Stub(hang_up) as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        await client.get("/api/accounts/me")
+
+    assert len(one.asked) == len(two.asked) == 1
+
+
+async def test_a_post_that_a_dead_replica_refused_goes_to_the_next(start: Start) -> None:
+    async with Stub() as stub, start(nobody_listens(), stub.address) as front, front.client() as client:
+        statuses = {(await client.post("/api/publish", content=b"{}")).status_code for _ in range(6)}
+
+    assert statuses == {200}
+    assert len(stub.asked) == 6
+
+
+async def test_connections_to_a_replica_are_used_again(start: Start) -> None:
+    async with Stub() as stub, start(stub.address) as front, front.client() as client:
+        for _ in range(10):
+            await client.post("/api/publish", content=b"{}")
+
+    assert [asked.connection for asked in stub.asked] == [1] * 10
+
+
+# -- What replicas are told -------------------------------------------------------------------------------
+
+
+async def test_a_clients_word_about_itself_is_overwritten(start: Start) -> None:
+    forged = {
+        "X-Forwarded-For": "6.6.6.6",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "evil.example",
+        "Forwarded": "for=6.6.6.6",
+    }
+    async with Stub() as stub, start(stub.address) as front, front.client() as client:
+        for path in ("/", "/events", "/api/accounts/me"):
+            await client.get(path, headers={**forged, "Host": "allim.example:8443"})
+
+    for asked in stub.asked:
+        assert asked.headers["x-forwarded-for"] == "127.0.0.1"
+        assert asked.headers["x-forwarded-proto"] == "http"
+        assert asked.headers["host"] == "allim.example:8443"
+        assert asked.headers.keys().isdisjoint({"x-forwarded-host", "forwarded", "connection"})
+    assert len(stub.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [("order-7_a.b", True), ("a" * 64, True), ("a" * 65, False), ('a"b', False), ("../x", False), ("", False)],
+)
+async def test_a_request_id_is_passed_on_if_harmless_and_made_otherwise(
+    start: Start, given: str, passed: bool
+) -> None:
+    async with Stub() as stub, start(stub.address) as front, front.client() as client:
+        await client.get("/api/accounts/me", headers={"X-Request-ID": given})
+
+    sent = stub.asked[0].headers["x-request-id"]
+    assert (sent == given) if passed else re.fullmatch("[0-9a-f]{32}", sent)
+
+
+async def test_the_query_string_is_in_no_log(start: Start) -> None:
+    async with Stub() as stub, start(nobody_listens(), stub.address) as front, front.client() as client:
+        for path in ("/events", "/api/a", "/x", "/metrics"):
+            await client.get(f"{path}?token=TOPSECRET", headers={"Referer": "http://x/?TOPSECRET"})
+        log = await until_logged(front, '"path":"/metrics"')
+
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert [line["path"] for line in lines] == ["/events", "/api/a", "/x", "/metrics"]
+    assert "TOPSECRET" not in log
+    assert stub.asked[0].target == "/events?token=TOPSECRET"
+
+
+async def test_the_log_cannot_be_forged(start: Start) -> None:
+    async with Stub() as stub, start(stub.address) as front, front.client() as client:
+        await client.get('/api/%0a{"forged":1}"', headers={"X-Request-ID": 'a","forged":"1'})
+        log = await until_logged(front, '"path":"/api/')
+
+    (line,) = [json.loads(line) for line in log.splitlines()]
+    assert "forged" not in line
+    assert line["upstream"] == stub.address
+
+
+# -- Limits -----------------------------------------------------------------------------------------------
+
+
+async def test_a_body_over_the_limit_is_a_problem(start: Start) -> None:
+    async with Stub() as stub, start(stub.address) as front, front.client() as client:
+        answer = await client.post("/api/publish", content=bytes(4 * 1024 * 1024))
+
+    assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM)
+    assert answer.json()["code"] == "too_large"
+    assert "retry-after" not in answer.headers
+    assert not stub.asked
+
+
+async def test_a_body_up_to_the_limit_reaches_the_app(start: Start) -> None:
+    body = bytes(2_500_000)
+    refusing = plain("413 Content Too Large", b'{"detail":"The limit is 2 MiB."}', Content_Type=PROBLEM)
+    async with Stub(refusing) as stub, start(stub.address) as front, front.client() as client:
+        answer = await client.post("/api/publish", content=body)
+
+    assert stub.asked[0].body == body
+    assert answer.json() == {"detail": "The limit is 2 MiB."}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "code"),
+    [
+        ("/api/" + "a" * 9000, {}, 414, "uri_too_long"),
+        ("/api/", {"Cookie": "a" * 9000}, 431, "head_too_large"),
+        ("/api/%zz", {}, 400, "bad_request"),
+        ("/metrics", {}, 404, "not_found"),
+    ],
+)
+async def test_what_nginx_itself_refuses_is_a_problem(
+    start: Start, path: str, headers: dict[str, str], status: int, code: str
+) -> None:
+    async with Stub() as stub, start(stub.address) as front:
+        answer = await raw_get(front, path, headers)
+
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == PROBLEM
+    assert (answer.json()["status"], answer.json()["code"]) == (status, code)
+    assert not stub.asked
+
+
+async def raw_get(front: Front, path: str, headers: dict[str, str]) -> httpx.Response:
+    """Like a client that does not repair paths."""
+    url = httpx.URL(front.url).copy_with(raw_path=path.encode())
+    async with httpx.AsyncHTTPTransport() as transport:
+        response = await transport.handle_async_request(httpx.Request("GET", url, headers=headers))
+        await response.aread()
+    return response
+
+
+# -- For those who watch, and the page --------------------------------------------------------------------
+
+
+async def test_it_is_ready_as_long_as_one_replica_is(start: Start) -> None:
+    async with (
+        Stub(plain("503 Service Unavailable")) as one,
+        Stub() as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        with_one = {(await client.get("/readyz")).status_code for _ in range(6)}
+        two.answer = one.answer
+        with_none = {(await client.get("/readyz")).status_code for _ in range(6)}
+
+    assert (with_one, with_none) == ({200}, {503})
+
+
+async def test_the_page_is_compressed_and_its_headers_are_the_apps(start: Start) -> None:
+    script = b"let a = 1;\n" * 1000
+    page = plain("200 OK", script, Content_Type="text/javascript", Content_Security_Policy="default-src 'self'")
+    async with Stub(page) as stub, start(stub.address) as front, front.client() as client:
+        answer = await client.get("/assets/index.js", headers={"Accept-Encoding": "gzip"})
+
+    assert answer.content == script
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.headers["content-security-policy"] == "default-src 'self'"
+    assert answer.headers["server"] == "nginx"
