@@ -244,6 +244,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             **os.environ,
             "TMPDIR": str(tmp_path / "tmp"),
             "ALLIM_DATA_DIR": str(tmp_path / "data"),
+            "ALLIM_PULSE_S": "0.5",  # ready with the first pulse
             **settings,
         }
         environ.pop("ALLIM_REDIS_URL", None)
@@ -274,6 +275,13 @@ def until(condition: Callable[[], object], within_s: float = 15) -> None:
 def accepts(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def status(url: str) -> int | None:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).status_code
+    except httpx.TransportError:
+        return None
 
 
 def children(parent: int) -> list[int]:
@@ -324,9 +332,8 @@ def test_a_killed_replica_is_started_again(start: Start) -> None:
 
     os.kill(pid, signal.SIGKILL)
 
-    until(lambda: str(pid) not in map(str, up.processes_in_session(running.session)))
-    until(lambda: accepts(int(port)))
-    until(lambda: httpx.get(f"{running.addresses['replica-2']}/readyz", trust_env=False).status_code == 200)
+    until(lambda: pid not in up.processes_in_session(running.session))
+    until(lambda: status(f"{running.addresses['replica-2']}/readyz") == 200)
     assert "replica-2" in running.said().partition("Ctrl-C to stop")[2]
 
 
