@@ -1,16 +1,21 @@
 """Waiting for a condition under a deadline, instead of for time to pass."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 TICK_S = 0.01
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "") -> T:
+@overload
+async def until(condition: Callable[[], Awaitable[T]], timeout_s: float = 10.0, what: str = "") -> T: ...
+@overload
+async def until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T: ...
+async def until(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "") -> object:
     """The condition's first truthy value.
 
     Raises: AssertionError when the deadline passes.
@@ -18,7 +23,7 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
-        if isinstance(value, Awaitable):
+        if inspect.isawaitable(value):
             value = await value
         if value:
             return value

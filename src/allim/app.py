@@ -107,6 +107,7 @@ def _hub_settings(settings: Settings) -> HubSettings:
         max_event_bytes=settings.max_event_bytes,
         stream_buffer_bytes=settings.stream_buffer_bytes,
         stream_lifetime_s=settings.stream_lifetime_s,
+        drain_s=settings.drain_s,
     )
 
 

@@ -21,16 +21,14 @@ USER_TIMEOUT_MS = 20_000
 SEND_BUFFER_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75  # above nginx's keepalive_timeout of 60 s, so that it is nginx that closes
 BACKLOG = 4096
-DRAIN_SHARE = 0.8  # of the drain time for ending streams; the rest is for readers to read that
 
 
 class ReplicaServer(uvicorn.Server):
     """uvicorn, with streams that end spread over the drain time, and exit status 0 after a signal."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
         super().__init__(config)
         self.hub = hub
-        self.drain_s = drain_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
@@ -39,7 +37,7 @@ class ReplicaServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.hub.drain(self.drain_s * DRAIN_SHARE)
+        self.hub.drain()
         await super().shutdown(sockets)
 
 
@@ -84,7 +82,7 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     )
     host, port = listener.getsockname()[:2]
     log.info("serving", host=host, port=port, clustered=settings.clustered)
-    ReplicaServer(config, app.state.hub, settings.drain_s).run(sockets=[listener])
+    ReplicaServer(config, app.state.hub).run(sockets=[listener])
 
 
 def raise_file_limit() -> None:

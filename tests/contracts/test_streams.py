@@ -201,10 +201,10 @@ async def test_lifetime_rotates_a_stream(make_hub: MakeHub) -> None:
 
 
 async def test_a_draining_hub_refuses_streams_and_is_not_ready(make_hub: MakeHub) -> None:
-    hub = await make_hub()
+    hub = await make_hub(drain_s=0.1)
     stream = await opened(hub, ListStream())
 
-    hub.drain(0.1)
+    hub.drain()
 
     with pytest.raises(Unavailable):
         await hub.join(ListStream(), None)

@@ -156,7 +156,9 @@ class RedisBroker:
             return TopicHistory(topic, (), None, 0)
         oldest_prev, more, entries = page
         events = [
-            event for position, (_, prev, _, _, _, lines) in entries if (event := self._event(topic, position, prev, lines))
+            event
+            for position, (_, prev, _, _, _, lines) in entries
+            if (event := self._event(topic, position, prev, lines))
         ]
         return TopicHistory(topic, events, Position.parse(oldest_prev.decode()) if oldest_prev else None, more)
 

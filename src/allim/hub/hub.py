@@ -30,6 +30,7 @@ from allim.telemetry import Metrics
 log = structlog.get_logger(__name__)
 
 LINK_PATIENCE = 2.4  # pulses unheard after which the link is replaced: 12 s at the default of 5 s
+DRAIN_SHARE = 0.8  # of the drain time for ending streams; the rest is for readers to read that
 CONFIRM_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription
 
 
@@ -43,6 +44,7 @@ class HubSettings:
     max_event_bytes: int = 65536
     stream_buffer_bytes: int = 262144
     stream_lifetime_s: float = 900
+    drain_s: float = 20
 
 
 class Published(NamedTuple):
@@ -103,11 +105,13 @@ class Hub:
                 stream.close(CloseReason.DRAIN)
             await self._broker.close()
 
-    def drain(self, window_s: float) -> None:
-        """Take no new streams and end the present ones at random moments inside the window."""
+    def drain(self) -> None:
+        """Take no new streams and end the present ones at random moments. Repeating it changes nothing."""
+        if self.draining:
+            return
         self.draining = True
         for stream in self._registry:
-            self._wheel.set(stream, self._clock() + self._rng.uniform(0, window_s))
+            self._wheel.set(stream, self._clock() + self._rng.uniform(0, self.settings.drain_s * DRAIN_SHARE))
 
     async def check(self) -> None:
         """Readiness: our own pulse came back lately, and nothing of ours has died.
@@ -125,9 +129,7 @@ class Hub:
 
     # Publish --------------------------------------------------------------------------------------------------
 
-    async def publish(
-        self, drafts: Sequence[Draft], key: str | None = None, *, indexed: bool = False
-    ) -> Published:
+    async def publish(self, drafts: Sequence[Draft], key: str | None = None, *, indexed: bool = False) -> Published:
         """Store the drafts, all or none, and announce them.
 
         Shape: `key` names publisher and idempotency key; the same key with the same drafts gives the same
@@ -135,9 +137,7 @@ class Hub:
         Raises: Invalid or TooLarge naming the field (`topic`, or `[3].topic` when `indexed`); Conflict for a
         known key with other drafts; Unavailable when the store did not confirm.
         """
-        entries = [
-            self._encode(draft, f"[{index}]." if indexed else "") for index, draft in enumerate(drafts)
-        ]
+        entries = [self._encode(draft, f"[{index}]." if indexed else "") for index, draft in enumerate(drafts)]
         published = await self._store(entries, key)
         self._metrics.published(len(entries))
         return published

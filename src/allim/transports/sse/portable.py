@@ -6,11 +6,10 @@ Dearer than the handover (several tasks and a queue per stream), and the fallbac
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from typing import Any
 
-import structlog
-from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
+import anyio
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,12 +18,7 @@ from allim.hub.catch_up import Start
 from allim.transports.sse import frames
 from allim.transports.sse.stream import SseStream
 
-log = structlog.get_logger(__name__)
-
 SEND_TIMEOUT_S = 20.0  # sse-starlette waits for ever by default
-
-# Its own drain ends every stream in the same instant; the hub spreads the endings (traps A5, A6).
-AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
 class PortableStream(SseStream):
@@ -55,6 +49,8 @@ class PortableStream(SseStream):
             self.chunks.clear()
         self.something.set()
         self.room.set()
+        assert self.close_reason is not None
+        self.hub.leave(self, self.close_reason)  # the response may take until SEND_TIMEOUT_S to notice
 
     async def drained(self) -> None:
         if self.size > self.hub.settings.stream_buffer_bytes:
@@ -76,7 +72,11 @@ class PortableStream(SseStream):
 
 
 class PortableResponse(Response):
-    """Write the stream through the ASGI server until one side ends it."""
+    """Write the stream through the ASGI server until one side ends it.
+
+    sse-starlette notices that uvicorn shuts down, and would then end every stream in the same instant; given an event
+    and a grace period it leaves that to us, and the hub spreads the endings.
+    """
 
     def __init__(self, stream: PortableStream, begin: Start, headers: Mapping[str, str]) -> None:
         super().__init__()
@@ -86,18 +86,25 @@ class PortableResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = self.stream
+        shutdown = anyio.Event()
+
+        async def feed() -> None:
+            await stream.hub.follow(stream, self.begin)
+            await shutdown.wait()
+            stream.hub.drain()
+
         response = EventSourceResponse(
             stream.wires(),
             headers={**frames.HEADERS, **self.stream_headers},
             ping=0,  # the hub's heartbeat is a frame that pages can see
             send_timeout=SEND_TIMEOUT_S,
-            data_sender_callable=partial(stream.hub.follow, stream, self.begin),
+            data_sender_callable=feed,
+            shutdown_event=shutdown,
+            shutdown_grace_period=stream.hub.settings.drain_s,
         )
         try:
             await response(scope, receive, send)
         except SendTimeoutError:
             stream.close(CloseReason.SLOW_READER)
         finally:
-            reason = stream.close_reason or CloseReason.CLIENT_LEFT
-            stream.close(reason)
-            stream.hub.leave(stream, reason)
+            stream.close(CloseReason.CLIENT_LEFT)

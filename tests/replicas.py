@@ -1,0 +1,190 @@
+"""Real replicas as processes, and raw readers of their streams."""
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from allim.client import Message, Parser
+from allim.http.auth import Tokens
+from tests.servers import end, free_port
+from tests.waiting import until_sync
+
+SECRET = "a secret key for tests, and for nothing else"
+PUBLISH_KEY = "publish-key-of-the-tests"
+ROOT = Path(__file__).parents[1]
+
+
+def token(subject: str = "42", lifetime_s: int = 3600) -> str:
+    return Tokens(SECRET, lifetime_s).issue(subject)
+
+
+def token_for_topics(subject: str, *topics: str) -> str:
+    """A token as another service would issue it, with extra topics."""
+    import time
+
+    from joserfc import jwt
+    from joserfc.jwk import OctKey
+
+    claims = {"sub": subject, "exp": int(time.time()) + 3600, "topics": list(topics)}
+    return jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(SECRET))
+
+
+@dataclass
+class Replica:
+    """A running replica. `log` holds everything it printed."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        text = httpx.get(f"{self.url}/metrics").text
+        samples = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        return sum(float(value) for label, value in samples if all(part in label for part in wanted))
+
+    def rss_kib(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        match = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert match
+        return int(match[1])
+
+    def publish(self, *events: tuple[str, str, object], **headers: str) -> httpx.Response:
+        """One event as an object, several as a batch."""
+        bodies = [{"topic": topic, "type": type_, "data": data} for topic, type_, data in events]
+        body = bodies[0] if len(bodies) == 1 else bodies
+        return publish(self.url, body, **headers)
+
+
+def publish(url: str, body: object, **headers: str) -> httpx.Response:
+    authorization = {"authorization": f"Bearer {PUBLISH_KEY}"}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(f"{url}/api/publish", json=body, headers={**authorization, **named})
+
+
+@contextmanager
+def replica(*, portable: bool = False, folder: Path | None = None, **settings: object) -> Iterator[Replica]:
+    """`allim serve`, or with `portable` the same application under plain uvicorn, ready to serve."""
+    port = free_port()
+    home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
+    log = home / f"replica-{port}.log"
+    environ = {
+        **os.environ,
+        "ALLIM_DATA_DIR": str(home / "data"),
+        "ALLIM_SECRET_KEY": SECRET,
+        "ALLIM_PUBLISH_KEYS": f"tests:{PUBLISH_KEY}",
+        "ALLIM_SERVER_ID": f"replica-{port}",
+        **{f"ALLIM_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    module = ["uvicorn", "--factory", "allim.app:create_app"] if portable else ["allim", "serve"]
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-m", *module, *where], env=environ, stdout=out, stderr=out, cwd=ROOT)
+    running = Replica(port, process, log)
+    try:
+        until_sync(lambda: _ready(running), timeout_s=20, what=f"replica ready: {log.read_text()[-2000:]}")
+        yield running
+    finally:
+        end(process, timeout_s=30)
+        if folder is None:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _ready(running: Replica) -> bool:
+    assert running.process.poll() is None, running.log.read_text()[-3000:]
+    try:
+        return httpx.get(f"{running.url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@dataclass
+class Reader:
+    """One stream over a raw socket: every byte is seen as it comes."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytearray = field(default_factory=bytearray)
+    messages: list[Message] = field(default_factory=list)
+    parser: Parser = field(default_factory=Parser)
+    chunked: bool = False
+    taken: int = 0
+
+    @classmethod
+    async def open(
+        cls, url: str, who: str, *, query: str = "", receive_bytes: int | None = None, **headers: str
+    ) -> Self:
+        """Ask for the stream and read the response head."""
+        host, port = url.removeprefix("http://").split(":")
+        sock = socket.socket()
+        if receive_bytes is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+        stream = cls(*await asyncio.open_connection(sock=sock))
+        lines = [f"GET /events{query} HTTP/1.1", f"host: {host}", f"authorization: Bearer {who}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        stream.writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        head = (await asyncio.wait_for(stream.reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1")
+        stream.status = int(head.split(" ", 2)[1])
+        stream.headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if line)
+        stream.chunked = stream.headers.get("transfer-encoding") == "chunked"
+        return stream
+
+    async def next(self, type_: str | None = None, timeout_s: float = 10.0) -> Message:
+        """The next message, or the next of a type."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                while self.taken < len(self.messages):
+                    message = self.messages[self.taken]
+                    self.taken += 1
+                    if type_ is None or message.type == type_:
+                        return message
+                if not await self._read():
+                    raise EOFError("the stream has ended")
+
+    async def rest(self, timeout_s: float = 10.0) -> list[Message]:
+        """What comes until the connection ends."""
+        async with asyncio.timeout(timeout_s):
+            while await self._read():
+                pass
+        return self.messages[self.taken :]
+
+    async def _read(self) -> bool:
+        if self.chunked:
+            size = int(await self.reader.readline() or b"0", 16)
+            chunk = await self.reader.readexactly(size) if size else b""
+            await self.reader.readline()
+        else:
+            chunk = await self.reader.read(65536)
+        self.raw += chunk
+        self.messages += self.parser.feed(chunk)
+        return bool(chunk)
+
+    def abort(self) -> None:
+        self.writer.transport.abort()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self.abort()
