@@ -1,4 +1,4 @@
-"""The wiring: every part is made and joined here. Nobody in the package imports it but `serve`.
+"""The wiring: every part is made and joined here. Nobody in the package imports it but `cli`.
 
 `create_app()` is a plain ASGI application. Under `allim serve` streams are handed over; under any other server, or
 mounted in another application (whose lifespan must then enter this one's), they go the portable way.

@@ -28,7 +28,8 @@ class Dispatcher:
     """Hears the link and writes to the streams.
 
     Shape: `heard` is the position of the last own pulse: everything before it has been dispatched. `alive` is told of
-    a pulse when it arrives, `beat` when what came before it has been dispatched too.
+    a pulse when it arrives, `beat` when what came before it has been dispatched too. `stood_up` is set whenever a link
+    stands anew.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Dispatcher:
         self._held: list[Event | Position] | None = None
         self._repair: asyncio.Task[None] | None = None
         self.heard = ZERO
+        self.stood_up = asyncio.Event()
 
     # The broker's listener ------------------------------------------------------------------------------------
 
@@ -74,6 +76,7 @@ class Dispatcher:
 
     def link_up(self) -> None:
         """Every topic is read from the last pulse on: one link delivers in order, so all before it was heard."""
+        self.stood_up.set()
         if self._held is not None:
             self._metrics.link_repaired()
             self._start_repair(self._registry.topics(), self.heard)

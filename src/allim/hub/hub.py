@@ -246,19 +246,28 @@ class Hub:
     # Pulse and heartbeat --------------------------------------------------------------------------------------
 
     async def _pulse_loop(self) -> None:
+        """A pulse per beat, and one at once over each new link: readiness and repair need not wait for the beat."""
         period_s = self.settings.heartbeat_s / self._beats
         loop = asyncio.get_running_loop()
         while True:
             next_at = loop.time() + period_s
             self._turn_beat()
             self._watch_link()
-            self._pulse_sent_at = time.time()
-            try:
-                async with asyncio.timeout_at(next_at):
-                    await self._broker.pulse()
-            except (Unavailable, TimeoutError) as error:
-                log.warning("pulse not sent", error=str(error) or "no answer in time")
-            await asyncio.sleep(next_at - loop.time())
+            while loop.time() < next_at:
+                self._dispatcher.stood_up.clear()
+                try:
+                    async with asyncio.timeout_at(next_at):
+                        await self._send_pulse()
+                        await self._dispatcher.stood_up.wait()
+                except TimeoutError:
+                    break
+
+    async def _send_pulse(self) -> None:
+        self._pulse_sent_at = time.time()
+        try:
+            await self._broker.pulse()
+        except Unavailable as error:
+            log.warning("pulse not sent", error=error.detail)
 
     def _watch_link(self) -> None:
         """A link that brings no pulse is dead, whatever its socket says; a new one gets the same patience."""

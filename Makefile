@@ -1,0 +1,72 @@
+# allim: what one does here. `make` alone prints this list.
+
+REPLICAS ?= 1
+PORT ?= 8000
+HOST ?= 127.0.0.1
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Print this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.PHONY: up
+up: setup page servers ## Run it: one process, or REPLICAS=3 over Redis and nginx; PORT=8000
+	@exec $(BIN)/allim up --replicas $(REPLICAS) --host $(HOST) --port $(PORT)
+
+.PHONY: setup
+setup: .venv/.ready ## Make the environment in .venv
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || ./make/install python3-venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: page
+page: ## Build the web page (needs Node 20 or newer)
+	@if ./make/node; then $(MAKE) --no-print-directory web/dist/index.html; \
+	else echo "Node 20.19 or newer is not installed: serving the API without the page"; fi
+
+WEB_SOURCES := $(shell find web/src web/public -type f 2>/dev/null) web/index.html web/vite.config.ts web/tsconfig.json
+
+web/dist/index.html: web/node_modules/.ready $(WEB_SOURCES)
+	cd web && npm run --silent build
+	@touch $@
+
+web/node_modules/.ready: web/package.json web/package-lock.json
+	cd web && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+.PHONY: servers
+servers:
+	@[ "$(REPLICAS)" = 1 ] || ./make/install redis-server nginx-light
+
+.PHONY: test
+test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, replicas and a browser
+	@./make/install redis-server nginx-light postgresql chromium
+	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
+	@$(MAKE) --no-print-directory web/dist/index.html
+	cd web && npm test --silent
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: setup ## Check style, types and the walls between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	@if ./make/node; then $(MAKE) --no-print-directory web/node_modules/.ready && cd web && npm run --silent lint; \
+	else echo "Node is not installed: web/ not checked"; exit 1; fi
+
+.PHONY: bench
+bench: setup ## Measure, side by side
+	@./make/install redis-server
+	$(BIN)/python -m bench.idle_memory
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf .venv web/node_modules web/dist dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
