@@ -48,7 +48,7 @@ class Requests:
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
-                if status is not None and (scope["path"] not in _QUIET or status >= 400):
+                if status is not None and scope["path"] not in _QUIET:
                     client = scope.get("client")
                     log.info(
                         "request",
