@@ -28,6 +28,8 @@ from allim.storage import migrate, open_engine, reachable
 from allim.telemetry import Metrics
 from allim.transports import sse
 
+WORK_GRACE_S = 5.0  # for snapshots in hand when streams have drained; what is left goes to another replica
+
 PAGE = next(
     (
         folder
@@ -60,7 +62,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
             await migrate(engine)
-            async with hub.running(), worker.running():
+            async with hub.running(), worker.running(WORK_GRACE_S):
                 yield
         finally:
             await engine.dispose()

@@ -330,7 +330,6 @@ async def test_a_body_up_to_the_limit_reaches_the_app(start: Start) -> None:
         ("/api/" + "a" * 9000, {}, 414, "uri_too_long"),
         ("/api/", {"Cookie": "a" * 9000}, 431, "head_too_large"),
         ("/api/%zz", {}, 400, "bad_request"),
-        ("/metrics", {}, 404, "not_found"),
     ],
 )
 async def test_what_nginx_itself_refuses_is_a_problem(

@@ -99,7 +99,9 @@ class Dispatcher:
         topic = self._registry.topic(event.topic)
         if topic is None:
             return  # its last stream left while the announcement was on its way
-        self._advance(topic, event.position)
+        if topic.last is not None and event.position <= topic.last:
+            return  # a repair has dispatched it, or the first stream's history covers it
+        topic.last = event.position
         if (control := event.control) is not None:
             for stream in tuple(topic.streams):
                 stream.obey(control)
@@ -108,10 +110,6 @@ class Dispatcher:
         for stream in tuple(topic.streams):
             written += stream.deliver(event)
         self._metrics.dispatched(event.position.ms, written)
-
-    def _advance(self, topic: Topic, position: Position) -> None:
-        if topic.last is None or position > topic.last:
-            topic.last = position
 
     def _hear(self, position: Position) -> None:
         self.heard = position

@@ -208,6 +208,12 @@ class Hub:
         except Unavailable:
             log.warning("catch-up cannot go on, ending the stream", stream=stream.id)
             stream.close(CloseReason.LINK_FAILED)
+        except asyncio.CancelledError:
+            stream.close(CloseReason.CLIENT_LEFT)
+            raise
+        except Exception:
+            stream.close(CloseReason.LINK_FAILED)  # or it would wait for ever, neither live nor ended
+            raise
         else:
             self._metrics.caught_up(written)
 
