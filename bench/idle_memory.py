@@ -1,4 +1,4 @@
-"""Memory of an idle stream: signed-in streams over Redis, each with its own topic; handover and portable side by side.
+"""Memory of an idle stream: signed-in, over Redis, each with its own topic; handover and portable side by side.
 
     python -m bench.idle_memory [--streams 5000]
 
@@ -57,7 +57,9 @@ async def hold_open(server: Replica, streams: int) -> tuple[int, int, float]:
 def main(streams: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    print(f"{platform.machine()}, Python {platform.python_version()}, uvicorn {version('uvicorn')}, {streams} streams")
+    print(
+        f"{platform.machine()}, Python {platform.python_version()}, uvicorn {version('uvicorn')}, {streams} streams"
+    )
     print(f"{'way':<10}{'KiB before':>12}{'KiB after':>12}{'KiB per stream':>16}{'opened per s':>14}")
     for way in ("handover", "portable"):
         with (

@@ -96,7 +96,9 @@ def replica(*, portable: bool = False, folder: Path | None = None, **settings: o
     where = ["--host", "127.0.0.1", "--port", str(port)]
     module = ["uvicorn", "--factory", "allim.app:create_app"] if portable else ["allim", "serve"]
     with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", *module, *where], env=environ, stdout=out, stderr=out, cwd=ROOT)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module, *where], env=environ, stdout=out, stderr=out, cwd=ROOT
+        )
     running = Replica(port, process, log)
     try:
         until_sync(lambda: _ready(running), timeout_s=20, what=f"replica ready: {log.read_text()[-2000:]}")
@@ -131,7 +133,14 @@ class Reader:
 
     @classmethod
     async def open(
-        cls, url: str, who: str, *, query: str = "", receive_bytes: int | None = None, **headers: str
+        cls,
+        url: str,
+        who: str,
+        *,
+        query: str = "",
+        last_event_id: str | None = None,
+        receive_bytes: int | None = None,
+        **headers: str,
     ) -> Self:
         """Ask for the stream and read the response head."""
         host, port = url.removeprefix("http://").split(":")
@@ -143,6 +152,7 @@ class Reader:
         stream = cls(*await asyncio.open_connection(sock=sock))
         lines = [f"GET /events{query} HTTP/1.1", f"host: {host}", f"authorization: Bearer {who}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        lines += [f"last-event-id: {last_event_id}"] if last_event_id is not None else []
         stream.writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
         head = (await asyncio.wait_for(stream.reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1")
         stream.status = int(head.split(" ", 2)[1])

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(scope="module", params=["handover", "portable"])
 def server(request: pytest.FixtureRequest) -> Iterator[Replica]:
     portable = request.param == "portable"
-    with replica(portable=portable, heartbeat_s=1, pulse_s=0.2, history_events=10, stream_buffer_bytes=65536) as running:
+    with replica(
+        portable=portable, heartbeat_s=1, pulse_s=0.2, history_events=10, stream_buffer_bytes=65536
+    ) as running:
         yield running
 
 
@@ -71,8 +73,8 @@ async def test_resume_gives_what_was_missed(server: Replica, way: str) -> None:
     server.publish(*((f"user:{who}", "t", number) for number in range(5)))
 
     query = {"header": "", "query": f"?last_event_id={last}", "header wins": "?last_event_id=garbage"}[way]
-    headers = {} if way == "query" else {"last_event_id": last}
-    async with await Reader.open(server.url, token(who), query=query, **headers) as stream:
+    header = None if way == "query" else last
+    async with await Reader.open(server.url, token(who), query=query, last_event_id=header) as stream:
         opening = (await stream.next()).data
         assert (opening["resume"], opening["replayed"]) == ("complete", 5)
         assert [(await stream.next()).data for _ in range(5)] == [0, 1, 2, 3, 4]

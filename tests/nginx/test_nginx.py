@@ -29,7 +29,7 @@ def nobody_listens() -> str:
 async def until_logged(front: Front, text: str) -> str:
     """nginx writes its line after the answer; wait for it."""
     with anyio.fail_after(5):
-        while text not in front.log():  # noqa: ASYNC110 - a file tells nobody that it grew
+        while text not in front.log():
             await anyio.sleep(0.01)
     return front.log()
 

@@ -15,7 +15,7 @@ from allim.hub.broker import Broker, Reading
 from allim.hub.catch_up import PAGE_EVENTS, merge
 from allim.hub.event import Event
 from allim.hub.position import ZERO, Position
-from allim.hub.registry import Registry, Topic
+from allim.hub.registry import Registry
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
@@ -28,8 +28,8 @@ class Dispatcher:
     """Hears the link and writes to the streams.
 
     Shape: `heard` is the position of the last own pulse: everything before it has been dispatched. `alive` is told of
-    a pulse when it arrives, `beat` when what came before it has been dispatched too. `stood_up` is set whenever a link
-    stands anew.
+    a pulse when it arrives, `beat` when what came before it has been dispatched too. `stood_up` is set whenever a
+    link stands anew.
     """
 
     def __init__(
