@@ -43,15 +43,16 @@ def token_for_topics(subject: str, *topics: str) -> str:
 
 @dataclass
 class Replica:
-    """A running replica. `log` holds everything it printed."""
+    """A running replica. `log` holds everything it printed, `prefix` is where it is mounted."""
 
     port: int
     process: "subprocess.Popen[bytes]"
     log: Path
+    prefix: str = ""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}{self.prefix}"
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
@@ -80,8 +81,11 @@ def publish(url: str, body: object, **headers: str) -> httpx.Response:
 
 
 @contextmanager
-def replica(*, portable: bool = False, folder: Path | None = None, **settings: object) -> Iterator[Replica]:
-    """`allim serve`, or with `portable` the same application under plain uvicorn, ready to serve."""
+def replica(
+    *, portable: bool = False, mounted: bool = False, folder: Path | None = None, **settings: object
+) -> Iterator[Replica]:
+    """`allim serve`, ready to serve; with `portable` the same application under plain uvicorn, with `mounted` inside
+    another one."""
     port = free_port()
     home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
     log = home / f"replica-{port}.log"
@@ -94,12 +98,13 @@ def replica(*, portable: bool = False, folder: Path | None = None, **settings: o
         **{f"ALLIM_{name.upper()}": str(value) for name, value in settings.items()},
     }
     where = ["--host", "127.0.0.1", "--port", str(port)]
-    module = ["uvicorn", "--factory", "allim.app:create_app"] if portable else ["allim", "serve"]
+    factory = "tests.contracts.mounted:create" if mounted else "allim.app:create_app"
+    module = ["uvicorn", "--factory", factory] if portable or mounted else ["allim", "serve"]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", *module, *where], env=environ, stdout=out, stderr=out, cwd=ROOT
         )
-    running = Replica(port, process, log)
+    running = Replica(port, process, log, "/notify" if mounted else "")
     try:
         until_sync(lambda: _ready(running), timeout_s=20, what=f"replica ready: {log.read_text()[-2000:]}")
         yield running
@@ -143,14 +148,15 @@ class Reader:
         **headers: str,
     ) -> Self:
         """Ask for the stream and read the response head."""
-        host, port = url.removeprefix("http://").split(":")
+        host, port = url.removeprefix("http://").split("/")[0].split(":")
+        path = url.removeprefix(f"http://{host}:{port}")
         sock = socket.socket()
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
         stream = cls(*await asyncio.open_connection(sock=sock))
-        lines = [f"GET /events{query} HTTP/1.1", f"host: {host}", f"authorization: Bearer {who}"]
+        lines = [f"GET {path}/events{query} HTTP/1.1", f"host: {host}", f"authorization: Bearer {who}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         lines += [f"last-event-id: {last_event_id}"] if last_event_id is not None else []
         stream.writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
