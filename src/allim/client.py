@@ -289,7 +289,8 @@ class Subscriber:
             except httpx.TransportError:
                 failures += 1
             retry_s = (parser.retry_ms or 0) / 1000
-            await asyncio.sleep(max(retry_s, _backoff_s(failures) if failures else 0.0))
+            # A pause in any case: a proxy may end every answer at once.
+            await asyncio.sleep(max(retry_s, _backoff_s(failures)))
 
     async def _once(self, parser: Parser) -> AsyncIterator[Message]:
         headers = {"authorization": f"Bearer {self._token}", "accept": "text/event-stream"}

@@ -1,4 +1,7 @@
-"""`allim doctor`: looks at what allim stands on and says what to do about it. Changes nothing."""
+"""`allim doctor`: looks at what allim stands on and says what to do about it.
+
+Changes nothing, but makes what a first start would make: the data folder, its key and the database file.
+"""
 
 import asyncio
 import time

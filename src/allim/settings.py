@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "ALLIM_"
 MIN_SECRET_CHARS = 32
+COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by `allim publish` and `allim tail`
 
 
 class SettingsError(Exception):
@@ -111,7 +112,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
     """Variables with our prefix that mean nothing: most often a slip of the pen."""
     environ = os.environ if environ is None else environ
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | COMMAND_LINE
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
@@ -141,6 +142,8 @@ def _completed(settings: Settings) -> dict[str, Any]:
     database_url = settings.database_url or f"sqlite:///{settings.data_dir.absolute() / 'allim.db'}"
     if settings.secret_key and len(settings.secret_key) < MIN_SECRET_CHARS:
         raise SettingsError(f"{PREFIX}SECRET_KEY: must have at least {MIN_SECRET_CHARS} characters")
+    if settings.stream_buffer_bytes < settings.max_event_bytes:
+        raise SettingsError(f"{PREFIX}STREAM_BUFFER_BYTES: must be at least {PREFIX}MAX_EVENT_BYTES")
     if settings.clustered and not settings.secret_key:
         raise SettingsError(
             f"{PREFIX}SECRET_KEY: required when {PREFIX}REDIS_URL is set: all replicas must sign with the same key"

@@ -41,6 +41,7 @@ from allim.settings import SettingsError, load_or_create_secret, load_settings
 LOOPBACK = "127.0.0.1"
 READY_WITHIN_S = 30.0
 NGINX_FILES = 65_536  # open files wanted per nginx worker: two per stream
+STOP_MARGIN_S = 20  # for a replica's work in hand and its goodbyes, after the drain
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -253,7 +254,7 @@ def supervisord_conf(folder: Path, plan: Plan, drain_s: float, *, redis: str | N
     for name, port in _named(plan.replica_ports):
         command = [sys.executable, "-m", "allim", "serve", "--host", LOOPBACK, "--port", str(port)]
         sections[f"program:{name}"] = {
-            **_program(command, stop_within_s=math.ceil(drain_s) + 10),
+            **_program(command, stop_within_s=math.ceil(drain_s) + STOP_MARGIN_S),
             "environment": f'ALLIM_SERVER_ID="{name}"',
         }
     names = ",".join(name for name, _ in _named(plan.replica_ports))
@@ -356,7 +357,9 @@ class _Stop:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if not self.asked:
             self.asked = True
-            signal.alarm(math.ceil(self._drain_s) + 30)  # past every stopwaitsecs: supervisord itself hangs
+            signal.alarm(
+                math.ceil(self._drain_s) + STOP_MARGIN_S + 20
+            )  # past every stopwaitsecs: supervisord itself hangs
             _say_now("\nstopping: streams are drained first; Ctrl-C again ends everything at once\n")
             if self._supervisor:
                 self._supervisor.terminate()

@@ -25,7 +25,7 @@ for entry = 1, #KEYS - 2 do
   local newest = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
   local prev, number = '0-0', 1
   if newest then
-    prev, number = newest[1], newest[2][4] + 1
+    prev, number = newest[1], (tonumber(newest[2][4]) or 0) + 1  -- not ours, if it has no number
   end
   local position = tick(clock, server_ms)
   redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines)

@@ -13,7 +13,8 @@ for topic = 2, #KEYS do
   local entries = redis.call('XRANGE', KEYS[topic], '(' .. after, '+', 'COUNT', limit)
   local more = 0
   if #entries == limit then
-    more = redis.call('XREVRANGE', KEYS[topic], '+', '-', 'COUNT', 1)[1][2][4] - entries[limit][2][4]
+    local newest = redis.call('XREVRANGE', KEYS[topic], '+', '-', 'COUNT', 1)[1]
+    more = (tonumber(newest[2][4]) or 0) - (tonumber(entries[limit][2][4]) or 0)
   end
   reply[topic + 2] = {oldest and oldest[2][2] or '', more, entries}
 end

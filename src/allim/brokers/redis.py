@@ -18,6 +18,7 @@ from allim.brokers.scripts import Script, ScriptCalls
 from allim.errors import Unavailable
 from allim.hub import (
     IDEMPOTENCY_WINDOW_S,
+    ZERO,
     Event,
     Listener,
     Position,
@@ -155,12 +156,9 @@ class RedisBroker:
         if page is None:
             return TopicHistory(topic, (), None, 0)
         oldest_prev, more, entries = page
-        events = [
-            event
-            for position, (_, prev, _, _, _, lines) in entries
-            if (event := self._event(topic, position, prev, lines))
-        ]
-        return TopicHistory(topic, events, Position.parse(oldest_prev.decode()) if oldest_prev else None, more)
+        read = (self._event(topic, position, *fields[1:6:4]) for position, fields in entries)
+        events = [event for event in read if event is not None]
+        return TopicHistory(topic, events, _position(oldest_prev) if oldest_prev else None, max(0, more))
 
     # What the link brings --------------------------------------------------------------------------------------
 
@@ -175,7 +173,7 @@ class RedisBroker:
         if event is not None:
             self._listener.on_event(event)
 
-    def _event(self, topic: str, position: bytes, prev: bytes, lines: bytes) -> Event | None:
+    def _event(self, topic: str, position: bytes, prev: bytes = b"", lines: bytes = b"") -> Event | None:
         """An entry that somebody else wrote into our keys must not end the streams that would read it."""
         try:
             if not (lines.startswith(b"event: ") and lines.endswith(b"\n\n")):
@@ -199,3 +197,11 @@ class RedisBroker:
     def _link_up(self) -> None:
         assert self._listener is not None
         self._listener.link_up()
+
+
+def _position(text: bytes) -> Position:
+    """The position, or the first of all when somebody else wrote this."""
+    try:
+        return Position.parse(text.decode())
+    except ValueError:
+        return ZERO

@@ -36,7 +36,9 @@ def routes(hub: Hub, keys: PublishKeys) -> list[Route]:
         key = _idempotency_key(request)
         body = await read_json(request, MAX_BODY_BYTES)
         drafts = _drafts(body)
-        published = await hub.publish(drafts, f"{publisher}:{key}" if key else None, indexed=isinstance(body, list))
+        published = await hub.publish(
+            drafts, f"publish/{publisher}/{key}" if key else None, indexed=isinstance(body, list)
+        )
         ids = [str(position) for position in published.positions]
         answer = {"ids": ids} if isinstance(body, list) else {"id": ids[0]}
         return JSONResponse({**answer, "durability": published.durability}, 202)

@@ -38,7 +38,7 @@ class Start(NamedTuple):
 
 def merge(reading: Reading) -> Page:
     """The events of a reading in order, up to where no topic's page was cut short."""
-    cut = [history.events[-1].position for history in reading.topics if history.more]
+    cut = [history.events[-1].position for history in reading.topics if history.more and history.events]
     until = min(cut, default=reading.now)
     events = sorted(
         (event for history in reading.topics for event in history.events if event.position <= until),

@@ -111,7 +111,8 @@ class Hub:
             return
         self.draining = True
         for stream in self._registry:
-            self._wheel.set(stream, self._clock() + self._rng.uniform(0, self.settings.drain_s * DRAIN_SHARE))
+            leave_at = self._clock() + self._rng.uniform(0, self.settings.drain_s * DRAIN_SHARE)
+            self._wheel.set(stream, min(leave_at, stream.deadline or leave_at))  # a token may expire sooner
 
     async def check(self) -> None:
         """Readiness: our own pulse came back lately, and nothing of ours has died.
@@ -201,6 +202,8 @@ class Hub:
 
         Ends early, without an error, when the reader leaves meanwhile.
         """
+        if stream not in self._registry:
+            return
         self._admit(stream)
         stream.open(begin.opening)
         try:

@@ -30,7 +30,12 @@ class Metrics:
         )
         self._written = Counter("allim_events_written_total", "Events written to streams, live", registry=r)
         self._caught_up = Counter("allim_catch_up_events_total", "Events written to streams from history", registry=r)
-        self._gaps = Counter("allim_stream_gaps_total", "stream.gap frames written", ["reason"], registry=r)
+        self._gaps = Counter(
+            "allim_stream_gaps_total",
+            "Streams told after a repair that events of a topic are lost",
+            ["reason"],
+            registry=r,
+        )
         self._repairs = Counter("allim_link_repairs_total", "Broker links made anew", registry=r)
         self._bad_entries = Counter(
             "allim_bad_entries_total", "Entries in the broker that could not be read", registry=r
