@@ -80,7 +80,7 @@ def test_stopping_goes_from_the_replicas_over_nginx_to_redis(tmp_path: Path) -> 
         ("replicas", "replica-2"),
     ]
     assert [program.stop_signal for program in programs] == ["SIGTERM", "SIGQUIT", "SIGTERM", "SIGTERM"]
-    assert [program.stop_within_s for program in programs] == [5, 5, 23, 23]
+    assert [program.stop_within_s for program in programs] == [5, 5, 33, 33]
 
 
 def test_replicas_differ_in_port_and_server_id_alone(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Hubs over a real Redis, each a replica of its own, and what breaks the way there."""
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from allim.brokers.redis import RedisBroker
+from allim.errors import Unavailable
+from allim.hub import Draft, Hub, HubSettings
+from allim.telemetry import Metrics
+from tests.streams import ListStream
+from tests.waiting import until
+
+_numbers = itertools.count()
+
+
+def fresh_prefix() -> str:
+    return f"brokers{next(_numbers)}"
+
+
+class Replica:
+    """A hub with its broker and metrics, and the keys they live under."""
+
+    def __init__(self, url: str, prefix: str, durable: bool = False, **settings: float) -> None:
+        name = f"replica-{next(_numbers)}"
+        self.prefix = prefix
+        self.metrics = Metrics()
+        self.broker = RedisBroker(url, name, self.metrics, prefix=prefix, history_events=10_000, durable=durable)
+        self.hub = Hub(self.broker, self.metrics, HubSettings(**{"heartbeat_s": 1, "pulse_s": 0.2, **settings}))  # type: ignore[arg-type]
+
+    async def opened(self, stream: ListStream, last_event_id: str | None = None) -> ListStream:
+        await self.hub.follow(stream, await self.hub.join(stream, last_event_id))
+        return stream
+
+    async def publish(self, data: object, topic: str = "user:42", key: str | None = None) -> str:
+        published = await self.hub.publish([Draft(topic, "test", data)], key)
+        return str(published.positions[0])
+
+    def counted(self, name: str) -> float:
+        return self.metrics.registry.get_sample_value(name) or 0.0
+
+
+@asynccontextmanager
+async def running(
+    url: str, prefix: str | None = None, durable: bool = False, **settings: float
+) -> AsyncIterator[Replica]:
+    """A replica that has heard its own pulse, so its link stands."""
+    replica = Replica(url, prefix or fresh_prefix(), durable, **settings)
+    async with replica.hub.running():
+        await until(lambda: ready(replica.hub))
+        yield replica
+
+
+async def ready(hub: Hub) -> bool:
+    try:
+        await hub.check()
+    except Unavailable:
+        return False
+    return True

@@ -1,0 +1,190 @@
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from allim.brokers.memory import MemoryBroker
+from allim.errors import Unavailable
+from allim.http.auth import PublishKeys
+from allim.http.publish import MAX_BODY_BYTES, routes
+from allim.hub import ZERO, Hub, HubSettings, Publication
+from allim.telemetry import Metrics
+from tests.http.apps import assert_problem, client_of
+
+pytestmark = pytest.mark.anyio
+
+GOOD = {"topic": "user:1", "type": "t", "data": 1}
+
+
+class Server:
+    """The route over a hub with a broker in memory."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.broker = broker
+        hub = Hub(broker, Metrics(), HubSettings(max_event_bytes=1000))
+        self.client = client_of(routes(hub, PublishKeys(["orders:key-1", "billing:key-2"])))
+
+    async def post(self, body: Any, key: str = "key-1", **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.post("/api/publish", json=body, headers={"authorization": f"Bearer {key}", **named})
+
+    async def stored(self, topic: str = "user:1") -> list[str]:
+        [page] = (await self.broker.read([topic], ZERO, 2000)).topics
+        return [str(event.position) for event in page.events]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    server = Server(MemoryBroker(history_events=2000))
+    async with server.client:
+        yield server
+
+
+async def test_one_event_gives_its_id(server: Server) -> None:
+    response = await server.post(GOOD)
+
+    assert response.status_code == 202
+    assert response.json() == {"id": (await server.stored())[0], "durability": "memory"}
+
+
+async def test_a_batch_gives_an_id_each_in_its_order(server: Server) -> None:
+    response = await server.post([GOOD, {**GOOD, "topic": "a"}, GOOD])
+
+    assert response.status_code == 202
+    ids = response.json()["ids"]
+    assert await server.stored() == [ids[0], ids[2]]
+    assert await server.stored("a") == [ids[1]]
+
+
+async def test_a_batch_of_one_is_still_a_batch(server: Server) -> None:
+    assert list((await server.post([GOOD])).json()) == ["ids", "durability"]
+
+
+@pytest.mark.parametrize("data", [None, False, 0, "", [], {}, {"a": [1, {"b": None}]}, "é\u2028\r\n\0"])
+async def test_any_json_is_data(server: Server, data: Any) -> None:
+    assert (await server.post({**GOOD, "data": data})).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, ["topic", "type", "data"]),
+        ("text", ["body"]),
+        (None, ["body"]),
+        (1, ["body"]),
+        ([], ["body"]),
+        ({**GOOD, "extra": 1}, ["extra"]),
+        ({"topic": "a", "type": "t"}, ["data"]),
+        ({**GOOD, "topic": 1}, ["topic"]),
+        ({**GOOD, "topic": "A"}, ["topic"]),
+        ({**GOOD, "topic": "a\r\nb"}, ["topic"]),
+        ({**GOOD, "topic": "a" * 300}, ["topic"]),
+        ({**GOOD, "type": None}, ["type"]),
+        ({**GOOD, "type": "stream.open"}, ["type"]),
+        ({**GOOD, "type": "heartbeat"}, ["type"]),
+        ({**GOOD, "type": "a\ndata: x"}, ["type"]),
+        ([GOOD, GOOD, GOOD, {**GOOD, "topic": "A"}], ["[3].topic"]),
+        ([GOOD, {**GOOD, "type": "T"}], ["[1].type"]),
+        ([GOOD, {"topic": "a"}], ["[1].type", "[1].data"]),
+        ([GOOD, "text"], ["[1]"]),
+        ([GOOD, [GOOD]], ["[1]"]),
+        ([GOOD, {**GOOD, "extra": 1}], ["[1].extra"]),
+        ([GOOD] * 1001, ["body"]),
+    ],
+)
+async def test_what_is_wrong_is_named_and_nothing_is_stored(server: Server, body: Any, fields: list[str]) -> None:
+    assert_problem(await server.post(body), 422, "invalid", *fields)
+    assert await server.stored() == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b" ", b"{", b"\xff", b'{"a": NaN}', b'{"topic": "a", "topic": "b"}', b"[" * 70 + b"]" * 70]
+)
+async def test_what_is_no_json_is_a_wrong_body(server: Server, content: bytes) -> None:
+    headers = {"authorization": "Bearer key-1", "content-type": "application/json"}
+
+    response = await server.client.post("/api/publish", content=content, headers=headers)
+
+    assert_problem(response, 422, "invalid", "body")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"), [({**GOOD, "data": "x" * 1000}, "data"), ([GOOD, {**GOOD, "data": "x" * 1000}], "[1].data")]
+)
+async def test_an_event_over_the_limit_is_named_and_nothing_is_stored(server: Server, body: Any, field: str) -> None:
+    assert_problem(await server.post(body), 413, "too_large", field)
+    assert await server.stored() == []
+
+
+async def test_a_body_over_the_limit_is_refused(server: Server) -> None:
+    assert_problem(await server.post({**GOOD, "data": "x" * MAX_BODY_BYTES}), 413, "too_large", "body")
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic key-1", "key-1"])
+async def test_who_has_no_key_is_refused_before_the_body_is_looked_at(
+    server: Server, authorization: str | None
+) -> None:
+    headers = {} if authorization is None else {"authorization": authorization}
+
+    response = await server.client.post("/api/publish", content=b"{", headers=headers)
+
+    assert_problem(response, 401, "unauthenticated")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_the_same_key_and_body_is_one_event(server: Server) -> None:
+    first = await server.post(GOOD, idempotency_key="k")
+    again = await server.post(GOOD, idempotency_key="k")
+
+    assert first.json() == again.json()
+    assert again.status_code == 202
+    assert len(await server.stored()) == 1
+
+
+async def test_the_same_key_with_another_body_is_a_conflict(server: Server) -> None:
+    await server.post(GOOD, idempotency_key="k")
+
+    response = await server.post({**GOOD, "data": 2}, idempotency_key="k")
+
+    assert_problem(response, 409, "conflict", "Idempotency-Key")
+    assert len(await server.stored()) == 1
+
+
+async def test_publishers_do_not_share_their_keys(server: Server) -> None:
+    await server.post(GOOD, idempotency_key="k")
+    await server.post(GOOD, key="key-2", idempotency_key="k")
+
+    assert len(await server.stored()) == 2
+
+
+async def test_a_batch_that_was_refused_may_be_mended_under_its_key(server: Server) -> None:
+    await server.post([GOOD, {**GOOD, "topic": "A"}], idempotency_key="k")
+
+    assert (await server.post([GOOD, GOOD], idempotency_key="k")).status_code == 202
+    assert len(await server.stored()) == 2
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "a\tb", "k" * 257, "\xfc"])
+async def test_a_key_of_another_form_is_refused(server: Server, key: str) -> None:
+    headers = [(b"authorization", b"Bearer key-1"), (b"idempotency-key", key.encode("latin-1"))]
+
+    response = await server.client.post("/api/publish", json=GOOD, headers=headers)
+
+    assert_problem(response, 422, "invalid", "Idempotency-Key")
+
+
+async def test_a_store_that_does_not_confirm_is_unavailable_and_retryable() -> None:
+    class Down(MemoryBroker):
+        async def publish(self, publication: Publication) -> Any:
+            await asyncio.sleep(0)
+            raise Unavailable("Redis does not answer")
+
+    server = Server(Down())
+    async with server.client:
+        response = await server.post(GOOD)
+
+    assert_problem(response, 503, "unavailable")
+    assert response.json()["retryable"] is True
+    assert int(response.headers["retry-after"]) >= 1

@@ -1,0 +1,165 @@
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from allim.http import requests as requests_module
+from allim.http.problems import UnexpectedErrors
+from allim.http.requests import Requests
+from allim.telemetry import configure_logging
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What an operator sees, byte for byte; everything is put back afterwards."""
+    root = logging.getLogger()
+    handlers, level, config = list(root.handlers), root.level, structlog.get_config()
+    chatty = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "taskiq", "alembic")
+    levels = {name: logging.getLogger(name).level for name in chatty}
+    configure_logging("replica-1")
+    structlog.configure(cache_logger_on_first_use=False)
+    monkeypatch.setattr(requests_module, "log", structlog.get_logger())  # the module's own may be set up already
+    out = io.StringIO()
+    handler = root.handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(out)
+    yield out
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.configure(**config)
+
+
+async def answer(request: Request) -> Response:
+    return PlainTextResponse(request.state.request_id, 200 if request.url.path != "/wrong" else 404)
+
+
+async def fail(_: Request) -> Response:
+    raise RuntimeError("a bug")
+
+
+async def get(path: str = "/ok", **headers: str) -> httpx.Response:
+    routes = [Route("/fail", fail), Route("/{path:path}", answer)]
+    app = Starlette(routes=routes, middleware=[Middleware(Requests), Middleware(UnexpectedErrors)])
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("10.0.0.7", 1))
+    raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.get(path, headers=raw)
+
+
+def requests(out: io.StringIO) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    return [line for line in lines if line["event"] == "request"]
+
+
+@pytest.mark.parametrize("request_id", ["a", "b7c1-22_x.y~z", "A" * 64])
+async def test_a_proxys_request_id_is_kept(request_id: str) -> None:
+    response = await get(x_request_id=request_id)
+
+    assert (response.text, response.headers["x-request-id"]) == (request_id, request_id)
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "a/b", "a" * 65, '"}', "\x1b[2J", "a\tb", "\xe9"])
+async def test_anything_else_gets_a_new_one(request_id: str) -> None:
+    response = await get(x_request_id=request_id)
+
+    assert response.text != request_id
+    assert len(response.text) == 16
+    assert response.headers["x-request-id"] == response.text
+
+
+async def test_every_request_has_another() -> None:
+    assert (await get()).text != (await get()).text
+
+
+async def test_a_request_is_one_line_with_how_it_ended(logged: io.StringIO) -> None:
+    response = await get("/wrong?last_event_id=secret", x_request_id="r1")
+
+    [line] = requests(logged)
+    assert response.status_code == 404
+    assert {name: line[name] for name in ("method", "path", "status", "client", "request_id", "server_id")} == {
+        "method": "GET",
+        "path": "/wrong",
+        "status": 404,
+        "client": "10.0.0.7",
+        "request_id": "r1",
+        "server_id": "replica-1",
+    }
+    assert line["duration_ms"] >= 0
+    assert "secret" not in logged.getvalue()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+async def test_probes_are_not_logged(logged: io.StringIO, path: str) -> None:
+    await get(path)
+
+    assert requests(logged) == []
+
+
+async def test_a_failure_is_logged_with_its_status(logged: io.StringIO) -> None:
+    response = await get("/fail")
+
+    assert response.status_code == 500
+    assert [line["status"] for line in requests(logged)] == [500]
+    assert response.headers["x-request-id"] == response.json()["request_id"] == requests(logged)[0]["request_id"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a%0A%7B%22event%22%3A%22forged%22%7D",
+        "/a%0D%0Aforged",
+        "/a%22%2C%22status%22%3A200%2C%22x%22%3A%22",
+        "/a%00b",
+        "/a%1B%5B2J",
+        "/a%E2%80%A8b",
+    ],
+)
+async def test_no_path_makes_a_line_or_a_field_of_its_own(logged: io.StringIO, path: str) -> None:
+    await get(path)
+
+    text = logged.getvalue()
+    assert text.count("\n") == 1
+    assert not any(ord(c) < 32 for c in text.removesuffix("\n"))
+    assert json.loads(text)["path"].startswith("/a")
+
+
+async def test_a_long_path_is_a_short_line(logged: io.StringIO) -> None:
+    await get("/" + "x" * 5000)
+
+    assert len(requests(logged)[0]["path"]) == 1001
+
+
+async def test_a_request_id_does_not_stay_for_the_next(logged: io.StringIO) -> None:
+    await get(x_request_id="r1")
+    structlog.get_logger().info("between")
+
+    lines = [json.loads(line) for line in logged.getvalue().splitlines()]
+    assert "request_id" not in next(line for line in lines if line["event"] == "between")
+
+
+async def test_other_kinds_of_connection_pass_untouched() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope, receive, send))
+
+    async def nothing(*_: Any) -> Any: ...
+
+    scope = {"type": "lifespan"}
+    await Requests(app)(scope, nothing, nothing)
+
+    assert seen == [({"type": "lifespan"}, nothing, nothing)]

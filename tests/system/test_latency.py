@@ -1,0 +1,48 @@
+"""How long a user waits, through nginx. Medians only: the machine that runs the tests does other things too."""
+
+import statistics
+import time
+
+import httpx
+import pytest
+
+from tests.cluster import Cluster
+from tests.replicas import PUBLISH_KEY, Reader, token
+
+pytestmark = pytest.mark.anyio
+
+LIMIT_S = 0.1
+
+
+async def test_a_stream_is_open_within_100_ms(system: Cluster, who: str) -> None:
+    took_s = []
+    for _ in range(20):
+        began = time.perf_counter()
+        async with await Reader.open(system.url, token(who)) as stream:
+            await stream.next("stream.open")
+            took_s.append(time.perf_counter() - began)
+
+    _show("stream.open", took_s)
+    assert statistics.median(took_s) < LIMIT_S
+
+
+async def test_an_event_is_read_within_100_ms_of_its_publish(system: Cluster, who: str) -> None:
+    took_s = []
+    authorization = {"authorization": f"Bearer {PUBLISH_KEY}"}
+    async with await Reader.open(system.url, token(who)) as stream, httpx.AsyncClient(base_url=system.url) as http:
+        await stream.next("stream.open")
+        for number in range(50):
+            body = {"topic": f"user:{who}", "type": "t", "data": number}
+            began = time.perf_counter()
+            await http.post("/api/publish", json=body, headers=authorization)
+            assert (await stream.next("t")).data == number
+            took_s.append(time.perf_counter() - began)
+
+    _show("publish to read", took_s)
+    assert statistics.median(took_s) < LIMIT_S
+
+
+def _show(what: str, took_s: list[float]) -> None:
+    ms = sorted(1000 * value for value in took_s)
+    line = f"{what}: median {statistics.median(ms):.1f} ms, max {ms[-1]:.1f} ms of {len(ms)}"
+    print(line)  # noqa: T201 - shown by `pytest -s`, and with every failure

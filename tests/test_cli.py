@@ -1,0 +1,164 @@
+"""The command line, over its real commands."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from allim.cli import main
+from tests.replicas import PUBLISH_KEY, SECRET, Replica, replica, token
+from tests.servers import end
+from tests.waiting import until_sync
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("ALLIM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ALLIM_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Replica]:
+    with replica(heartbeat_s=1, pulse_s=0.2) as running:
+        yield running
+
+
+def run(*args: str, **environ: str) -> Result:
+    return CliRunner().invoke(main, args, env=environ)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["up"], ["tail", "--user", "1"]])
+def test_wrong_settings_are_one_line_and_status_2(command: list[str]) -> None:
+    result = run(*command, ALLIM_HEARTBEAT_S="soon")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("allim: ALLIM_HEARTBEAT_S: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_an_unknown_setting_is_told_and_no_reason_to_stop() -> None:
+    result = run("serve", ALLIM_HEARBEAT_S="1", ALLIM_LOG_LEVEL="loud")
+
+    assert result.stderr.splitlines()[0] == "allim: ALLIM_HEARBEAT_S is no setting, ignored"
+    assert result.stderr.splitlines()[1].startswith("allim: ALLIM_LOG_LEVEL: ")
+
+
+def test_a_cluster_without_a_key_does_not_start() -> None:
+    result = run("serve", ALLIM_REDIS_URL="redis://localhost")
+
+    assert result.exit_code == 2
+    assert "ALLIM_SECRET_KEY: required" in result.stderr
+
+
+def test_a_port_that_is_taken_is_one_line_and_status_2(server: Replica) -> None:
+    command = [sys.executable, "-m", "allim", "serve", "--port", str(server.port)]
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+
+    assert result.returncode == 2
+    assert result.stderr == f"allim: cannot listen on 127.0.0.1:{server.port}: Address already in use\n"
+
+
+def test_no_replicas_is_a_mistake() -> None:
+    result = run("up", "--replicas", "0")
+
+    assert (result.exit_code, result.stderr) == (2, "allim: --replicas: must be at least 1\n")
+
+
+def test_help_and_version_need_no_settings() -> None:
+    assert run("--version", ALLIM_HEARTBEAT_S="x").output.startswith("allim, version ")
+    for command in ("serve", "up", "publish", "tail", "doctor"):
+        result = run(command, "-h", ALLIM_HEARTBEAT_S="x")
+        assert (result.exit_code, "Usage: " in result.output) == (0, True)
+
+
+def test_publish_prints_the_position(server: Replica) -> None:
+    args = ("publish", "user:1", "orders.shipped", '{"n": 1}', "--url", server.url, "--idempotency-key", "cli-1")
+
+    first = run(*args, "--key", PUBLISH_KEY)
+    again = run(*args, ALLIM_PUBLISH_KEY=PUBLISH_KEY)
+
+    assert first.exit_code == 0
+    assert first.stdout.endswith(" (memory)\n")
+    assert again.stdout == first.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("user:1", "t", "{"), "allim: JSON: "),
+        (("user:1", "t", ""), "allim: JSON: "),
+        (("A", "t", "1"), "allim: topic: must look like"),
+        (("a", "stream.open", "1"), "allim: type: "),
+    ],
+)
+def test_publish_says_what_is_wrong(server: Replica, args: tuple[str, ...], told: str) -> None:
+    result = run("publish", *args, "--url", server.url, "--key", PUBLISH_KEY)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(told)
+    assert result.stderr.count("\n") == 1
+
+
+def test_publish_with_a_wrong_key_is_refused(server: Replica) -> None:
+    result = run("publish", "a", "t", "1", "--url", server.url, "--key", "wrong")
+
+    assert (result.exit_code, result.stderr) == (2, "allim: The publish key is not known.\n")
+
+
+def test_publish_needs_a_key() -> None:
+    assert run("publish", "a", "t", "1").exit_code == 2
+
+
+def test_publish_without_a_server_is_not_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("allim.client.BACKOFF_S", 0.001)
+
+    result = run("publish", "a", "t", "1", "--url", "http://127.0.0.1:1", "--key", "k")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("allim: 5 attempts: ")
+
+
+def test_tail_shows_id_type_and_data(server: Replica, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-u", "-m", "allim", "tail", "--url", server.url, "--user", "tail"]
+    environ = {**os.environ, "ALLIM_SECRET_KEY": SECRET, "ALLIM_DATA_DIR": str(tmp_path)}
+    with out.open("wb") as file:
+        process = subprocess.Popen(command, env=environ, stdout=file, stderr=file)
+    try:
+        until_sync(lambda: "stream.open" in out.read_text(), what="the stream is open")
+        position = server.publish(("user:tail", "t", {"text": "ü"})).json()["id"]
+        until_sync(lambda: f'{position}  t  {{"text": "ü"}}\n' in out.read_text(), what="the event is shown")
+    finally:
+        end(process)
+
+
+def test_tail_that_is_refused_is_one_line_and_status_2(server: Replica) -> None:
+    result = run("tail", "--url", server.url, "--token", "garbage")
+    foreign = run("tail", "--url", server.url, "--token", token(), "--topics", "secret")
+
+    assert (result.exit_code, result.stderr) == (2, "allim: The token is not valid; sign in again.\n")
+    assert (foreign.exit_code, foreign.stderr.count("\n")) == (2, 1)
+
+
+def test_tail_needs_somebody_to_be() -> None:
+    result = run("tail")
+
+    assert (result.exit_code, result.stderr) == (2, "allim: give --token or --user\n")
+
+
+def test_doctor_prints_what_is_wrong_and_what_to_do() -> None:
+    fine = run("doctor", ALLIM_SECRET_KEY=SECRET)
+    wrong = run("doctor", ALLIM_SECRET_KEY=SECRET, ALLIM_REDIS_URL="redis://127.0.0.1:1")
+
+    assert fine.exit_code == 0, fine.output
+    assert "ok   settings: one process, memory broker" in fine.stdout
+    assert wrong.exit_code == 1
+    assert "FAIL redis: " in wrong.stdout
+    assert "     → check ALLIM_REDIS_URL" in wrong.stdout

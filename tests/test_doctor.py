@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from allim.doctor import Finding, examine
+from tests.replicas import SECRET, replica
+from tests.servers import Redis, free_port, redis_server
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"ALLIM_DATA_DIR": str(tmp_path), "ALLIM_SECRET_KEY": SECRET}
+
+
+def named(findings: list[Finding], what: str) -> Finding:
+    [finding] = [finding for finding in findings if finding.what == what]
+    return finding
+
+
+async def test_wrong_settings_are_the_only_finding() -> None:
+    [finding] = await examine({"ALLIM_HEARTBEAT_S": "soon"}, None)
+
+    assert (finding.what, finding.ok) == ("settings", False)
+    assert finding.detail.startswith("ALLIM_HEARTBEAT_S: ")
+
+
+async def test_one_process_has_settings_and_a_database(environ: dict[str, str]) -> None:
+    findings = await examine(environ, None)
+
+    assert [(finding.what, finding.ok) for finding in findings] == [
+        ("settings", True),
+        ("database", True),
+        ("redis", True),
+    ]
+    assert named(findings, "database").detail.startswith("sqlite answers in ")
+    assert named(findings, "redis").detail == "not used"
+
+
+async def test_a_slip_of_the_pen_is_found(environ: dict[str, str]) -> None:
+    finding = named(await examine({**environ, "ALLIM_HEARBEAT_S": "1"}, None), "settings")
+
+    assert not finding.ok
+    assert "ALLIM_HEARBEAT_S" in finding.advice
+
+
+async def test_a_redis_that_will_do(environ: dict[str, str], redis: Redis) -> None:
+    findings = await examine({**environ, "ALLIM_REDIS_URL": redis.url}, None)
+
+    assert all(finding.ok for finding in findings)
+    assert named(findings, "redis memory").detail == "noeviction"
+    assert "reset" in named(findings, "redis durability").advice
+    assert "PostgreSQL" in named(findings, "database").advice
+
+
+async def test_a_redis_that_is_down(environ: dict[str, str]) -> None:
+    findings = await examine({**environ, "ALLIM_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}, None)
+
+    finding = named(findings, "redis")
+    assert not finding.ok
+    assert finding.advice == "check ALLIM_REDIS_URL and that redis-server runs"
+
+
+async def test_a_redis_that_deletes_without_a_word(environ: dict[str, str]) -> None:
+    with redis_server("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
+        findings = await examine({**environ, "ALLIM_REDIS_URL": server.url}, None)
+
+    finding = named(findings, "redis memory")
+    assert (finding.ok, finding.detail) == (False, "allkeys-lru")
+    assert "noeviction" in finding.advice
+
+
+@pytest.mark.parametrize(("append_only", "ok"), [("no", False), ("yes", True)])
+async def test_a_redis_that_is_said_to_be_durable_must_be(
+    environ: dict[str, str], append_only: str, ok: bool
+) -> None:
+    with redis_server("--appendonly", append_only) as server:
+        findings = await examine({**environ, "ALLIM_REDIS_URL": server.url, "ALLIM_REDIS_DURABLE": "1"}, None)
+
+    assert named(findings, "redis durability").ok is ok
+
+
+@pytest.mark.parametrize("url", ["mysql://localhost/x", "garbage", "postgresql://u:p@127.0.0.1:1/x"])
+async def test_a_database_that_cannot_be_used(environ: dict[str, str], url: str) -> None:
+    finding = named(await examine({**environ, "ALLIM_DATABASE_URL": url}, None), "database")
+
+    assert not finding.ok
+    assert "ALLIM_DATABASE_URL" in finding.advice
+
+
+async def test_a_stream_that_comes_at_once(environ: dict[str, str]) -> None:
+    with replica() as running:
+        finding = named(await examine(environ, running.url), "stream")
+
+    assert finding.ok
+    assert finding.detail.startswith("stream.open after ")
+    assert finding.detail.endswith(f"from replica-{running.port}")
+
+
+async def test_a_stream_under_another_key_is_refused(environ: dict[str, str]) -> None:
+    with replica(secret_key="another key than that of this shell, long enough") as running:
+        finding = named(await examine(environ, running.url), "stream")
+
+    assert not finding.ok
+    assert "ALLIM_SECRET_KEY" in finding.advice
+
+
+async def test_nobody_who_answers(environ: dict[str, str]) -> None:
+    finding = named(await examine(environ, f"http://127.0.0.1:{free_port()}"), "stream")
+
+    assert (finding.ok, finding.detail) == (False, "no frame within 2 s")
