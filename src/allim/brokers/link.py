@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 CONNECT_TIMEOUT_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 CHANNELS_PER_COMMAND = 1000
+CANCEL_AGAIN_S = 0.05
 TURN_S = 0.005  # how long buffered messages may keep the event loop
 
 
@@ -142,6 +143,8 @@ class Link:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connection.connect()  # type: ignore[no-untyped-call]
                 await self._connected(await _run_id(connection))
+            if _being_cancelled():  # and redis-py swallowed it: see `_end`
+                raise asyncio.CancelledError
             self._commands.clear()
             self._unconfirmed = dict.fromkeys(self._wanted, 1)
             self._commands.extend(("SUBSCRIBE", channel) for channel in self._wanted)
@@ -203,9 +206,18 @@ async def _first_to_end(*ways: Coroutine[None, None, None]) -> None:
         for task in done:
             task.result()
     finally:
-        for task in tasks:
+        await _end(tasks)
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended. On CPython 3.11 `asyncio.wait_for`, which redis-py writes through, may swallow a
+    cancellation (gh-86296); may go with 3.12 as the oldest Python."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _being_cancelled() -> bool:
