@@ -23,7 +23,7 @@ from allim.http import health, problems, publish
 from allim.http.auth import PublishKeys, Tokens
 from allim.http.requests import Requests
 from allim.hub import Broker, Hub, HubSettings
-from allim.settings import Settings, load_settings
+from allim.settings import Settings, load_settings, naming
 from allim.storage import migrate, open_engine, reachable
 from allim.telemetry import Metrics
 from allim.transports import sse
@@ -43,12 +43,16 @@ PAGE = next(
 def create_app(settings: Settings | None = None) -> Starlette:
     """The whole application.
 
-    Raises: SettingsError when the environment is wrong; ValueError when a URL or key in it cannot be used.
+    Raises: SettingsError naming the variable that is wrong.
     """
     settings = settings or load_settings()
     metrics = Metrics(settings.server_id)
-    hub = Hub(_broker(settings, metrics), metrics, _hub_settings(settings))
-    engine = open_engine(settings.database_url)
+    with naming("REDIS_URL"):
+        hub = Hub(_broker(settings, metrics), metrics, _hub_settings(settings))
+    with naming("DATABASE_URL"):
+        engine = open_engine(settings.database_url)
+    with naming("PUBLISH_KEYS"):
+        publish_keys = PublishKeys(settings.publish_keys)
     tokens = Tokens(settings.secret_key, settings.session_lifetime_s)
     profile = partial(accounts.profile, engine)
 
@@ -73,7 +77,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         routes=[
             *accounts.routes(account_service, tokens),
             *snapshots.routes(snapshot_service, tokens),
-            *publish.routes(hub, PublishKeys(settings.publish_keys)),
+            *publish.routes(hub, publish_keys),
             *sse.routes(hub, speech, tokens.identify),
             *health.routes(checks),
             _metrics_route(metrics),

@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 import click
+import httpx
 
 from allim import __version__
 from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
@@ -60,12 +61,13 @@ def publish(topic: str, type_: str, data: str, url: str, key: str, idempotency_k
     """Publish one event and print its position."""
     try:
         value = json.loads(data)
+        json.dumps(value, allow_nan=False)  # Python reads NaN, which is no JSON
     except ValueError as error:
         _fail(f"JSON: {error}")
     try:
         with Publisher(url, key) as publisher:
             published = publisher.publish(topic, type_, value, idempotency_key=idempotency_key)
-    except (ClientError, NotConfirmed) as error:
+    except (ClientError, NotConfirmed, httpx.InvalidURL) as error:
         _fail(str(error))
     click.echo(f"{published.ids[0]} ({published.durability})")
 
@@ -85,7 +87,7 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
         token = Tokens(_settings().secret_key, 3600).issue(str(user))
     try:
         asyncio.run(_follow(Subscriber(url, token, topics=names, last_event_id=last_event_id)))
-    except ClientError as error:
+    except (ClientError, httpx.InvalidURL) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         pass
@@ -116,7 +118,7 @@ def _serve(settings: Settings, host: str, port: int) -> None:
         _fail(f"cannot listen on {host}:{port}: {error.strerror or error}")
     try:
         app = create_app(settings)
-    except ValueError as error:
+    except SettingsError as error:
         _fail(str(error))
     serve(app, settings, listener)
 

@@ -246,7 +246,7 @@ class Parser:
             self._type = value
         elif name == "id" and "\0" not in value:
             self._id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and value.isascii() and value.isdigit() and len(value) < 10:
             self.retry_ms = int(value)
 
     def _dispatch(self) -> Message | None:
@@ -255,7 +255,8 @@ class Parser:
         data, self._data = self._data, []
         if not data:
             return None
-        return Message(type_, json.loads("\n".join(data)), self.last_event_id)
+        text = "\n".join(data)
+        return Message(type_, json.loads(text) if text else "", self.last_event_id)
 
 
 class Subscriber:
@@ -304,6 +305,8 @@ class Subscriber:
             if response.status_code != 200:
                 await response.aread()
                 raise _refusal(response)
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise ClientError(200, {"detail": "the answer is no event stream; is the URL that of allim?"})
             async for chunk in response.aiter_raw():
                 for message in parser.feed(chunk):
                     self.last_event_id = message.id

@@ -74,7 +74,10 @@ _SHARED_SQLITE = "replicas on several machines need PostgreSQL: a SQLite file is
 async def _redis(settings: Settings) -> list[Finding]:
     if settings.redis_url is None:
         return [Finding("redis", True, "not used")]
-    redis = Redis.from_url(settings.redis_url, protocol=2, socket_timeout=TIMEOUT_S)
+    try:
+        redis = Redis.from_url(settings.redis_url, protocol=2, socket_timeout=TIMEOUT_S)
+    except ValueError as error:
+        return [Finding("redis", False, str(error), "correct ALLIM_REDIS_URL")]
     try:
         took_ms = await _timed(redis.ping)
         info: dict[str, Any] = await redis.info()
@@ -126,7 +129,7 @@ async def _stream(settings: Settings, url: str) -> Finding:
     except TimeoutError:
         advice = "see that replicas run; switch buffering off on the way: proxy_buffering off, as in nginx/"
         return Finding("stream", False, f"no frame within {FIRST_FRAME_S:.0f} s", advice)
-    except (ClientError, httpx.HTTPError) as error:
+    except (ClientError, httpx.HTTPError, httpx.InvalidURL) as error:
         advice = "for 401: this shell and the replicas need the same ALLIM_SECRET_KEY"
         return Finding("stream", False, str(error) or type(error).__name__, advice)
     return Finding("stream", False, "the stream ended at once")

@@ -6,13 +6,14 @@ Every setting, its unit and default stands in docs/operations.md.
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "ALLIM_"
 MIN_SECRET_CHARS = 32
@@ -52,7 +53,10 @@ def _redis_scheme(value: str | None) -> str | None:
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        ip_network(value, strict=False)
+        try:
+            ip_network(value, strict=False)
+        except ValueError:
+            raise ValueError("must be addresses or networks, separated by commas") from None
     return values
 
 
@@ -63,6 +67,18 @@ class Settings(BaseSettings):
     """One replica's settings. Units stand in the names."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True, extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_settings` hands in: the environment it was given, and no other."""
+        return (init_settings,)
 
     redis_url: Annotated[str | None, AfterValidator(_redis_scheme)] = None
     redis_prefix: Annotated[str, AfterValidator(_prefix), Field(min_length=1, max_length=64)] = "allim"
@@ -116,6 +132,18 @@ def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
+@contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """What a part finds wrong with its setting is told as that setting's.
+
+    Raises: SettingsError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}{setting}: {error}") from error
+
+
 def load_or_create_secret(data_dir: Path) -> str:
     """The signing key kept in the data folder; the first process to come makes it.
 
@@ -133,7 +161,12 @@ def load_or_create_secret(data_dir: Path) -> str:
             pass
         finally:
             fresh.unlink()
-        return path.read_text("ascii").strip()
+        secret = path.read_text("utf-8").strip()
+        if len(secret) < MIN_SECRET_CHARS:
+            raise SettingsError(
+                f"{path}: must hold {MIN_SECRET_CHARS} characters or more; remove it to get a new one"
+            )
+        return secret
     except OSError as error:
         raise SettingsError(f"{PREFIX}DATA_DIR: {error.strerror}: {path}") from error
 

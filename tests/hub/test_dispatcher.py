@@ -360,7 +360,7 @@ async def test_a_stream_that_catches_up_is_told_nothing_here(bench: Bench) -> No
 
 async def test_an_order_ends_the_streams_of_its_session_and_is_not_written(bench: Bench) -> None:
     mine, other = bench.stream("user:42"), bench.stream("user:42", session="s2")
-    order = encode_control("user:42", Control("s1", "signed_out"))
+    order = encode_control("user:42", Control("s1", CloseReason.SIGNED_OUT))
 
     bench.dispatcher.on_event(bench.history.add("user:42", 1, order.lines))
 
@@ -370,7 +370,7 @@ async def test_an_order_ends_the_streams_of_its_session_and_is_not_written(bench
 
 async def test_an_order_missed_by_the_link_is_obeyed_after_the_repair(bench: Bench) -> None:
     mine, other = bench.stream("user:42"), bench.stream("user:42", session="s2")
-    order = encode_control("user:42", Control("s1", "signed_out"))
+    order = encode_control("user:42", Control("s1", CloseReason.SIGNED_OUT))
     bench.dispatcher.link_down()
     bench.history.add("user:42", 1, order.lines)
     bench.history.add("user:42", 2)
@@ -413,3 +413,27 @@ async def test_stopping_ends_a_repair_under_way(bench: Bench) -> None:
     assert not [
         task for task in asyncio.all_tasks() if task.get_name() == "allim link repair" and not task.cancelling()
     ]
+
+
+async def test_a_hole_that_history_cannot_fill_is_told_once_and_the_event_comes() -> None:
+    bench = Bench()
+    stream = bench.stream("a", at=1)
+    bench.history.now = Position(5, 0)
+
+    bench.dispatcher.on_event(Event("a", Position(5, 0), Position(4, 0), encode("t", 5)))
+    await until(lambda: stream.data)
+
+    assert stream.data == [5]
+    assert stream.gaps == [(("a",), "trimmed")]
+    assert len(bench.history.asked) == 1
+
+
+async def test_a_hole_behind_a_new_origin_is_told_once() -> None:
+    bench = Bench()
+    stream = bench.stream("a", at=1)
+    bench.history.floor = bench.history.now = Position(5, 1)
+
+    bench.dispatcher.on_event(Event("a", Position(5, 0), Position(4, 0), encode("t", 5)))
+    await until(lambda: stream.data)
+
+    assert stream.gaps == [(("a",), "origin")]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from allim.client import Parser
 from allim.errors import Invalid, TooLarge
-from allim.hub import Draft, Event, Position
+from allim.hub import CloseReason, Draft, Event, Position
 from allim.hub.event import Control, encode, encode_control, encode_draft
 
 LIMIT = 65536
@@ -143,11 +143,11 @@ def test_the_limit_counts_the_bytes_of_the_whole_event() -> None:
 
 
 def test_a_control_entry_reads_back() -> None:
-    topic, lines = encode_control("user:1", Control("s\n1", "signed_out"))
+    topic, lines = encode_control("user:1", Control("s\n1", CloseReason.SIGNED_OUT))
 
     assert topic == "user:1"
     assert lines == b'event: stream.end\ndata: {"session":"s\\n1","reason":"signed_out"}\n\n'
-    assert Event(topic, Position(1, 0), Position(0, 0), lines).control == Control("s\n1", "signed_out")
+    assert Event(topic, Position(1, 0), Position(0, 0), lines).control == Control("s\n1", CloseReason.SIGNED_OUT)
 
 
 @pytest.mark.parametrize("type_", ["stream.endx", "t"])

@@ -1,5 +1,6 @@
 -- The shard's hybrid clock. Prepended to every script: positions are given out inside the atomic step only.
--- Key: hash {ms, seq, floor}. Doubles hold milliseconds exactly until the year 287,396.
+-- Key: hash {ms, seq, floor, run_id}, the last being the Redis process in which the history's origin lies.
+-- Doubles hold milliseconds exactly until the year 287,396.
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -17,7 +18,8 @@ local function load_clock(key)
     return {key = key, ms = tonumber(stored[1]), seq = tonumber(stored[2]), floor = stored[3]}
   end
   local ms = now_ms()
-  redis.call('HSET', key, 'ms', text(ms, 0):match('^%d+'), 'seq', 0, 'floor', text(ms, 0))
+  local run_id = redis.call('INFO', 'server'):match('run_id:(%x+)')
+  redis.call('HSET', key, 'ms', text(ms, 0):match('^%d+'), 'seq', 0, 'floor', text(ms, 0), 'run_id', run_id)
   return {key = key, ms = ms, seq = 0, floor = text(ms, 0)}
 end
 

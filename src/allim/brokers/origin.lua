@@ -7,7 +7,7 @@ if known == ARGV[1] then
   return 0
 end
 redis.call('HSET', KEYS[1], 'run_id', ARGV[1])
-if not known or ARGV[2] == '1' then
+if ARGV[2] == '1' then
   return 0
 end
 local floor = tick(clock, now_ms())

@@ -165,7 +165,7 @@ class RedisBroker:
     def _hear(self, channel: bytes, message: bytes) -> None:
         assert self._listener is not None
         if channel == self._pulse_channel_bytes:
-            self._listener.on_pulse(Position.parse(message.decode()))
+            self._listener.on_pulse(_position(message))
             return
         head, _, lines = message.partition(b"\n")
         position, _, prev = head.partition(b" ")
@@ -178,7 +178,9 @@ class RedisBroker:
         try:
             if not (lines.startswith(b"event: ") and lines.endswith(b"\n\n")):
                 raise ValueError("not the lines of an event")
-            return Event(topic, Position.parse(position.decode()), Position.parse(prev.decode()), lines)
+            event = Event(topic, Position.parse(position.decode()), Position.parse(prev.decode()), lines)
+            _ = event.control  # raises for an order we do not know
+            return event
         except ValueError as error:
             self._metrics.bad_entry()
             log.error("unreadable entry skipped", topic=topic, position=position, error=str(error))
@@ -200,7 +202,7 @@ class RedisBroker:
 
 
 def _position(text: bytes) -> Position:
-    """The position, or the first of all when somebody else wrote this."""
+    """The position, or the first of all when somebody else wrote this: it claims nothing."""
     try:
         return Position.parse(text.decode())
     except ValueError:

@@ -46,12 +46,15 @@ class ScriptCalls:
         self._redis = redis
         self._waiting: list[Call] = []
         self._sender: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def call(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """The script's reply.
 
         Raises: Unavailable when Redis did not answer (then the effect is unknown) or refused.
         """
+        if self._closed:
+            raise Unavailable("the broker is closing")
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(Call(script, (script.registered.sha, len(keys), *keys, *args), done))
         if self._sender is None:
@@ -59,6 +62,7 @@ class ScriptCalls:
         return await done
 
     async def close(self) -> None:
+        self._closed = True
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)

@@ -7,6 +7,7 @@ dispatches them in order, then what it held, and goes on. The streams stay open.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -22,6 +23,18 @@ log = structlog.get_logger(__name__)
 
 REPAIR_TOPICS = 200  # topics read in one step of a repair: a bound on what Redis does at a stretch
 REPAIR_RETRY_S = 0.5
+
+
+class Missed(NamedTuple):
+    """What history says of the time a link did not bring.
+
+    Shape: the events in order, the topics it cannot answer for with the reason, and the newest position it was asked
+    for.
+    """
+
+    events: Sequence[Event]
+    lost: dict[str, str]
+    now: Position
 
 
 class Dispatcher:
@@ -46,6 +59,7 @@ class Dispatcher:
         self._alive = alive
         self._beat = beat
         self._held: list[Event | Position] | None = None
+        self._unfilled: Position | None = None  # where a hole begins that is being filled
         self._repair: asyncio.Task[None] | None = None
         self.heard = ZERO
         self.stood_up = asyncio.Event()
@@ -58,6 +72,7 @@ class Dispatcher:
         elif (seen := self._seen_before_hole(event)) is not None:
             log.warning("hole in a topic", topic=event.topic, seen=str(seen), prev=str(event.prev))
             self._held = [event]
+            self._unfilled = seen
             self._start_repair([event.topic], seen)
         else:
             self._dispatch(event)
@@ -79,7 +94,8 @@ class Dispatcher:
         self.stood_up.set()
         if self._held is not None:
             self._metrics.link_repaired()
-            self._start_repair(self._registry.topics(), self.heard)
+            after = self.heard if self._unfilled is None else min(self.heard, self._unfilled)
+            self._start_repair(self._registry.topics(), after)
 
     def stop(self) -> None:
         if self._repair is not None:
@@ -124,7 +140,7 @@ class Dispatcher:
     async def _run_repair(self, names: Sequence[str], after: Position) -> None:
         while True:
             try:
-                missed, lost = await self._read_missed(names, after)
+                missed = await self._read_missed(names, after)
             except Unavailable as error:
                 log.warning("repair waits for history", error=error.detail)
                 await asyncio.sleep(REPAIR_RETRY_S)
@@ -132,13 +148,13 @@ class Dispatcher:
                 log.exception("repair failed, trying again")
                 await asyncio.sleep(REPAIR_RETRY_S)
             else:
-                self._release(missed, lost)
+                self._release(missed, frozenset(names))
                 return
 
-    async def _read_missed(self, names: Sequence[str], after: Position) -> tuple[list[Event], dict[str, str]]:
-        """What history holds after a position, in order, and the topics it cannot answer for, with reasons."""
+    async def _read_missed(self, names: Sequence[str], after: Position) -> Missed:
         missed: list[Event] = []
         lost: dict[str, str] = {}
+        now: Position | None = None
         for at in range(0, len(names), REPAIR_TOPICS):
             chunk, cursor, complete = names[at : at + REPAIR_TOPICS], after, False
             while not complete:
@@ -146,8 +162,9 @@ class Dispatcher:
                 lost |= self._lost(reading, cursor)
                 events, cursor, complete = merge(reading)
                 missed += events
+            now = reading.now if now is None else min(now, reading.now)
         missed.sort(key=lambda event: event.position)
-        return missed, lost
+        return Missed(missed, lost, now or after)
 
     def _lost(self, reading: Reading, after: Position) -> dict[str, str]:
         lost: dict[str, str] = {}
@@ -163,21 +180,34 @@ class Dispatcher:
         topic = self._registry.topic(name)
         return ZERO if topic is None or topic.last is None else topic.last
 
-    def _release(self, missed: Sequence[Event], lost: dict[str, str]) -> None:
+    def _release(self, missed: Missed, names: frozenset[str]) -> None:
         """Gaps first, then what was missed, then what was held: positions rise on every stream."""
-        self._repair = None
+        self._repair = self._unfilled = None
         held, self._held = self._held or [], None
-        for name, reason in lost.items():
+        for name, reason in missed.lost.items():
             self._tell_gap(name, reason)
-        for event in missed:
+        for event in missed.events:
             self._dispatch_late(event)
         for item in held:
-            if isinstance(item, Event):
-                self.on_event(item)
-            else:
+            if not isinstance(item, Event):
                 self.on_pulse(item)
-        if missed or lost:
-            log.info("link repaired", missed=len(missed), lost_topics=len(lost))
+            elif item.topic in names and not self._holding() and self._cannot_be_filled(item, missed):
+                self._dispatch(item)
+            else:
+                self.on_event(item)
+        if missed.events or missed.lost:
+            log.info("repaired", missed=len(missed.events), lost_topics=len(missed.lost))
+
+    def _holding(self) -> bool:
+        return self._held is not None
+
+    def _cannot_be_filled(self, event: Event, missed: Missed) -> bool:
+        """Whether history was asked for what came before this event and does not have it: then a gap is told."""
+        if event.prev > missed.now or self._seen_before_hole(event) is None:
+            return False
+        if event.topic not in missed.lost:
+            self._tell_gap(event.topic, "trimmed")
+        return True
 
     def _dispatch_late(self, event: Event) -> None:
         topic = self._registry.topic(event.topic)

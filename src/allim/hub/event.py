@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 from allim.errors import FieldError, Invalid, TooLarge
+from allim.hub.close_reason import CloseReason
 from allim.hub.position import Position
 from allim.hub.topic import check_topic
 
@@ -44,7 +45,7 @@ class Control(NamedTuple):
     """An order to the replicas that hold a user's streams: end those of one session."""
 
     session: str
-    reason: str
+    reason: CloseReason
 
 
 class Event:
@@ -65,10 +66,16 @@ class Event:
 
     @property
     def control(self) -> Control | None:
-        """The order this entry carries, when it is one."""
+        """The order this entry carries, when it is one.
+
+        Raises: ValueError when it is none that we know; a broker refuses such an entry.
+        """
         if not self.lines.startswith(_CONTROL_PREFIX):
             return None
-        return Control(**json.loads(self.lines[len(_CONTROL_PREFIX) :]))
+        order = json.loads(self.lines[len(_CONTROL_PREFIX) :])
+        if not isinstance(order, dict) or not isinstance(order.get("session"), str):
+            raise ValueError("not an order")  # noqa: TRY004 - what is wrong is what somebody wrote, not our types
+        return Control(order["session"], CloseReason(str(order.get("reason"))))
 
 
 def encode(type_: str, data: object) -> bytes:

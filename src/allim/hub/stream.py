@@ -106,7 +106,7 @@ class Stream(ABC):
     def obey(self, control: Control) -> None:
         """Carry out an order that may concern this stream."""
         if control.session == self.session:
-            self.close(CloseReason(control.reason))
+            self.close(control.reason)
 
     @property
     def live(self) -> bool:

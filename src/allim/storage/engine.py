@@ -8,7 +8,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ _POSTGRES = {"postgres", "postgresql", "postgresql+asyncpg"}
 # SQLSTATE classes: connection, transaction rollback (deadlock), out of resources, operator intervention.
 _OUTAGES = {"08", "40", "53", "57"}
 _READS_ONLY = "allim_reads_only"
+# SQLite's wait for its one write lock is by chance, so some starve in a crowd: the writers of a process queue up
+# first, and only one of each process is in the crowd.
+_WRITE_LOCK = "allim_write_lock"
 
 
 def open_engine(url: str) -> AsyncEngine:
@@ -74,8 +77,9 @@ async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
     Raises: Unavailable when the database does not answer, or SQLite stays locked for `BUSY_TIMEOUT_S`.
     """
+    turn: AbstractAsyncContextManager[object] = engine.get_execution_options().get(_WRITE_LOCK) or nullcontext()
     with _database_errors():
-        async with engine.begin() as connection:
+        async with turn, engine.begin() as connection:
             yield connection
 
 
@@ -139,6 +143,7 @@ def _open_sqlite(url: URL) -> AsyncEngine:
         pool_size=5,
         max_overflow=5,
         pool_timeout=BUSY_TIMEOUT_S,
+        execution_options={_WRITE_LOCK: asyncio.Lock()},
     )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)

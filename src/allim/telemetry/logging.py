@@ -11,6 +11,7 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 _MAX_VALUE_CHARS = 1000
+_OURS = frozenset({"exception", "stack"})  # many lines, on purpose
 
 
 def configure_logging(server_id: str, level: str = "info", *, pretty: bool = False) -> None:
@@ -57,8 +58,9 @@ def _stamp(server_id: str) -> Processor:
 
 
 def _cap(_: Any, __: str, event: EventDict) -> EventDict:
-    """A value from outside may be long; a log line should not be."""
+    """A value from outside may be long, and may hold what moves a terminal's cursor; a log line should not."""
     for key, value in event.items():
-        if isinstance(value, str) and len(value) > _MAX_VALUE_CHARS:
-            event[key] = value[:_MAX_VALUE_CHARS] + "…"
+        if isinstance(value, str) and key not in _OURS and (len(value) > _MAX_VALUE_CHARS or not value.isprintable()):
+            cut = value[:_MAX_VALUE_CHARS] + ("…" if len(value) > _MAX_VALUE_CHARS else "")
+            event[key] = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     return event
