@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 
 import pytest
 
@@ -117,12 +118,30 @@ async def test_an_emptied_redis_is_a_new_origin_for_those_who_resume(redis: Redi
             assert stream.data == ["live"]
 
 
+async def test_positions_go_on_rising_when_an_emptied_redis_has_a_lagging_clock() -> None:
+    with redis_server() as server:
+        async with running(server.url) as replica:
+            stream = await replica.opened(ListStream())
+            with server.client() as client:
+                client.hset(f"{replica.prefix}:{{0}}:clock", "ms", int(time.time() * 1000) + 60_000)
+                ahead = Position.parse(await replica.publish("from a clock a minute ahead"))
+                await until(lambda: stream.data)
+                client.flushall()
+            await until(lambda: _clock_is_past(replica, ahead))
+
+            later = Position.parse(await replica.publish("later"))
+            await until(lambda: len(stream.data) == 2)
+
+            assert later > ahead
+            assert stream.data == ["from a clock a minute ahead", "later"]
+
+
 async def _now_is_after(replica: Replica, text: str) -> bool:
     return (await replica.broker.read(["user:42"], None, 1)).floor > Position.parse(text)
 
 
 async def _clock_is_past(replica: Replica, position: Position) -> bool:
-    return (await replica.broker.read(["user:42"], None, 1)).now.ms > position.ms
+    return (await replica.broker.read(["user:42"], None, 1)).now > position
 
 
 async def test_another_redis_in_its_place_is_told_as_a_gap_and_the_streams_stay() -> None:

@@ -33,6 +33,18 @@ local function tick(clock, server_ms)
   return text(clock.ms, clock.seq)
 end
 
+-- A replica that heard a newer position knows more than an emptied store whose time lags: positions never go back, and
+-- a new origin begins.
+local function raise_clock(clock, heard)
+  local ms, seq = heard:match('^(%d+)%-(%d+)$')
+  ms, seq = tonumber(ms), tonumber(seq)
+  if ms > clock.ms or (ms == clock.ms and seq > clock.seq) then
+    clock.ms, clock.seq = ms, seq
+    clock.floor = tick(clock, 0)
+    redis.call('HSET', clock.key, 'floor', clock.floor)
+  end
+end
+
 local function store_clock(clock)
   redis.call('HSET', clock.key, 'ms', string.format('%.0f', clock.ms), 'seq', string.format('%.0f', clock.seq))
 end

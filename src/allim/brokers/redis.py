@@ -63,6 +63,7 @@ class RedisBroker:
         self._durable = durable
         self._metrics = metrics
         self._listener: Listener | None = None
+        self._newest = ZERO  # position heard
         # protocol 2: what a subscriber reads is plain arrays; no maintenance notifications.
         # No retries: redis-py repeats a command whose answer is lost, and so its effect.
         self._pool = ConnectionPool.from_url(
@@ -141,7 +142,7 @@ class RedisBroker:
         )
 
     async def pulse(self) -> None:
-        await self._writes.call(self._pulse_script, [self._clock_key], [self._pulse_channel])
+        await self._writes.call(self._pulse_script, [self._clock_key], [self._pulse_channel, str(self._newest)])
 
     def replace_link(self) -> None:
         self._link.replace()
@@ -165,12 +166,15 @@ class RedisBroker:
     def _hear(self, channel: bytes, message: bytes) -> None:
         assert self._listener is not None
         if channel == self._pulse_channel_bytes:
-            self._listener.on_pulse(_position(message))
+            pulse = _position(message)
+            self._newest = max(self._newest, pulse)
+            self._listener.on_pulse(pulse)
             return
         head, _, lines = message.partition(b"\n")
         position, _, prev = head.partition(b" ")
         event = self._event(channel.decode()[len(self._topic_channel) :], position, prev, lines)
         if event is not None:
+            self._newest = max(self._newest, event.position)
             self._listener.on_event(event)
 
     def _event(self, topic: str, position: bytes, prev: bytes = b"", lines: bytes = b"") -> Event | None:
@@ -188,7 +192,7 @@ class RedisBroker:
 
     async def _note_origin(self, run_id: str) -> None:
         """Before the link stands again: a Redis that is another process than the one before may have lost events."""
-        args = [run_id, "1" if self._durable else ""]
+        args = [run_id, "1" if self._durable else "", str(self._newest)]
         if await self._writes.call(self._origin_script, [self._clock_key], args):
             log.warning("redis is another process, its history has a new origin", run_id=run_id)
 
