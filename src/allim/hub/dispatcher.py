@@ -119,11 +119,11 @@ class Dispatcher:
             return  # a repair has dispatched it, or the first stream's history covers it
         topic.last = event.position
         if (control := event.control) is not None:
-            for stream in tuple(topic.streams):
+            for stream in topic.streams:
                 stream.obey(control)
             return
         written = 0
-        for stream in tuple(topic.streams):
+        for stream in topic.streams:
             written += stream.deliver(event)
         self._metrics.dispatched(event.position.ms, written)
 
@@ -214,7 +214,7 @@ class Dispatcher:
         if topic is None or (topic.last is not None and event.position <= topic.last):
             return
         if event.control is None:
-            for stream in tuple(topic.streams):
+            for stream in topic.streams:
                 # Written past it already (another topic was faster): it cannot come in order any more, so say so.
                 if stream.live and stream.covered < event.position <= stream.last:
                     self._metrics.gap("trimmed")
@@ -225,7 +225,7 @@ class Dispatcher:
         topic = self._registry.topic(name)
         if topic is None:
             return
-        for stream in tuple(topic.streams):
+        for stream in topic.streams:
             if stream.live:  # one that catches up reads history itself, and is told by its own verdict
                 self._metrics.gap(reason)
                 stream.gap([name], reason)

@@ -10,13 +10,41 @@ class Topic:
     """A topic with at least one local stream.
 
     Shape: `last` is the newest position dispatched or covered by history, None until the first is known.
+    A user's own topic mostly has one stream, and a set of one costs 216 bytes: a set is made for the second.
     """
 
-    __slots__ = ("last", "streams")
+    __slots__ = ("_many", "_one", "last")
 
     def __init__(self) -> None:
-        self.streams: set[Stream] = set()
+        self._one: Stream | None = None
+        self._many: set[Stream] | None = None
         self.last: Position | None = None
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams as they are now: the caller's loop may end some."""
+        if self._many is not None:
+            return tuple(self._many)
+        return () if self._one is None else (self._one,)
+
+    @property
+    def deserted(self) -> bool:
+        return self._one is None and not self._many
+
+    def add(self, stream: Stream) -> None:
+        if self._many is not None:
+            self._many.add(stream)
+        elif self._one is None:
+            self._one = stream
+        else:
+            self._many = {self._one, stream}
+            self._one = None
+
+    def remove(self, stream: Stream) -> None:
+        if self._many is not None:
+            self._many.remove(stream)
+        else:
+            self._one = None
 
 
 class Registry:
@@ -29,7 +57,7 @@ class Registry:
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
         for name in stream.topics:
-            self._topics.setdefault(name, Topic()).streams.add(stream)
+            self._topics.setdefault(name, Topic()).add(stream)
 
     def remove(self, stream: Stream) -> list[str]:
         """Forget a stream; gives the topics that nobody here waits for any more."""
@@ -39,8 +67,8 @@ class Registry:
         deserted = []
         for name in stream.topics:
             topic = self._topics[name]
-            topic.streams.remove(stream)
-            if not topic.streams:
+            topic.remove(stream)
+            if topic.deserted:
                 del self._topics[name]
                 deserted.append(name)
         return deserted
