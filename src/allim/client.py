@@ -15,7 +15,8 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -271,29 +272,35 @@ class Subscriber:
         self._token = token
         self._topics = ",".join(topics)
         self._silence_s = _SILENCE_S
+        self._following: AsyncGenerator[Message, None] | None = None
         self._http = httpx.AsyncClient(timeout=httpx.Timeout(10.0))
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> AsyncIterator[Message]:
         """Messages in order, over all reconnects.
 
         Raises: ClientError when the server refuses the stream, or ends it and says not to come back.
         """
+        self._following = self._follow()
+        return self._following
+
+    async def _follow(self) -> AsyncGenerator[Message, None]:
         failures = 0
         while True:
             parser = Parser(self.last_event_id)
             try:
-                async for message in self._once(parser):
-                    failures = 0
-                    yield message
-                    if message.type == "stream.close" and not message.data["reconnect"]:
-                        raise ClientError(200, {"detail": f"the stream was ended: {message.data['reason']}"})
+                async with aclosing(self._once(parser)) as messages:
+                    async for message in messages:
+                        failures = 0
+                        yield message
+                        if message.type == "stream.close" and not message.data["reconnect"]:
+                            raise ClientError(200, {"detail": f"the stream was ended: {message.data['reason']}"})
             except httpx.TransportError:
                 failures += 1
             retry_s = (parser.retry_ms or 0) / 1000
             # A pause in any case: a proxy may end every answer at once.
             await asyncio.sleep(max(retry_s, _backoff_s(failures)))
 
-    async def _once(self, parser: Parser) -> AsyncIterator[Message]:
+    async def _once(self, parser: Parser) -> AsyncGenerator[Message, None]:
         headers = {"authorization": f"Bearer {self._token}", "accept": "text/event-stream"}
         if self.last_event_id:
             headers["last-event-id"] = self.last_event_id
@@ -315,6 +322,9 @@ class Subscriber:
                     yield message
 
     async def close(self) -> None:
+        """End the stream, also one whose loop was left by `break`."""
+        if self._following is not None:
+            await self._following.aclose()
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
