@@ -213,6 +213,17 @@ async def test_a_draining_hub_refuses_streams_and_is_not_ready(make_hub: MakeHub
     await until(lambda: stream.close_reason is CloseReason.DRAIN)
 
 
+async def test_a_stream_that_joined_before_the_drain_and_opens_after_it_is_drained_too(make_hub: MakeHub) -> None:
+    hub = await make_hub(drain_s=0.1)
+    stream = ListStream()
+    begin = await hub.join(stream, None)
+
+    hub.drain()
+    await hub.follow(stream, begin)
+
+    await until(lambda: stream.close_reason is CloseReason.DRAIN)
+
+
 async def test_ready_once_the_own_pulse_came_back(make_hub: MakeHub) -> None:
     hub = await make_hub()
 

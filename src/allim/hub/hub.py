@@ -111,7 +111,7 @@ class Hub:
             return
         self.draining = True
         for stream in self._registry:
-            leave_at = self._clock() + self._rng.uniform(0, self.settings.drain_s * DRAIN_SHARE)
+            leave_at = self._clock() + self._moment_of_drain_s()
             self._wheel.set(stream, min(leave_at, stream.deadline or leave_at))  # a token may expire sooner
 
     async def check(self) -> None:
@@ -242,10 +242,15 @@ class Hub:
         now = self._clock()
         stream.opened_at = now
         stream.beat = self._beat
-        lifetime_s = self.settings.stream_lifetime_s * self._rng.uniform(0.8, 1)
+        # A stream that was joining when the drain began is drained like the others.
+        rotation_s = self.settings.stream_lifetime_s * self._rng.uniform(0.8, 1)
+        lifetime_s = self._moment_of_drain_s() if self.draining else rotation_s
         self._wheel.set(stream, now + min(lifetime_s, stream.expires_at - time.time()))
         self._metrics.opened()
         log.info("stream opened", stream=stream.id, user=stream.subject, topics=stream.topics)
+
+    def _moment_of_drain_s(self) -> float:
+        return self._rng.uniform(0, self.settings.drain_s * DRAIN_SHARE)
 
     def _forget(self, stream: Stream) -> None:
         self._wheel.forget(stream)
