@@ -16,8 +16,10 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from allim.brokers import durability
 from allim.brokers.memory import MemoryBroker
 from allim.brokers.redis import RedisBroker
+from allim.brokers.server import pool_of
 from allim.domains import accounts, snapshots
 from allim.http import health, problems, publish
 from allim.http.auth import PublishKeys, Tokens
@@ -49,6 +51,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     metrics = Metrics(settings.server_id)
     with naming("REDIS_URL"):
         hub = Hub(_broker(settings, metrics), metrics, _hub_settings(settings))
+        redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
     with naming("PUBLISH_KEYS"):
@@ -57,7 +60,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     profile = partial(accounts.profile, engine)
 
     generation = snapshots.Generation(engine, hub.publish, profile, settings.server_id, settings.snapshot_step_ms)
-    queue = snapshots.open_queue(settings.redis_url, f"{settings.redis_prefix}:{{0}}:work", settings.server_id)
+    queue = snapshots.open_queue(redis_pool, f"{settings.redis_prefix}:{{0}}:work", settings.server_id)
     worker = snapshots.Worker(engine, queue, generation.attempt)
     snapshot_service = snapshots.Service(engine, profile, worker.start)
     account_service = accounts.Service(engine, tokens, accounts.Passwords(), snapshot_service, hub.end_session)
@@ -91,6 +94,16 @@ def create_app(settings: Settings | None = None) -> Starlette:
     return app
 
 
+async def check(settings: Settings) -> None:
+    """What can be wrong with a setting and only shows when the other side is asked: for the start.
+
+    Raises: SettingsError.
+    """
+    if settings.redis_url is not None:
+        with naming("DURABILITY"):
+            await durability.check(settings.redis_url, settings.durability)
+
+
 def _broker(settings: Settings, metrics: Metrics) -> Broker:
     if settings.redis_url is None:
         return MemoryBroker(settings.history_events, settings.history_ttl_s)
@@ -101,6 +114,7 @@ def _broker(settings: Settings, metrics: Metrics) -> Broker:
         prefix=settings.redis_prefix,
         history_events=settings.history_events,
         history_ttl_s=settings.history_ttl_s,
+        durability=settings.durability,
         durable=settings.redis_durable,
     )
 

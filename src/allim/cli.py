@@ -108,7 +108,7 @@ def doctor(url: str | None) -> None:
 
 
 def _serve(settings: Settings, host: str, port: int) -> None:
-    from allim.app import create_app  # late, so that `publish` and `tail` start at once
+    from allim.app import check, create_app  # late, so that `publish` and `tail` start at once
     from allim.serve import listen, serve
 
     configure_logging(settings.server_id, settings.log_level, pretty=settings.log_format == "text")
@@ -117,6 +117,7 @@ def _serve(settings: Settings, host: str, port: int) -> None:
     except OSError as error:
         _fail(f"cannot listen on {host}:{port}: {error.strerror or error}")
     try:
+        asyncio.run(check(settings))
         app = create_app(settings)
     except SettingsError as error:
         _fail(str(error))

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import httpx
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
+from allim.brokers.server import pool_of
 from allim.client import ClientError, Subscriber
 from allim.errors import AllimError
 from allim.http.auth import Tokens
@@ -21,6 +22,7 @@ from allim.storage import open_engine, reachable
 TIMEOUT_S = 5.0
 FIRST_FRAME_S = 2.0
 OLDEST_REDIS = (7, 0)
+_REDIS_OPTIONS: dict[str, Any] = {"protocol": 2, "socket_timeout": TIMEOUT_S}
 
 
 class Finding(NamedTuple):
@@ -75,7 +77,7 @@ async def _redis(settings: Settings) -> list[Finding]:
     if settings.redis_url is None:
         return [Finding("redis", True, "not used")]
     try:
-        redis = Redis.from_url(settings.redis_url, protocol=2, socket_timeout=TIMEOUT_S)
+        redis = Redis.from_pool(ConnectionPool.from_url(**pool_of(settings.redis_url), **_REDIS_OPTIONS))
     except ValueError as error:
         return [Finding("redis", False, str(error), "correct ALLIM_REDIS_URL")]
     try:

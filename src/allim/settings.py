@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -45,9 +45,12 @@ def _prefix(value: str) -> str:
     return value
 
 
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
+
+
 def _redis_scheme(value: str | None) -> str | None:
-    if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must start with redis://, rediss:// or unix://")
+    if value is not None and not value.startswith(_REDIS_SCHEMES):
+        raise ValueError(f"must start with {', '.join(_REDIS_SCHEMES)}")
     return value
 
 
@@ -83,6 +86,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[str | None, AfterValidator(_redis_scheme)] = None
     redis_prefix: Annotated[str, AfterValidator(_prefix), Field(min_length=1, max_length=64)] = "allim"
     redis_durable: bool = False
+    durability: Literal["memory", "replica", "disk"] = "memory"
     database_url: str = ""
     data_dir: Path = Path("data")
     secret_key: str = ""
@@ -177,6 +181,8 @@ def _completed(settings: Settings) -> dict[str, Any]:
         raise SettingsError(f"{PREFIX}SECRET_KEY: must have at least {MIN_SECRET_CHARS} characters")
     if settings.stream_buffer_bytes < settings.max_event_bytes:
         raise SettingsError(f"{PREFIX}STREAM_BUFFER_BYTES: must be at least {PREFIX}MAX_EVENT_BYTES")
+    if settings.durability != "memory" and not settings.clustered:
+        raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not settings.secret_key:
         raise SettingsError(
             f"{PREFIX}SECRET_KEY: required when {PREFIX}REDIS_URL is set: all replicas must sign with the same key"

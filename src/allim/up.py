@@ -78,7 +78,10 @@ def run(replicas: int, host: str, port: int, environ: Mapping[str, str]) -> int:
         nginx = find_program("nginx", environ)
         plan = make_plan(replicas, host, port, redis_url)
         shared = replica_environ(plan, environ)
-        drain_s = load_settings(shared).drain_s  # a wrong value is told here, once, and not by every replica
+        settings = load_settings(shared)  # a wrong value is told here, once, and not by every replica
+        if settings.durability != "memory" and redis is not None:
+            raise StartError("ALLIM_DURABILITY: the Redis started here keeps nothing; bring yours: ALLIM_REDIS_URL")
+        drain_s = settings.drain_s
         with _Stop(drain_s) as stop, private_folder() as folder:
             write_files(folder, plan, drain_s, redis=redis, nginx=nginx)
             check_nginx(nginx, folder / "nginx")

@@ -1,11 +1,13 @@
 """What every broker promises, over memory and over Redis."""
 
 import asyncio
+import random
 
 import pytest
 
 from allim.errors import Conflict
-from allim.hub import Broker, Entry, Event, Position, Publication
+from allim.hub import ZERO, Broker, Entry, Event, Position, Publication
+from allim.hub.catch_up import PAGE_BYTES
 from tests.contracts.conftest import MakeBroker
 from tests.streams import Lines
 from tests.waiting import until
@@ -25,6 +27,8 @@ class Ear:
 
     def on_pulse(self, position: Position) -> None:
         self.heard.append(position)
+
+    def on_origin(self, floor: Position) -> None: ...
 
     def link_down(self) -> None: ...
 
@@ -97,8 +101,8 @@ async def test_same_key_with_other_content_is_refused_and_stores_nothing(broker:
         await broker.publish(publication(("a", 2), key="p:k", fingerprint="f2"))
 
     assert caught.value.fields[0].field == "Idempotency-Key"
-    reading = await broker.read(["a"], Position(0, 0), 10)
-    assert [event.position for event in reading.topics[0].events] == [position]
+    reading = await broker.read(["a"], ZERO, 10, PAGE_BYTES)
+    assert [event.position for event in reading.events] == [position]
 
 
 async def test_a_batch_of_a_thousand_under_a_key(broker: Broker) -> None:
@@ -130,34 +134,66 @@ async def test_read_gives_what_is_after_a_position(broker: Broker) -> None:
     await broker.start(Ear())
     positions = await broker.publish(publication(*(("a", n) for n in range(5))))
 
-    reading = await broker.read(["a", "never"], positions[1], 10)
+    reading = await broker.read(["a", "never"], positions[1], 10, PAGE_BYTES)
 
-    assert [event.position for event in reading.topics[0].events] == list(positions[2:])
-    assert reading.topics[0].oldest_prev == Position(0, 0)
-    assert not reading.topics[1].events
-    assert reading.topics[1].oldest_prev is None
-    assert reading.now == positions[-1]
+    assert [event.position for event in reading.events] == list(positions[2:])
+    assert (reading.trimmed, reading.kept, reading.complete) == ([], 3, True)
+    assert reading.now == reading.until == positions[-1]
     assert reading.floor < positions[0]
 
 
-async def test_read_pages_and_counts_the_rest(broker: Broker) -> None:
+async def test_a_page_is_full_at_a_number_of_events_and_counts_the_rest(broker: Broker) -> None:
     await broker.start(Ear())
     positions = await broker.publish(publication(*(("a", n) for n in range(5))))
 
-    [page] = (await broker.read(["a"], Position(0, 0), 2)).topics
+    page = await broker.read(["a"], ZERO, 2, PAGE_BYTES)
 
     assert [event.position for event in page.events] == list(positions[:2])
-    assert page.more == 3
+    assert (page.kept, page.complete) == (5, False)
+    assert positions[1] <= page.until < positions[2]
+
+
+async def test_a_page_is_full_at_a_number_of_bytes_and_never_empty(broker: Broker) -> None:
+    await broker.start(Ear())
+    await broker.publish(publication(*(("a", "x" * 1000) for _ in range(100))))
+
+    page = await broker.read(["a"], ZERO, 1000, 10)
+
+    assert 1 <= len(page.events) <= 8
+    assert (page.kept, page.complete) == (100, False)
+
+
+@pytest.mark.parametrize("max_bytes", [1, 700, PAGE_BYTES])
+@pytest.mark.parametrize("max_events", [1, 3, 1000])
+async def test_pages_of_several_topics_give_every_event_once_and_in_order(
+    broker: Broker, max_events: int, max_bytes: int
+) -> None:
+    await broker.start(Ear())
+    of = random.Random(max_events * max_bytes)
+    topics = ["a", "b", "c", "never"]
+    batch = publication(*((of.choice("aabbbc"), n) for n in range(120)))
+    positions = await broker.publish(batch)
+
+    got: list[Position] = []
+    after, complete = positions[9], False
+    while not complete:
+        page = await broker.read(topics, after, max_events, max_bytes)
+        got += [event.position for event in page.events]
+        assert page.until > after
+        after, complete = page.until, page.complete
+
+    assert got == list(positions[10:])
+    assert after == positions[-1]
 
 
 async def test_read_of_the_clock_alone(broker: Broker) -> None:
     await broker.start(Ear())
     positions = await broker.publish(publication(("a", 1)))
 
-    reading = await broker.read(["a"], None, 10)
+    reading = await broker.read(["a"], None, 10, PAGE_BYTES)
 
     assert reading.now == positions[-1]
-    assert not reading.topics[0].events
+    assert (list(reading.events), reading.kept, reading.complete) == ([], 0, True)
 
 
 async def test_history_keeps_the_newest_and_says_what_it_trimmed(make_broker: MakeBroker) -> None:
@@ -165,10 +201,12 @@ async def test_history_keeps_the_newest_and_says_what_it_trimmed(make_broker: Ma
     await broker.start(Ear())
     positions = await broker.publish(publication(*(("a", n) for n in range(5))))
 
-    [page] = (await broker.read(["a"], Position(0, 0), 10)).topics
+    await broker.publish(publication(("b", 1)))
 
-    assert [event.position for event in page.events] == list(positions[2:])
-    assert page.oldest_prev == positions[1]
+    for seen, trimmed in [(ZERO, ["a"]), (positions[0], ["a"]), (positions[1], []), (positions[2], [])]:
+        page = await broker.read(["a", "b"], seen, 10, PAGE_BYTES)
+        assert page.trimmed == trimmed
+    assert [event.position for event in page.events[:2]] == list(positions[3:])
 
 
 async def test_history_of_a_silent_topic_expires(make_broker: MakeBroker) -> None:
@@ -177,10 +215,20 @@ async def test_history_of_a_silent_topic_expires(make_broker: MakeBroker) -> Non
     await broker.publish(publication(("a", 1)))
 
     async def gone() -> bool:
-        [page] = (await broker.read(["a"], Position(0, 0), 10)).topics
-        return not page.events and page.oldest_prev is None
+        page = await broker.read(["a"], ZERO, 10, PAGE_BYTES)
+        return not page.events and not page.trimmed
 
     await until(gone)
+
+
+async def test_heads_are_the_newest_positions(broker: Broker) -> None:
+    await broker.start(Ear())
+    positions = await broker.publish(publication(("a", 1), ("b", 1), ("a", 2)))
+
+    heads = await broker.heads(["a", "b", "never"])
+
+    assert list(heads.newest) == [positions[2], positions[1], ZERO]
+    assert heads.floor < positions[0]
 
 
 async def test_unsubscribe_and_subscribe_again_hears_again(broker: Broker) -> None:

@@ -31,7 +31,7 @@ class Server:
         return await self.client.post("/api/publish", json=body, headers={"authorization": f"Bearer {key}", **named})
 
     async def stored(self, topic: str = "user:1") -> list[str]:
-        [page] = (await self.broker.read([topic], ZERO, 2000)).topics
+        page = await self.broker.read([topic], ZERO, 2000, 1 << 20)
         return [str(event.position) for event in page.events]
 
 

@@ -1,73 +1,88 @@
-from hypothesis import given
-from hypothesis import strategies as st
+"""Catch-up of one stream over a memory broker: what is told, and what the next hole means to it."""
 
-from allim.hub import ZERO, Event, Position, Reading, TopicHistory
-from allim.hub.catch_up import merge, trimmed_topics
+import pytest
+
+from allim.brokers.memory import MemoryBroker
+from allim.hub import ZERO, Backlog, Entry, Position, Publication
+from allim.hub.catch_up import CatchUp
 from allim.hub.event import encode
+from allim.hub.stream import Hole
+from allim.telemetry import Metrics
+from tests.streams import ListStream
+
+pytestmark = pytest.mark.anyio
 
 
-def event(topic: str, ms: int, prev: int = 0) -> Event:
-    return Event(topic, Position(ms, 0), Position(prev, 0), encode("t", ms))
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker(history_events=5)
 
 
-def history(topic: str, *times_ms: int, oldest_prev: int | None = None, more: int = 0) -> TopicHistory:
-    events = [event(topic, ms) for ms in times_ms]
-    return TopicHistory(topic, events, None if oldest_prev is None else Position(oldest_prev, 0), more)
+@pytest.fixture
+def catch_up(broker: MemoryBroker) -> CatchUp:
+    return CatchUp(broker, Metrics(), 3600, lambda: Backlog(1000))
 
 
-def reading(*histories: TopicHistory, now: int = 100) -> Reading:
-    return Reading(Position(now, 0), ZERO, now, histories)
+async def publish(broker: MemoryBroker, *data: object, topic: str = "user:42") -> list[Position]:
+    entries = [Entry(topic, encode("t", value)) for value in data]
+    return list(await broker.publish(Publication(entries, None, "")))
 
 
-def test_whole_histories_become_one_order_up_to_now() -> None:
-    page = merge(reading(history("a", 1, 4), history("b", 2, 3), history("c")))
+async def test_a_new_stream_covers_all_until_it_goes_live(broker: MemoryBroker, catch_up: CatchUp) -> None:
+    positions = await publish(broker, 1, 2)
+    stream = ListStream()
 
-    assert [e.position.ms for e in page.events] == [1, 2, 3, 4]
-    assert (page.until, page.complete) == (Position(100, 0), True)
+    await catch_up.follow(stream, await catch_up.start(stream, None))
 
-
-def test_a_topic_cut_short_ends_the_page_for_all() -> None:
-    page = merge(reading(history("a", 1, 4, more=7), history("b", 2, 9)))
-
-    assert [e.position.ms for e in page.events] == [1, 2, 4]
-    assert (page.until, page.complete) == (Position(4, 0), False)
+    assert (stream.data, stream.live, stream.last) == ([], True, positions[1])
+    assert stream.has_all_of(Hole("user:42", ZERO, positions[1]))
 
 
-def test_of_several_cut_short_the_earliest_ends_the_page() -> None:
-    page = merge(reading(history("a", 1, 8, more=1), history("b", 2, 5, more=1)))
+async def test_a_resumed_one_gets_the_rest_and_what_came_meanwhile(broker: MemoryBroker, catch_up: CatchUp) -> None:
+    first, *_ = await publish(broker, 1, 2, 3)
+    stream = ListStream()
+    start = await catch_up.start(stream, str(first))
+    assert stream.backlog is not None
+    stream.backlog.spoil()  # the link was lost here
+    await publish(broker, 4)
 
-    assert [e.position.ms for e in page.events] == [1, 2, 5]
-    assert page.until == Position(5, 0)
+    await catch_up.follow(stream, start)
 
-
-def test_nothing_is_a_complete_page_up_to_now() -> None:
-    events, until, complete = merge(reading(history("a")))
-
-    assert (list(events), until, complete) == ([], Position(100, 0), True)
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 60), st.sampled_from("abc")), unique_by=lambda pair: pair[0]),
-    st.integers(1, 5),
-    st.integers(0, 60),
-)
-def test_pages_of_several_topics_give_every_event_once_and_in_order(
-    published: list[tuple[int, str]], limit: int, after: int
-) -> None:
-    stored = {topic: sorted(ms for ms, of in published if of == topic) for topic in "abc"}
-    got: list[int] = []
-    cursor, complete = Position(after, 0), False
-    while not complete:
-        newer = {topic: [ms for ms in times if ms > cursor.ms] for topic, times in stored.items()}
-        pages = [history(t, *times[:limit], more=max(0, len(times) - limit)) for t, times in newer.items()]
-        events, cursor, complete = merge(reading(*pages))
-        got += [e.position.ms for e in events]
-
-    assert got == sorted(ms for ms, _ in published if ms > after)
-    assert cursor == Position(100, 0)
+    assert (stream.data, stream.gaps) == ([2, 3, 4], [])
+    assert start.opening.replayed == 2
 
 
-def test_topics_are_trimmed_whose_oldest_prev_is_newer() -> None:
-    read = reading(history("gone", 9, oldest_prev=8), history("whole", 9, oldest_prev=7), history("empty"))
+async def test_an_origin_that_begins_meanwhile_is_told_before_live(broker: MemoryBroker, catch_up: CatchUp) -> None:
+    stream = ListStream()
+    start = await catch_up.start(stream, None)
+    assert stream.backlog is not None
+    stream.backlog.floor = start.reading.now.after(start.reading.now.ms + 10)
 
-    assert trimmed_topics(read, Position(7, 0)) == ["gone"]
+    await catch_up.follow(stream, start)
+
+    assert stream.gaps == [(("user:42", "system"), "origin")]
+
+
+async def test_what_is_trimmed_between_two_pages_is_told(broker: MemoryBroker, catch_up: CatchUp) -> None:
+    [first] = await publish(broker, 1)
+    stream = ListStream()
+    start = await catch_up.start(stream, str(first))
+    assert stream.backlog is not None
+    stream.backlog.spoil()
+    await publish(broker, *range(2, 9))
+
+    await catch_up.follow(stream, start)
+
+    assert (stream.data, stream.gaps) == ([4, 5, 6, 7, 8], [(("user:42",), "trimmed")])
+
+
+async def test_the_verdict_is_not_told_again_as_a_gap(broker: MemoryBroker, catch_up: CatchUp) -> None:
+    stream = ListStream()
+    start = await catch_up.start(stream, "1-1")
+    assert start.opening.verdict.resume == "reset"
+    assert stream.backlog is not None
+    stream.backlog.spoil()
+
+    await catch_up.follow(stream, start)
+
+    assert stream.gaps == []

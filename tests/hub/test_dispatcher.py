@@ -1,22 +1,25 @@
 """The dispatcher between a link that loses things and streams that must not notice, or must be told."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 import pytest
 
 from allim.errors import Unavailable
 from allim.hub import (
     ZERO,
+    Backlog,
     CloseReason,
     Event,
+    Heads,
     Listener,
     Position,
     Publication,
     Reading,
-    TopicHistory,
+    catch_up,
     dispatcher,
 )
+from allim.hub.catch_up import CatchUp
 from allim.hub.dispatcher import Dispatcher
 from allim.hub.event import Control, encode, encode_control
 from allim.hub.registry import Registry
@@ -25,6 +28,9 @@ from tests.streams import ListStream, identity
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
+
+
+TTL_S = 3600
 
 
 class History:
@@ -53,19 +59,25 @@ class History:
     def trim(self, topic: str, keep: int) -> None:
         del self.kept[topic][:-keep]
 
-    async def read(self, topics: Sequence[str], after: Position | None, limit: int) -> Reading:
+    async def read(self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int) -> Reading:
         assert after is not None
         self.asked.append((tuple(topics), after))
+        await self._answer()
+        kept = [self.kept[topic] for topic in topics if self.kept.get(topic)]
+        newer = sorted((e for events in kept for e in events if e.position > after), key=lambda e: e.position)
+        page, complete = newer[:max_events], len(newer) <= max_events
+        trimmed = [events[0].topic for events in kept if after < events[0].prev]
+        until = self.now if complete else page[-1].position
+        return Reading(self.now, self.floor, self.now.ms, page, until, len(newer), trimmed, complete)
+
+    async def heads(self, topics: Sequence[str]) -> Heads:
+        await self._answer()
+        return Heads(self.now, self.floor, self.now.ms, [self.newest.get(topic, ZERO) for topic in topics])
+
+    async def _answer(self) -> None:
         await self.open.wait()
         if self.failures:
             raise self.failures.pop(0)
-        pages = []
-        for topic in topics:
-            kept = self.kept.get(topic, [])
-            newer = [event for event in kept if event.position > after]
-            prev = kept[0].prev if kept else None
-            pages.append(TopicHistory(topic, newer[:limit], prev, max(0, len(newer) - limit)))
-        return Reading(self.now, self.floor, self.now.ms, pages)
 
     async def start(self, listener: Listener) -> None: ...
 
@@ -80,7 +92,7 @@ class History:
 
     async def pulse(self) -> None: ...
 
-    def replace_link(self) -> None: ...
+    async def replace_link(self) -> None: ...
 
 
 class Bench:
@@ -92,7 +104,10 @@ class Bench:
         self.metrics = Metrics()
         self.alive = 0
         self.beats: list[Position] = []
-        self.dispatcher = Dispatcher(self.history, self.registry, self.metrics, self._note_alive, self.beats.append)
+        self.catch_up = CatchUp(self.history, self.metrics, TTL_S, lambda: Backlog(1000))
+        self.dispatcher = Dispatcher(
+            self.history, self.registry, self.catch_up, self.metrics, TTL_S, self._note_alive, self.beats.append
+        )
 
     def _note_alive(self) -> None:
         self.alive += 1
@@ -113,13 +128,17 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.dispatcher.stop()
+    await bench.catch_up.close()
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "REPAIR_RETRY_S", 0.01)
+    monkeypatch.setattr(catch_up, "RETRY_S", 0.01)
 
 
 async def test_an_event_is_written_to_the_streams_of_its_topic_at_once(bench: Bench) -> None:
@@ -147,19 +166,19 @@ async def test_a_hole_is_filled_before_the_event_that_shows_it(bench: Bench) -> 
     assert stream.gaps == []
 
 
-async def test_a_hole_holds_the_other_topics_too_so_that_streams_stay_in_order(bench: Bench) -> None:
-    stream = bench.stream("a", "b")
+async def test_a_stream_with_a_hole_gets_its_other_topics_in_order_too(bench: Bench) -> None:
+    both, other = bench.stream("a", "b"), bench.stream("b")
     bench.history.add("a", 1)
     bench.dispatcher.on_event(bench.history.add("a", 2))
     bench.dispatcher.on_event(bench.history.add("b", 3))
-    assert stream.data == []
+    assert (both.data, other.data) == ([], [3])  # who has no hole does not wait
 
-    await until(lambda: len(stream.data) == 3)
+    await until(lambda: len(both.data) == 3)
 
-    assert stream.data == [1, 2, 3]
+    assert both.data == [1, 2, 3]
 
 
-async def test_a_second_hole_among_what_was_held_is_filled_too(bench: Bench) -> None:
+async def test_a_second_hole_during_catch_up_is_filled_or_told_too(bench: Bench) -> None:
     stream = bench.stream("a", "b")
     bench.history.add("a", 1)
     bench.history.add("b", 2)
@@ -194,7 +213,6 @@ async def test_after_a_link_loss_what_was_missed_comes_first_then_what_was_held(
 
     assert one.data == [1, 3, 5, 7]
     assert both.data == [1, 3, 4, 5, 6, 7]
-    assert {after for _, after in bench.history.asked} == {Position(2, 0)}
     assert (one.ended, both.ended, one.gaps, both.gaps) == (False, False, [], [])
     assert bench.metric("allim_link_repairs_total 1.0")
 
@@ -247,13 +265,14 @@ async def test_pulses_are_heard_only_when_what_came_before_them_is_written(bench
     bench.history.open.clear()
     bench.dispatcher.link_up()
     bench.dispatcher.on_pulse(Position(3, 0))
-    assert (bench.alive, bench.beats, bench.dispatcher.heard) == (2, [Position(1, 0)], Position(1, 0))
+    assert (bench.alive, bench.beats) == (2, [Position(1, 0)])
 
     bench.history.open.set()
     await until(lambda: len(bench.beats) == 2)
+    assert bench.beats[-1] == Position(3, 0)
+    await until(lambda: stream.data)
 
     assert stream.data == [2]
-    assert bench.dispatcher.heard == Position(3, 0)
 
 
 async def test_a_second_loss_during_the_repair_starts_it_anew(bench: Bench) -> None:
@@ -262,7 +281,7 @@ async def test_a_second_loss_during_the_repair_starts_it_anew(bench: Bench) -> N
     bench.history.add("a", 1)
     bench.history.open.clear()
     bench.dispatcher.link_up()
-    await until(lambda: len(bench.history.asked) == 1)
+    await asyncio.sleep(0)
     bench.dispatcher.link_down()
     bench.history.add("a", 2)
     bench.history.open.set()
@@ -285,7 +304,7 @@ async def test_a_repair_that_fails_is_tried_again_until_it_succeeds(bench: Bench
     await until(lambda: stream.data)
 
     assert stream.data == [1]
-    assert len(bench.history.asked) == 4
+    assert bench.history.failures == []
 
 
 async def test_a_trimmed_topic_is_told_first_and_the_rest_comes(bench: Bench) -> None:
@@ -297,7 +316,7 @@ async def test_a_trimmed_topic_is_told_first_and_the_rest_comes(bench: Bench) ->
     bench.history.trim("a", keep=1)
     bench.dispatcher.link_up()
 
-    await until(lambda: one.gaps)
+    await until(lambda: len(one.data) == 2)
 
     assert one.gaps == [(("a",), "trimmed")]
     assert one.data == [1, 4]
@@ -305,19 +324,36 @@ async def test_a_trimmed_topic_is_told_first_and_the_rest_comes(bench: Bench) ->
     assert bench.metric('allim_stream_gaps_total{reason="trimmed"} 1.0')
 
 
-async def test_a_new_origin_is_told_for_every_topic(bench: Bench) -> None:
-    stream = bench.stream("a", "b", at=5)
+async def test_a_new_origin_is_told_once_for_all_topics_of_each_stream(bench: Bench) -> None:
+    behind, idle = bench.stream("a", "b", at=5), bench.stream("c", at=5)
     bench.dispatcher.on_pulse(Position(6, 0))
     bench.dispatcher.link_down()
+    bench.history.add("a", 7)
     bench.history.floor = bench.history.now = Position(100, 0)
     bench.dispatcher.link_up()
+    bench.dispatcher.on_origin(Position(100, 0))
+    await until(lambda: behind.live and behind.gaps and idle.gaps)
 
-    await until(lambda: len(stream.gaps) == 2)
     bench.dispatcher.on_event(bench.history.add("a", 101))
 
-    assert sorted(stream.gaps) == [(("a",), "origin"), (("b",), "origin")]
-    assert stream.data == [101]
-    assert not stream.ended
+    assert (behind.gaps, idle.gaps) == ([(("a", "b"), "origin")], [(("c",), "origin")])
+    assert behind.data == [7, 101]
+    assert not behind.ended
+
+
+async def test_a_new_origin_over_an_unbroken_link_is_told_before_what_follows(bench: Bench) -> None:
+    live, fresh = bench.stream("a", at=5), bench.stream("a", at=200)
+    joining = bench.stream("a", at=5)
+    joining.backlog = Backlog(1000)
+
+    bench.dispatcher.on_origin(Position(100, 0))
+    assert (live.gaps, live.data) == ([(("a",), "origin")], [])
+    bench.dispatcher.on_event(Event("a", Position(201, 0), ZERO, encode("t", 201)))
+    bench.dispatcher.on_origin(Position(100, 0))
+
+    assert (live.data, live.gaps) == ([201], [(("a",), "origin")])
+    assert fresh.gaps == []  # it came after
+    assert joining.backlog.floor == Position(100, 0)
 
 
 async def test_a_late_event_that_a_stream_is_past_is_a_gap_and_no_disorder(bench: Bench) -> None:
@@ -345,17 +381,46 @@ async def test_what_catch_up_has_already_written_is_no_gap(bench: Bench) -> None
     assert (old.data, new.data, new.gaps) == ([1, 2], [2], [])
 
 
-async def test_a_stream_that_catches_up_is_told_nothing_here(bench: Bench) -> None:
-    stream = bench.stream("a")
-    stream.backlog = ListStream().backlog
-    live = bench.stream("a")
+@pytest.mark.parametrize("quiet", [True, False])
+async def test_a_link_away_longer_than_history_lasts_is_told(bench: Bench, quiet: bool) -> None:
+    stream = bench.stream("a", at=5)
+    bench.dispatcher.on_pulse(Position(6, 0))
     bench.dispatcher.link_down()
-    bench.history.floor = bench.history.now = Position(100, 0)
+    if not quiet:
+        bench.history.add("a", 5_000_000)
+    bench.history.now = Position(6_000_000, 0)
     bench.dispatcher.link_up()
 
-    await until(lambda: live.gaps)
+    await until(lambda: stream.live and stream.gaps)
 
-    assert stream.gaps == []
+    assert stream.gaps == [(("a",), "trimmed")]
+
+
+async def test_a_dropped_announcement_that_streams_are_past_is_told_by_the_repair(bench: Bench) -> None:
+    past, reads = bench.stream("a", "b"), bench.stream("a")
+    bench.history.add("a", 1)  # dropped on its way
+    bench.dispatcher.on_event(bench.history.add("b", 2))
+    bench.dispatcher.link_down()
+    bench.dispatcher.link_up()
+
+    await until(lambda: past.gaps and reads.data)
+
+    assert (past.data, past.gaps) == ([2], [(("a",), "trimmed")])
+    assert (reads.data, reads.gaps) == ([1], [])
+
+
+async def test_a_drop_from_before_a_catch_up_is_told_although_later_ones_were_read(bench: Bench) -> None:
+    stream = bench.stream("a", "b")
+    bench.history.add("a", 1)  # dropped
+    bench.dispatcher.on_event(bench.history.add("b", 2))
+    bench.history.add("b", 3)  # dropped
+    bench.dispatcher.on_event(bench.history.add("b", 4))  # shows a hole in b: catch-up from 2 on
+    await until(lambda: stream.live and len(stream.data) == 3)
+
+    bench.dispatcher.on_event(bench.history.add("a", 5))
+    await until(lambda: 5 in stream.data)
+
+    assert (stream.data, stream.gaps) == ([2, 3, 4, 5], [(("a",), "trimmed")])
 
 
 async def test_an_order_ends_the_streams_of_its_session_and_is_not_written(bench: Bench) -> None:
@@ -397,43 +462,48 @@ async def test_a_stream_that_left_during_the_repair_is_forgotten(bench: Bench) -
     assert (gone.data, stays.data) == ([], [2])
 
 
-async def test_stopping_ends_a_repair_under_way(bench: Bench) -> None:
-    stream = bench.stream("a")
-    bench.dispatcher.link_down()
-    bench.history.add("a", 1)
-    bench.history.open.clear()
-    bench.dispatcher.link_up()
-    await until(lambda: bench.history.asked)
-
-    bench.dispatcher.stop()
-    bench.history.open.set()
-    await asyncio.sleep(0)
-
-    assert stream.data == []
-    assert not [
-        task for task in asyncio.all_tasks() if task.get_name() == "allim link repair" and not task.cancelling()
-    ]
-
-
-async def test_a_hole_that_history_cannot_fill_is_told_once_and_the_event_comes() -> None:
-    bench = Bench()
+async def test_a_hole_that_history_cannot_fill_is_told_once_and_the_event_comes(bench: Bench) -> None:
     stream = bench.stream("a", at=1)
-    bench.history.now = Position(5, 0)
+    lonely = Event("a", Position(5, 0), Position(4, 0), encode("t", 5))
+    bench.history.now = lonely.position
+    bench.history.kept["a"] = [Event("a", lonely.position, ZERO, lonely.lines)]
 
-    bench.dispatcher.on_event(Event("a", Position(5, 0), Position(4, 0), encode("t", 5)))
+    bench.dispatcher.on_event(lonely)
     await until(lambda: stream.data)
 
     assert stream.data == [5]
     assert stream.gaps == [(("a",), "trimmed")]
-    assert len(bench.history.asked) == 1
 
 
-async def test_a_hole_behind_a_new_origin_is_told_once() -> None:
-    bench = Bench()
+async def test_a_hole_behind_a_new_origin_is_told_once(bench: Bench) -> None:
     stream = bench.stream("a", at=1)
     bench.history.floor = bench.history.now = Position(5, 1)
 
-    bench.dispatcher.on_event(Event("a", Position(5, 0), Position(4, 0), encode("t", 5)))
-    await until(lambda: stream.data)
+    bench.dispatcher.on_event(Event("a", Position(6, 0), Position(4, 0), encode("t", 6)))
+    await until(lambda: stream.live and stream.gaps)
 
     assert stream.gaps == [(("a",), "origin")]
+
+
+async def test_a_catch_up_that_fails_for_good_ends_its_stream(bench: Bench) -> None:
+    stream = bench.stream("a")
+    bench.history.add("a", 1)
+    bench.history.failures.append(RuntimeError("a bug"))
+
+    bench.dispatcher.on_event(bench.history.add("a", 2))
+    await until(lambda: stream.ended)
+
+    assert stream.close_reason is CloseReason.LINK_FAILED
+
+
+async def test_streams_read_far_more_than_their_buffer_without_losing_their_place(bench: Bench) -> None:
+    stream = bench.stream("a")
+    bench.dispatcher.link_down()
+    for ms in range(1, 2001):
+        bench.history.add("a", ms)
+    bench.dispatcher.link_up()
+
+    await until(lambda: len(stream.data) == 2000)
+
+    assert stream.data == list(range(1, 2001))
+    assert len(bench.history.asked) >= 4  # in pages

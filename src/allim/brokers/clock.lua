@@ -1,5 +1,8 @@
--- The shard's hybrid clock. Prepended to every script: positions are given out inside the atomic step only.
--- Key: hash {ms, seq, floor, run_id}, the last being the Redis process in which the history's origin lies.
+-- The shard's hybrid clock, and where its history begins. Prepended to every script: positions are given out inside the
+-- atomic step only, and whatever a script does, it does knowing which Redis process it runs in.
+-- KEYS[1]: the clock, a hash {ms, seq: the last position; floor: where the origin begins; run_id: its Redis process}.
+-- ARGV[1..3]: run_id of the process the caller's connection leads to, the newest position the caller has heard, '1'
+-- when the operator states that the store is durable.
 -- Doubles hold milliseconds exactly until the year 287,396.
 
 local function now_ms()
@@ -11,16 +14,9 @@ local function text(ms, seq)
   return string.format('%.0f-%.0f', ms, seq)
 end
 
--- A missing clock means an empty store: a new origin begins here, and nothing older can be answered for.
-local function load_clock(key)
-  local stored = redis.call('HMGET', key, 'ms', 'seq', 'floor')
-  if stored[1] then
-    return {key = key, ms = tonumber(stored[1]), seq = tonumber(stored[2]), floor = stored[3]}
-  end
-  local ms = now_ms()
-  local run_id = redis.call('INFO', 'server'):match('run_id:(%x+)')
-  redis.call('HSET', key, 'ms', text(ms, 0):match('^%d+'), 'seq', 0, 'floor', text(ms, 0), 'run_id', run_id)
-  return {key = key, ms = ms, seq = 0, floor = text(ms, 0)}
+local function parse(position)
+  local ms, seq = position:match('^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(seq)
 end
 
 -- max(server time, last + 1): never back, whatever the server's clock does.
@@ -33,18 +29,44 @@ local function tick(clock, server_ms)
   return text(clock.ms, clock.seq)
 end
 
--- A replica that heard a newer position knows more than an emptied store whose time lags: positions never go back, and
--- a new origin begins.
-local function raise_clock(clock, heard)
-  local ms, seq = heard:match('^(%d+)%-(%d+)$')
-  ms, seq = tonumber(ms), tonumber(seq)
-  if ms > clock.ms or (ms == clock.ms and seq > clock.seq) then
-    clock.ms, clock.seq = ms, seq
-    clock.floor = tick(clock, 0)
-    redis.call('HSET', clock.key, 'floor', clock.floor)
+-- Raise the clock to a position that was given out although the clock does not know it; true when it had to be.
+local function raise(clock, position)
+  local ms, seq = parse(position)
+  if ms < clock.ms or (ms == clock.ms and seq <= clock.seq) then
+    return false
   end
+  clock.ms, clock.seq = ms, seq
+  return true
 end
 
 local function store_clock(clock)
   redis.call('HSET', clock.key, 'ms', string.format('%.0f', clock.ms), 'seq', string.format('%.0f', clock.seq))
+end
+
+-- From here on nothing older can be answered for. Every replica hears it before any event that follows.
+local function begin_origin(clock, server_ms)
+  clock.floor = tick(clock, server_ms)
+  store_clock(clock)
+  redis.call('HSET', clock.key, 'floor', clock.floor, 'run_id', ARGV[1])
+  redis.call('PUBLISH', (clock.key:gsub('clock$', 'origin')), clock.floor)
+end
+
+-- A new origin begins in a store that is empty, that has lost a position somebody heard, or that is another process
+-- than the one before and may have lost its end.
+local function load_clock()
+  local run_id, heard, durable = ARGV[1], ARGV[2], ARGV[3] == '1'
+  local stored = redis.call('HMGET', KEYS[1], 'ms', 'seq', 'floor', 'run_id')
+  local clock = {
+    key = KEYS[1], ms = tonumber(stored[1]) or 0, seq = tonumber(stored[2]) or 0, floor = stored[3],
+  }
+  local another = stored[4] ~= run_id
+  local lost = raise(clock, heard)
+  if not (stored[1] and stored[2] and stored[3]) then
+    begin_origin(clock, now_ms() + 1)  -- one more: it may have been emptied within the millisecond of its last position
+  elseif lost or (another and not durable) then
+    begin_origin(clock, now_ms())
+  elseif another then
+    redis.call('HSET', clock.key, 'run_id', run_id)
+  end
+  return clock
 end

@@ -12,15 +12,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 
 import structlog
-from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from allim.errors import Unavailable
+from allim.brokers.server import Lead, RedisServer
 
 log = structlog.get_logger(__name__)
 
-CONNECT_TIMEOUT_S = 5.0
+GREET_TIMEOUT_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 CHANNELS_PER_COMMAND = 1000
 CANCEL_AGAIN_S = 0.05
@@ -30,20 +29,20 @@ TURN_S = 0.005  # how long buffered messages may keep the event loop
 class Link:
     """Keeps one subscribed connection, replaces it when it breaks, and tells so.
 
-    Shape: `connected(run_id)` is awaited on each new connection, before it subscribes; `hear(channel, message)` gets
-    the bytes as they came, in order.
+    Shape: `greet(lead)` is awaited on each new connection, before it subscribes; `hear(channel, message)` gets the
+    bytes as they came, in order.
     """
 
     def __init__(
         self,
-        pool: ConnectionPool,
-        connected: Callable[[str], Awaitable[None]],
+        server: RedisServer,
+        greet: Callable[[Lead], Awaitable[None]],
         hear: Callable[[bytes, bytes], None],
         down: Callable[[], None],
         up: Callable[[], None],
     ) -> None:
-        self._pool = pool
-        self._connected = connected
+        self._server = server
+        self._greet = greet
         self._hear = hear
         self._down = down
         self._up = up
@@ -56,9 +55,9 @@ class Link:
         self._standing = False
         self._keeper: asyncio.Task[None] | None = None
 
-    def start(self, first: str) -> None:
-        """Begin, with one channel that is always wanted."""
-        self._wanted.add(first)
+    def start(self, channels: Collection[str]) -> None:
+        """Begin, with channels that are always wanted."""
+        self._wanted.update(channels)
         self._keeper = asyncio.create_task(self._keep(), name="allim redis link")
 
     async def close(self) -> None:
@@ -125,7 +124,7 @@ class Link:
                 if _being_cancelled():
                     raise
                 log.warning("redis link given up")  # by replace()
-            except (RedisError, OSError, Unavailable) as error:
+            except (RedisError, OSError) as error:
                 log.warning("redis link lost", error=str(error) or type(error).__name__)
             except Exception:
                 log.exception("redis link failed")
@@ -138,11 +137,11 @@ class Link:
             delay_s = min(delay_s * 2, RETRY_MAX_S)
 
     async def _hold(self) -> None:
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        lead = await self._server.connect()
+        connection = lead.connection
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.connect()  # type: ignore[no-untyped-call]
-                await self._connected(await _run_id(connection))
+            async with asyncio.timeout(GREET_TIMEOUT_S):
+                await self._greet(lead)
             if _being_cancelled():  # and redis-py swallowed it: see `_end`
                 raise asyncio.CancelledError
             self._commands.clear()
@@ -188,14 +187,6 @@ class Link:
             if clock() > turn_ends_at:
                 await asyncio.sleep(0)
                 turn_ends_at = clock() + TURN_S
-
-
-async def _run_id(connection: AbstractConnection) -> str:
-    """The ID of the Redis process at the other end. It changes with the process and with nothing else."""
-    await connection.send_command("INFO", "server")
-    info: bytes = await connection.read_response(disable_decoding=True)
-    lines = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-    return lines[b"run_id"].decode()
 
 
 async def _first_to_end(*ways: Coroutine[None, None, None]) -> None:

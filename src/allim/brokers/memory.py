@@ -4,16 +4,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 
 from allim.hub import (
     IDEMPOTENCY_WINDOW_S,
     ZERO,
     Event,
+    Heads,
     Listener,
     Position,
     Publication,
     Reading,
-    TopicHistory,
     idempotency_conflict,
 )
 
@@ -61,15 +62,32 @@ class MemoryBroker:
     def unsubscribe(self, topic: str) -> None:
         self._topics.discard(topic)
 
-    async def read(self, topics: Sequence[str], after: Position | None, limit: int) -> Reading:
+    async def read(self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int) -> Reading:
         self._expire()
-        return Reading(self._last, self._floor, self._now_ms(), [self._page(topic, after, limit) for topic in topics])
+        now_ms = self._now_ms()
+        if after is None:
+            return Reading(self._last, self._floor, now_ms, (), self._last, 0, (), complete=True)
+        histories = [self._history[topic] for topic in topics if topic in self._history]
+        newer = sorted(
+            (event for history in histories for event in history if event.position > after),
+            key=lambda event: event.position,
+        )
+        size = list(accumulate((len(event.lines) for event in newer), initial=0))
+        page = [event for event, before in zip(newer[:max_events], size, strict=False) if before < max_bytes]
+        complete = len(page) == len(newer)
+        until = self._last if complete else page[-1].position
+        trimmed = [history[0].topic for history in histories if after < history[0].prev]
+        return Reading(self._last, self._floor, now_ms, page, until, len(newer), trimmed, complete)
+
+    async def heads(self, topics: Sequence[str]) -> Heads:
+        newest = [self._history[topic][-1].position if topic in self._history else ZERO for topic in topics]
+        return Heads(self._last, self._floor, self._now_ms(), newest)
 
     async def pulse(self) -> None:
         position = self._next()
         self._announce(lambda listener: listener.on_pulse(position))
 
-    def replace_link(self) -> None:
+    async def replace_link(self) -> None:
         """There is none to replace: announcements are calls of the same loop."""
 
     def _known(self, key: str, fingerprint: str) -> Sequence[Position] | None:
@@ -103,13 +121,6 @@ class MemoryBroker:
     def _tell(self, tell: Callable[[Listener], None]) -> None:
         if self._listener is not None:
             tell(self._listener)
-
-    def _page(self, topic: str, after: Position | None, limit: int) -> TopicHistory:
-        kept = self._history.get(topic)
-        if after is None or not kept:
-            return TopicHistory(topic, (), None, 0)
-        newer = [event for event in kept if event.position > after]
-        return TopicHistory(topic, newer[:limit], kept[0].prev, max(0, len(newer) - limit))
 
     def _expire(self) -> None:
         """Forget topics that got nothing for the history's TTL."""

@@ -1,19 +1,14 @@
--- Which Redis process this history lives in. Another process may have lost its end, so a new origin begins, unless the
--- operator states that the store is durable. KEYS: clock. ARGV: run_id, durable
--- ('1' or ''), the newest position the replica heard.
+-- Said by a replica over its new link, before it subscribes: which Redis process it followed until now. What it heard
+-- there may be unknown here (a partitioned master that went on accepting), or known and older than the floor.
+-- KEYS: clock. ARGV: run_id, heard, durable; the run_id it followed, or ''.
 
-local clock = load_clock(KEYS[1])
-raise_clock(clock, ARGV[3])
-store_clock(clock)
-local known = redis.call('HGET', KEYS[1], 'run_id')
-if known == ARGV[1] then
-  return 0
+local clock = load_clock()
+local followed = ARGV[4]
+if followed ~= '' and followed ~= ARGV[1] and ARGV[3] ~= '1' then
+  local heard_ms, heard_seq = parse(ARGV[2])
+  local floor_ms, floor_seq = parse(clock.floor)
+  if heard_ms > floor_ms or (heard_ms == floor_ms and heard_seq > floor_seq) then
+    begin_origin(clock, now_ms())
+  end
 end
-redis.call('HSET', KEYS[1], 'run_id', ARGV[1])
-if ARGV[2] == '1' then
-  return 0
-end
-local floor = tick(clock, now_ms())
-store_clock(clock)
-redis.call('HSET', KEYS[1], 'floor', floor)
-return 1
+return clock.floor

@@ -1,49 +1,66 @@
 """Lua scripts on Redis: calls made in one turn of the event loop go out in one pipeline.
 
-One pipeline is under way at a time; what is called meanwhile waits for the next, so load makes batches larger
-instead of connections more, and calls keep their order.
+One connection, one pipeline under way at a time; what is called meanwhile waits for the next, so load makes batches
+larger instead of connections more, calls keep their order, and `WAIT` after a pipeline waits for all of it.
 """
 
 import asyncio
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
 import structlog
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 
+from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask
 from allim.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
 MAX_BATCH = 512  # calls in one pipeline: bounds what one failure can take with it
+MAX_WAITING = 20_000  # calls that wait while Redis hangs
+
+
+class NotDone(Unavailable):
+    """The call certainly had no effect, so it may be made again."""
 
 
 class Script:
     """A Lua script with the shared clock in front, called by its digest."""
 
-    def __init__(self, redis: Redis, name: str) -> None:
+    def __init__(self, name: str) -> None:
         folder = resources.files("allim.brokers")
-        source = "\n".join((folder / part).read_text("utf-8") for part in ("clock.lua", f"{name}.lua"))
+        parts = [(folder / part).read_text("utf-8") for part in ("clock.lua", f"{name}.lua")]
         self.name = name
-        self.registered = redis.register_script(source)
+        # A Redis that is full refuses publishes. Streams, pulses and repairs go on: they add nothing.
+        self.source = "\n".join(parts if name == "publish" else ["#!lua flags=allow-oom", *parts])
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
 class Call(NamedTuple):
     script: Script
+    keys: Sequence[str]
     args: Sequence[Any]
     done: "asyncio.Future[Any]"
 
 
+Context = Callable[[str], tuple[str, str, str]]
+"""What every script is told first, given the run ID of the process it will run in: see clock.lua."""
+
+Confirm = Callable[[AbstractConnection], Awaitable[str | None]]
+"""Asks, over the connection that wrote, whether the writes are as durable as they must be; says why not."""
+
+
 class ScriptCalls:
-    """A queue of script calls over one Redis client.
+    """A queue of script calls over one connection."""
 
-    The client must not retry by itself: a call whose answer is lost may have happened.
-    """
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, server: RedisServer, context: Context, confirm: Confirm | None = None) -> None:
+        self._server = server
+        self._context = context
+        self._confirm = confirm
+        self._lead: Lead | None = None
         self._waiting: list[Call] = []
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
@@ -51,12 +68,15 @@ class ScriptCalls:
     async def call(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """The script's reply.
 
-        Raises: Unavailable when Redis did not answer (then the effect is unknown) or refused.
+        Raises: NotDone when it certainly had no effect; Unavailable when Redis refused, did not answer (then the
+        effect is unknown), or did not confirm (then it is stored, but less durably than asked).
         """
         if self._closed:
-            raise Unavailable("the broker is closing")
+            raise NotDone("the broker is closing")
+        if len(self._waiting) >= MAX_WAITING:
+            raise NotDone("Redis does not answer: too many calls wait for it")
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Call(script, (script.registered.sha, len(keys), *keys, *args), done))
+        self._waiting.append(Call(script, keys, args, done))
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_all(), name="allim script calls")
         return await done
@@ -66,49 +86,99 @@ class ScriptCalls:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
+        await self.drop()
+
+    async def drop(self) -> None:
+        """Give the connection up; the next call makes another. What is under way ends as unknown."""
+        lead, self._lead = self._lead, None
+        if lead is not None:
+            await lead.connection.disconnect(nowait=True)
 
     async def _send_all(self) -> None:
         """Runs until nothing waits. As a task it starts in the next turn, when this turn's calls are all here."""
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-                await self._send(batch)
+                await self._send([call for call in batch if not call.done.done()])  # some callers may have gone
         finally:
             self._sender = None
-            self._fail(self._waiting, Unavailable("the broker is closing"))
+            self._fail(self._waiting, NotDone("the broker is closing"))
             self._waiting = []
 
     async def _send(self, batch: Sequence[Call]) -> None:
+        if not batch:
+            return
         try:
-            replies = await self._execute(batch)
-            unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if unknown:  # Redis was restarted: those calls had no effect, so they may be made again
-                for script in {batch[i].script for i in unknown}:
-                    await self._redis.script_load(script.registered.script)
-                again = await self._execute([batch[i] for i in unknown])
-                for i, reply in zip(unknown, again, strict=True):
-                    replies[i] = reply
+            lead = await self._connected()
         except (RedisError, OSError) as error:
-            self._fail(batch, Unavailable(f"Redis does not answer: {error}"))
-        except asyncio.CancelledError:
+            log.warning("redis not reached", error=_text(error))
+            self._fail(batch, NotDone(f"Redis does not answer: {_text(error)}"))
+            return
+        except BaseException:
+            self._fail(batch, NotDone("the broker is closing"))
+            raise
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S * 2):
+                await self._execute(lead, batch)
+        except (RedisError, OSError) as error:
+            log.warning("redis connection lost", error=_text(error))
+            await self.drop()
+            self._fail(batch, Unavailable(f"Redis does not answer: {_text(error)}"))
+        except BaseException:
+            await self.drop()
             self._fail(batch, Unavailable("the broker is closing"))
             raise
-        else:
-            for call, reply in zip(batch, replies, strict=True):
-                self._settle(call, reply)
 
-    async def _execute(self, batch: Sequence[Call]) -> list[Any]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for call in batch:
-            pipeline.execute_command("EVALSHA", *call.args)
-        return await pipeline.execute(raise_on_error=False)
+    async def _connected(self) -> Lead:
+        """The connection, made anew when it is known to have ended: nothing is sent into one that has."""
+        if self._lead is not None:
+            try:
+                if not await self._lead.connection.can_read():
+                    return self._lead
+            except (RedisError, OSError):
+                pass
+            await self.drop()
+        self._lead = await self._server.connect()
+        return self._lead
 
-    def _settle(self, call: Call, reply: Any) -> None:
+    async def _execute(self, lead: Lead, batch: Sequence[Call]) -> None:
+        replies = await self._replies(lead, batch)
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # those calls had no effect
+            for script in {batch[i].script for i in unknown}:
+                await ask(lead.connection, "SCRIPT", "LOAD", script.source)
+            again = await self._replies(lead, [batch[i] for i in unknown])
+            for i, reply in zip(unknown, again, strict=True):
+                replies[i] = reply
+        unconfirmed = None if self._confirm is None else await self._confirm(lead.connection)
+        for call, reply in zip(batch, replies, strict=True):
+            self._settle(call, reply, unconfirmed)
+        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+            await self.drop()  # it was the master once; the next connection finds the present one
+
+    async def _replies(self, lead: Lead, batch: Sequence[Call]) -> list[Any]:
+        """What Redis answers to each: a value, or the error it refuses with."""
+        context = self._context(lead.run_id)
+        commands = [("EVALSHA", c.script.sha, len(c.keys), *c.keys, *context, *c.args) for c in batch]
+        await lead.connection.send_packed_command(lead.connection.pack_commands(commands), check_health=False)
+        replies: list[Any] = []
+        for _ in batch:
+            try:
+                replies.append(await lead.connection.read_response(disable_decoding=True))
+            except (ResponseError, BusyLoadingError) as refused:
+                replies.append(refused)
+        return replies
+
+    def _settle(self, call: Call, reply: Any, unconfirmed: str | None) -> None:
         if call.done.done():
             return  # the caller has gone
-        if isinstance(reply, Exception):
+        if isinstance(reply, ReadOnlyError | BusyLoadingError):
+            call.done.set_exception(NotDone(f"Redis does not answer: {reply}"))
+        elif isinstance(reply, Exception):
             log.warning("redis refused a script", script=call.script.name, error=str(reply))
             call.done.set_exception(Unavailable(f"Redis refused: {reply}"))
+        elif unconfirmed is not None:
+            call.done.set_exception(Unavailable(unconfirmed))
         else:
             call.done.set_result(reply)
 
@@ -116,3 +186,7 @@ class ScriptCalls:
         for call in calls:
             if not call.done.done():
                 call.done.set_exception(error)
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -3,10 +3,10 @@
 from allim.hub.broker import (
     IDEMPOTENCY_WINDOW_S,
     Broker,
+    Heads,
     Listener,
     Publication,
     Reading,
-    TopicHistory,
     idempotency_conflict,
 )
 from allim.hub.close_reason import CloseReason
@@ -25,6 +25,7 @@ __all__ = [
     "Draft",
     "Entry",
     "Event",
+    "Heads",
     "Hub",
     "HubSettings",
     "Listener",
@@ -34,7 +35,6 @@ __all__ = [
     "Published",
     "Reading",
     "Stream",
-    "TopicHistory",
     "check_topic",
     "idempotency_conflict",
 ]

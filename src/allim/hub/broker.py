@@ -1,7 +1,8 @@
 """The promise a broker makes. Implementations: `allim.brokers.memory`, `allim.brokers.redis`.
 
 Promised: positions rise strictly over all topics; one publish is atomic (all its entries or none); what is
-announced is in history first; announcements on one link arrive in the order of their positions.
+announced is in history first; announcements on one link arrive in the order of their positions; a new origin is
+announced before anything that follows it.
 Not promised: that an announcement arrives. A link may break and lose some; it then says so (`link_down`,
 `link_up`) and history is the truth.
 """
@@ -27,31 +28,36 @@ class Publication(NamedTuple):
     fingerprint: str
 
 
-class TopicHistory(NamedTuple):
-    """A page of one topic's history.
-
-    Shape: `oldest_prev` is the `prev` of the oldest kept entry, that is the newest trimmed position, or None
-    when nothing is kept; `more` counts the kept events after this page.
-    """
-
-    topic: str
-    events: Sequence[Event]
-    oldest_prev: Position | None
-    more: int
-
-
 class Reading(NamedTuple):
-    """Pages of several topics, read in one atomic step.
+    """A page of what several topics hold after a position, read in one atomic step.
 
-    Shape: `now` is the newest position given out: the pages, with what `more` counts, hold everything up to it.
-    `floor` is where the history's origin begins.
+    Shape: `events` in order, everything there is up to `until`; `complete` when nothing is left after it, and then
+    `until` is `now`, the newest position given out. `floor` is where the history's origin begins. `kept` counts the
+    entries after the position asked for, in this page and after it. `trimmed` names the topics that have lost
+    entries after that position.
     Units: `time_ms` is the broker's clock in Unix milliseconds.
     """
 
     now: Position
     floor: Position
     time_ms: int
-    topics: Sequence[TopicHistory]
+    events: Sequence[Event]
+    until: Position
+    kept: int
+    trimmed: Sequence[str]
+    complete: bool
+
+
+class Heads(NamedTuple):
+    """How far each of several topics has come: its newest kept position, or the first of all when nothing is kept.
+
+    Shape, units: `now`, `floor` and `time_ms` as in `Reading`.
+    """
+
+    now: Position
+    floor: Position
+    time_ms: int
+    newest: Sequence[Position]
 
 
 class Listener(Protocol):
@@ -61,6 +67,9 @@ class Listener(Protocol):
 
     def on_pulse(self, position: Position) -> None: ...
 
+    def on_origin(self, floor: Position) -> None:
+        """The history has a new origin: of what is older, what was not heard yet may be lost."""
+
     def link_down(self) -> None:
         """The link is lost; from here on announcements may be missing."""
 
@@ -69,9 +78,13 @@ class Listener(Protocol):
 
 
 class Broker(Protocol):
-    """Carries events between replicas and keeps each topic's history."""
+    """Carries events between replicas and keeps each topic's history.
 
-    durability: str
+    Shape: `durability` is how safely a publish that returned is stored: `memory`, `replica` or `disk`.
+    """
+
+    @property
+    def durability(self) -> str: ...
 
     async def start(self, listener: Listener) -> None:
         """Begin to listen. Returns at once; `link_up` tells when the link stands."""
@@ -82,7 +95,7 @@ class Broker(Protocol):
         """Store and announce, in one atomic step.
 
         Raises: Conflict when the key is known with another fingerprint; Unavailable when the store did not
-        confirm: then it may or may not have happened, and only a key makes a retry safe.
+        confirm within its deadline: then it may or may not have happened, and only a key makes a retry safe.
         """
         ...
 
@@ -91,11 +104,16 @@ class Broker(Protocol):
 
     def unsubscribe(self, topic: str) -> None: ...
 
-    async def read(self, topics: Sequence[str], after: Position | None, limit: int) -> Reading:
-        """History after a position, at most `limit` events of each topic; None reads only the clock.
+    async def read(self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int) -> Reading:
+        """History after a position, up to a number of events and about a number of bytes, and at least one event if
+        there is any; None reads only the clock.
 
         Raises: Unavailable.
         """
+        ...
+
+    async def heads(self, topics: Sequence[str]) -> Heads:
+        """Raises: Unavailable."""
         ...
 
     async def pulse(self) -> None:
@@ -104,7 +122,7 @@ class Broker(Protocol):
         Raises: Unavailable.
         """
 
-    def replace_link(self) -> None:
+    async def replace_link(self) -> None:
         """Give the present link up and make a new one: it is open, but nothing comes over it."""
 
 

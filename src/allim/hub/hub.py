@@ -14,9 +14,8 @@ from typing import NamedTuple
 import structlog
 
 from allim.errors import FieldError, Invalid, TooLarge, Unavailable
-from allim.hub import catch_up
 from allim.hub.broker import Broker, Publication
-from allim.hub.catch_up import Start
+from allim.hub.catch_up import CatchUp, Start
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
 from allim.hub.event import Control, Draft, Entry, encode_control, encode_draft
@@ -73,7 +72,16 @@ class Hub:
         self._rng = rng or random.Random()
         self._registry = Registry()
         self._wheel = Wheel()
-        self._dispatcher = Dispatcher(broker, self._registry, metrics, self._link_alive, self._heard)
+        self._catch_up = CatchUp(broker, metrics, self.settings.history_ttl_s, self.new_backlog)
+        self._dispatcher = Dispatcher(
+            broker,
+            self._registry,
+            self._catch_up,
+            metrics,
+            self.settings.history_ttl_s,
+            self._link_alive,
+            self._heard,
+        )
         self._beats = math.ceil(self.settings.heartbeat_s / self.settings.pulse_s)
         self._beat = 0
         self._beat_served = True
@@ -101,6 +109,7 @@ class Hub:
                 task.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             self._dispatcher.stop()
+            await self._catch_up.close()
             for stream in self._registry:
                 stream.close(CloseReason.DRAIN)
             await self._broker.close()
@@ -184,7 +193,7 @@ class Hub:
         try:
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
                 await self._broker.subscribe(stream.topics)
-            begin = await catch_up.start(self._broker, stream, last_event_id, self.settings.history_ttl_s)
+            begin = await self._catch_up.start(stream, last_event_id)
         except TimeoutError as error:
             self._forget(stream)
             raise Unavailable("the broker does not confirm the subscription") from error
@@ -194,7 +203,7 @@ class Hub:
         for name in stream.topics:
             topic = self._registry.topic(name)
             if topic is not None and topic.last is None:
-                topic.last = begin.now
+                topic.last = begin.reading.now
         return begin
 
     async def follow(self, stream: Stream, begin: Start) -> None:
@@ -207,18 +216,13 @@ class Hub:
         self._admit(stream)
         stream.open(begin.opening)
         try:
-            written = await catch_up.follow(self._broker, stream, begin.page)
-        except Unavailable:
-            log.warning("catch-up cannot go on, ending the stream", stream=stream.id)
-            stream.close(CloseReason.LINK_FAILED)
+            await self._catch_up.follow(stream, begin)
         except asyncio.CancelledError:
             stream.close(CloseReason.CLIENT_LEFT)
             raise
         except Exception:
             stream.close(CloseReason.LINK_FAILED)  # or it would wait for ever, neither live nor ended
             raise
-        else:
-            self._metrics.caught_up(written)
 
     def leave(self, stream: Stream, reason: CloseReason) -> None:
         """Forget a stream whose connection has ended. Synchronous, so no cancellation can cut it short."""
@@ -266,15 +270,15 @@ class Hub:
         while True:
             next_at = loop.time() + period_s
             self._turn_beat()
-            self._watch_link()
             while loop.time() < next_at:
+                await self._watch_link()
                 self._dispatcher.stood_up.clear()
                 try:
-                    async with asyncio.timeout_at(next_at):
+                    async with asyncio.timeout(min(next_at - loop.time(), self._patience_left_s())):
                         await self._send_pulse()
                         await self._dispatcher.stood_up.wait()
                 except TimeoutError:
-                    break
+                    pass
 
     async def _send_pulse(self) -> None:
         self._pulse_sent_at = time.time()
@@ -283,13 +287,12 @@ class Hub:
         except Unavailable as error:
             log.warning("pulse not sent", error=error.detail)
 
-    def _watch_link(self) -> None:
+    async def _watch_link(self) -> None:
         """A link that brings no pulse is dead, whatever its socket says; a new one gets the same patience."""
-        now = self._clock()
-        if now - self._link_at > self._patience_s():
+        if self._patience_left_s() <= 0:
             log.warning("no pulse heard, replacing the link", silent_s=round(self._silent_s(), 1))
-            self._link_at = now
-            self._broker.replace_link()
+            self._link_at = self._clock()
+            await self._broker.replace_link()
 
     def _link_alive(self) -> None:
         self._link_at = self._clock()
@@ -311,13 +314,16 @@ class Hub:
 
     def _send_heartbeats(self, position: Position | None) -> None:
         for stream in self._registry:
-            if stream.live and stream.beat == self._beat:
+            if stream.opened_at and stream.beat == self._beat:
                 # A stream that went live a moment ago has read past this pulse: ids never go back.
-                if position is not None and position > stream.last:
+                if position is not None and stream.live and position > stream.last:
                     stream.last = position
                     stream.heartbeat(position)
                 else:
                     stream.heartbeat(None)
+
+    def _patience_left_s(self) -> float:
+        return self._link_at + self._patience_s() - self._clock()
 
     def _silent_s(self) -> float:
         return self._clock() - self._heard_at

@@ -37,14 +37,15 @@ def parse_last_event_id(text: str | None) -> Position | None:
         return None
 
 
-def judge(last_event_id: str | None, reading: Reading, ttl_s: int) -> Verdict:
+def judge(last_event_id: str | None, topics: Sequence[str], reading: Reading, ttl_s: int) -> Verdict:
     """Say what a stream with this last event ID has missed for good, topic by topic.
+
+    Shape: the reading is of history after the last event ID.
 
     Units: `ttl_s` seconds, the age up to which history is kept.
     """
     if not last_event_id:
         return Verdict("new", (), None)
-    topics = [history.topic for history in reading.topics]
     after = parse_last_event_id(last_event_id)
     if after is None:
         return _reset_all(topics, "malformed", None)
@@ -54,11 +55,7 @@ def judge(last_event_id: str | None, reading: Reading, ttl_s: int) -> Verdict:
         return _reset_all(topics, "origin", after)
     if after.ms < reading.time_ms - ttl_s * 1000:
         return _reset_all(topics, "expired", after)
-    trimmed = tuple(
-        Reset(history.topic, "trimmed")
-        for history in reading.topics
-        if history.oldest_prev is not None and after < history.oldest_prev
-    )
+    trimmed = tuple(Reset(topic, "trimmed") for topic in reading.trimmed)
     return Verdict("reset" if trimmed else "complete", trimmed, after)
 
 

@@ -25,38 +25,53 @@ class Opening(NamedTuple):
     replayed: int
 
 
+class Hole(NamedTuple):
+    """Events of a topic after `since` and up to `until` may not have arrived; history had one at `until`."""
+
+    topic: str
+    since: Position
+    until: Position
+
+
 class Backlog:
     """What arrives live while a stream catches up, up to a limit of bytes.
 
-    Over the limit it keeps nothing and remembers that: the events are in history, catch-up reads on.
+    Shape: `whole` until something that was announced is not in it; it is in history, and catch-up reads on. `holes`
+    are those found meanwhile, `floor` is the newest origin announced.
     """
 
-    __slots__ = ("events", "max_bytes", "overflowed", "size")
+    __slots__ = ("events", "floor", "holes", "max_bytes", "size", "whole")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.floor = ZERO
+        self.holes: list[Hole] = []
         self.clear()
 
     def clear(self) -> None:
         self.events: list[Event] = []
         self.size = 0
-        self.overflowed = False
+        self.whole = True
 
     def put(self, event: Event) -> None:
         self.size += len(event.wire)
-        if self.size > self.max_bytes:
-            self.overflowed = True
-            self.events.clear()
-        else:
+        if self.size <= self.max_bytes:
             self.events.append(event)
+        else:
+            self.spoil()
+
+    def spoil(self) -> None:
+        """Something announced may not have arrived here."""
+        self.whole = False
+        self.events.clear()
 
 
 class Stream(ABC):
     """What the hub knows of an open connection. No task, no queue and no timer of its own.
 
-    Shape: `last` is the position up to which everything of its topics has been written; `covered` where
-    catch-up ended, so that a late announcement of something older is no hole; `beat` is the heartbeat round
-    it belongs to; `deadline` is when the wheel ends it.
+    Shape: `last` is the position up to which everything of its topics has been written, or told as lost; what lies
+    after `covered_from` and up to `covered` was read from history, so nothing is missing there; `beat` is the
+    heartbeat round it belongs to; `deadline` is when the wheel ends it.
     Units: `opened_at` and `deadline` in seconds of the hub's clock, `expires_at` in Unix seconds.
     """
 
@@ -65,6 +80,7 @@ class Stream(ABC):
         "beat",
         "close_reason",
         "covered",
+        "covered_from",
         "deadline",
         "expires_at",
         "id",
@@ -83,7 +99,7 @@ class Stream(ABC):
         self.topics = topics
         self.backlog: Backlog | None = backlog
         self.last = ZERO
-        self.covered = ZERO
+        self.covered_from = self.covered = ZERO
         self.beat = 0
         self.opened_at = 0.0
         self.deadline = 0
@@ -107,6 +123,10 @@ class Stream(ABC):
         """Carry out an order that may concern this stream."""
         if control.session == self.session:
             self.close(control.reason)
+
+    def has_all_of(self, hole: Hole) -> bool:
+        """Whether what may not have arrived was read from history."""
+        return self.covered_from <= hole.since and hole.until <= self.covered
 
     @property
     def live(self) -> bool:

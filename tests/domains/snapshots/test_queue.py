@@ -42,7 +42,7 @@ class Replicas:
 
     def _worker(self, redis_url: str, engine: AsyncEngine, hub: RecordingHub, name: str) -> Worker:
         generation = Generation(engine, hub.publish, profile, name, step_ms=5)
-        return Worker(engine, open_queue(redis_url, self._queue, name), generation.attempt, at_once=2)
+        return Worker(engine, open_queue({"url": redis_url}, self._queue, name), generation.attempt, at_once=2)
 
 
 def servers(hub: RecordingHub) -> list[str]:

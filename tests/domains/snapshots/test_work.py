@@ -226,7 +226,7 @@ async def test_the_sweeper_outlives_an_outage_of_the_database(
 
 
 async def test_without_redis_a_request_is_still_accepted(tmp_path: object, clock: Clock) -> None:
-    queue = open_queue("redis://127.0.0.1:1", "allim:{0}:work", "alpha")
+    queue = open_queue({"url": "redis://127.0.0.1:1"}, "allim:{0}:work", "alpha")
     engine = open_engine(f"sqlite:///{tmp_path}/allim.db")
     await migrate(engine)
     worker = Worker(engine, queue, Handed(), now=clock)

@@ -9,8 +9,9 @@ them on. Hence also the acknowledgement on receipt: nothing waits in the queue f
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -40,16 +41,17 @@ Attempt = Callable[[str], Awaitable[object]]
 """Does what is owed on one snapshot; raises nothing but cancellation, and is then tried again elsewhere."""
 
 
-def open_queue(redis_url: str | None, name: str, consumer: str) -> AsyncBroker:
+def open_queue(pool: Mapping[str, Any] | None, name: str, consumer: str) -> AsyncBroker:
     """The queue over all replicas, or one inside this process when there is no Redis.
 
-    Shape: `name` is the Redis key, such as `allim:{0}:work`; `consumer` is best the server's id: Redis never
+    Shape: `pool` is what a pool of connections to Redis is made with, at least its `url`; `name` is the Redis key,
+    such as `allim:{0}:work`; `consumer` is best the server's id: Redis never
     forgets a consumer's name, so one that changes with every start would pile up.
     """
-    if redis_url is None:
+    if pool is None:
         return InMemoryBroker()
     return RedisStreamBroker(
-        url=redis_url,
+        **pool,
         queue_name=name,
         consumer_group_name="snapshots",
         consumer_name=consumer,

@@ -1,0 +1,75 @@
+"""How durably Redis stores: what it can, and whether it has.
+
+Source: the documentation of WAIT, WAITAOF (Redis 7.2, Valkey) and `appendfsync`. None of them holds inside a script
+or a transaction, and each speaks of the writes of its own connection only.
+"""
+
+from typing import Literal
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+
+from allim.brokers.server import RedisServer, ask
+
+Durability = Literal["memory", "replica", "disk"]
+
+CONFIRM_TIMEOUT_S = 1.0  # how long a replica or the disk may take
+
+
+async def check(url: str, durability: Durability) -> None:
+    """For the start: say what is wrong while somebody is watching. A Redis that does not answer yet is not wrong.
+
+    Raises: ValueError when this Redis cannot store as durably as asked.
+    """
+    server = RedisServer(url, "allim-check")
+    try:
+        connection, _ = await server.connect()
+        try:
+            reason = await _refusal(connection) if durability == "disk" else None
+        finally:
+            await connection.disconnect(nowait=True)
+    except (RedisError, OSError):
+        return
+    finally:
+        await server.close()
+    if reason is not None:
+        raise ValueError(f"disk: {reason}")
+
+
+async def confirm(connection: AbstractConnection, durability: Durability) -> str | None:
+    """Wait until what this connection wrote is stored as durably as asked; says why it is not.
+
+    Raises: RedisError, OSError.
+    """
+    timeout_ms = round(CONFIRM_TIMEOUT_S * 1000)
+    if durability == "replica":
+        if not await ask(connection, "WAIT", 1, timeout_ms):
+            return f"stored, but not confirmed by a replica within {CONFIRM_TIMEOUT_S:g} s"
+    elif durability == "disk":
+        try:
+            written, _ = await ask(connection, "WAITAOF", 1, 0, timeout_ms)
+        except ResponseError:
+            reason = await _refusal(connection)  # no such command: then the answers come after the disk, or never do
+            return reason and f"stored, but not on disk: {reason}"
+        if not written:
+            return f"stored, but not confirmed on disk within {CONFIRM_TIMEOUT_S:g} s"
+    return None
+
+
+async def _refusal(connection: AbstractConnection) -> str | None:
+    """Why this Redis cannot confirm the disk, or None when it can."""
+    try:
+        settings = await ask(connection, "CONFIG", "GET", "append*")
+    except ResponseError as error:
+        return f"this Redis does not tell its settings ({error})"
+    found = dict(zip(settings[::2], settings[1::2], strict=True))
+    if found.get(b"appendonly") != b"yes":
+        return "this Redis has no append-only file (`appendonly yes`)"
+    if found.get(b"appendfsync") == b"always" or await _has_waitaof(connection):
+        return None
+    return "this Redis needs `appendfsync always`, or to be version 7.2 or newer"
+
+
+async def _has_waitaof(connection: AbstractConnection) -> bool:
+    [known] = await ask(connection, "COMMAND", "INFO", "WAITAOF")
+    return known is not None

@@ -1,0 +1,186 @@
+"""Where Redis is: connections to the process that is the master now.
+
+Everything else in this package asks here for connections, and is told which Redis process each leads to: a TCP
+connection never moves to another process, so that is exact for as long as it lives.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import structlog
+from redis.asyncio import ConnectionPool, Sentinel
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+log = structlog.get_logger(__name__)
+
+SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
+SENTINEL_PORT = 26379
+ANSWER_TIMEOUT_S = 5.0  # for any one answer of Redis
+SENTINEL_TIMEOUT_S = 1.0  # the next one is asked then
+
+
+class Sentinels(NamedTuple):
+    """What a URL of the form `redis+sentinel://[user:password@]host[:port],…/service[/database]` says.
+
+    Shape: `?sentinel_username=` and `?sentinel_password=` are the sentinels' own; the others are Redis'.
+    """
+
+    addresses: tuple[tuple[str, int], ...]
+    service: str
+    tls: bool
+    redis: Mapping[str, Any]
+    sentinel: Mapping[str, str]
+
+
+class Lead(NamedTuple):
+    """A connection, and the run ID of the Redis process it leads to."""
+
+    connection: AbstractConnection
+    run_id: str
+
+
+class RedisServer:
+    """The Redis of a URL: one address, or the master that the sentinels name."""
+
+    def __init__(self, url: str, client_name: str) -> None:
+        """Raises: ValueError when the URL is none we read."""
+        # protocol 2: what a subscriber reads is plain arrays; no maintenance notifications.
+        # No retries: redis-py repeats a command whose answer is lost, and so its effect.
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "socket_timeout": ANSWER_TIMEOUT_S,
+            "socket_connect_timeout": ANSWER_TIMEOUT_S,
+            "retry": Retry(NoBackoff(), 0),
+            "client_name": client_name[:64],
+        }
+        self._sentinel: Sentinel | None = None
+        self._address: dict[str, Any] = {}
+        if is_sentinel(url):
+            sentinels = parse_sentinels(url)
+            self._service = sentinels.service
+            self._sentinel = _sentinel(sentinels, options["retry"])
+            self._make: Callable[..., AbstractConnection] = partial(
+                SSLConnection if sentinels.tls else Connection, **options, **sentinels.redis
+            )
+        else:
+            self._make = ConnectionPool.from_url(url, **options).make_connection
+
+    async def connect(self) -> Lead:
+        """A new connection; its owner disconnects it.
+
+        Raises: RedisError, OSError or TimeoutError.
+        """
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            self._address = await self._find()
+            connection = self._make(**self._address)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
+                info = await ask(connection, "INFO", "server")
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        lines = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        return Lead(connection, lines[b"run_id"].decode())
+
+    async def close(self) -> None:
+        if self._sentinel is not None:
+            for client in self._sentinel.sentinels:
+                await client.aclose()
+
+    async def moved(self) -> bool:
+        """Whether the sentinels name another master now than they did for the last connection."""
+        if self._sentinel is None or not self._address:
+            return False
+        try:
+            return await self._find() != self._address
+        except (RedisError, OSError) as error:
+            log.warning("no sentinel names the master", error=str(error))
+            return False
+
+    async def _find(self) -> dict[str, Any]:
+        """Where to connect to, beyond what the URL says."""
+        if self._sentinel is None:
+            return {}
+        host, port = await self._sentinel.discover_master(self._service)
+        return {"host": host, "port": port}
+
+
+async def ask(connection: AbstractConnection, *command: str | bytes | int | float) -> Any:
+    """One command and its answer.
+
+    Raises: RedisError, OSError.
+    """
+    await connection.send_command(*command)
+    return await connection.read_response(disable_decoding=True)
+
+
+def pool_of(url: str) -> dict[str, Any]:
+    """What another library's redis-py pool must be made with to reach the same Redis: `url`, and options if any."""
+    if not is_sentinel(url):
+        return {"url": url}
+    sentinels = parse_sentinels(url)
+    manager = _sentinel(sentinels, Retry(NoBackoff(), 0))
+    masters = SentinelConnectionPool(sentinels.service, manager, **sentinels.redis)  # type: ignore[no-untyped-call]
+    kind = SentinelManagedSSLConnection if sentinels.tls else SentinelManagedConnection
+    return {"url": "redis://", "connection_class": kind, "connection_pool": masters, **sentinels.redis}
+
+
+def is_sentinel(url: str) -> bool:
+    return url.partition("://")[0] in SENTINEL_SCHEMES
+
+
+def parse_sentinels(url: str) -> Sentinels:
+    """Raises: ValueError naming what is wrong with the URL, without repeating it: it may hold a password."""
+    scheme, _, rest = url.partition("://")
+    location, _, query = rest.partition("?")  # urlsplit would refuse several IPv6 addresses
+    authority, _, path = location.partition("/")
+    credentials, _, hosts = authority.rpartition("@")
+    service, _, database = path.partition("/")
+    options = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    addresses = tuple(_address(host) for host in hosts.split(",") if host)
+    if not addresses or not service:
+        raise ValueError(f"must be {scheme}://[user:password@]host:port,host:port/service[/database]")
+    if database and not database.isdecimal():
+        raise ValueError("the database after the service must be a number")
+    if unknown := sorted(options.keys() - {"sentinel_username", "sentinel_password"}):
+        raise ValueError(f"has parameters not known here: {', '.join(unknown)}")
+    user, _, password = credentials.partition(":")
+    redis: dict[str, Any] = {"db": int(database or 0)}
+    if user:
+        redis["username"] = unquote(user)
+    if password:
+        redis["password"] = unquote(password)
+    sentinel = {name.removeprefix("sentinel_"): text for name, text in options.items()}
+    return Sentinels(addresses, unquote(service), scheme.startswith("rediss"), redis, sentinel)
+
+
+def _address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError("a sentinel needs a host")
+    return parts.hostname, parts.port or SENTINEL_PORT  # the port raises ValueError by itself
+
+
+def _sentinel(sentinels: Sentinels, retry: Retry) -> Sentinel:
+    options: dict[str, Any] = {
+        "socket_timeout": SENTINEL_TIMEOUT_S,
+        "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+        "ssl": sentinels.tls,
+        "protocol": 2,
+        "retry": retry,
+    }
+    return Sentinel(  # type: ignore[no-untyped-call]
+        sentinels.addresses, sentinel_kwargs={**options, **sentinels.sentinel}
+    )
