@@ -4,8 +4,9 @@
 mounted in another application (whose lifespan must then enter this one's), they go the portable way.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from allim.storage import migrate, open_engine, reachable
 from allim.telemetry import Metrics
 from allim.transports import sse
 
-WORK_GRACE_S = 5.0  # for snapshots in hand when streams have drained; what is left goes to another replica
+WORK_SHARE = 0.6  # of the time for leaving, for snapshots in hand; what is left goes to another replica
 
 PAGE = next(
     (
@@ -69,7 +70,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
             await migrate(engine)
-            async with hub.running(), worker.running(WORK_GRACE_S):
+            async with hub.running(), worker.running():
                 yield
         finally:
             await engine.dispose()
@@ -90,7 +91,14 @@ def create_app(settings: Settings | None = None) -> Starlette:
         exception_handlers=problems.handlers,
         lifespan=lifespan,
     )
-    app.state.hub = hub
+
+    async def leave(within_s: float) -> None:
+        hub.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await asyncio.gather(hub.drained(), worker.leave(within_s * WORK_SHARE))
+
+    app.state.leave = leave
     return app
 
 

@@ -1,15 +1,17 @@
 """One replica under uvicorn: its sockets, its protocol, its end."""
 
+import asyncio
 import resource
 import signal
 import socket
+from collections.abc import Callable, Coroutine
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
 from starlette.applications import Starlette
 
-from allim.hub import Hub
 from allim.settings import Settings
 from allim.transports.sse import HandoverProtocol
 
@@ -21,14 +23,20 @@ USER_TIMEOUT_MS = 20_000
 SEND_BUFFER_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75  # above nginx's keepalive_timeout of 60 s, so that it is nginx that closes
 BACKLOG = 4096
+LEAVE_SHARE = 0.9  # of the drain time for streams and work in hand; the rest is for requests and frozen readers
+
+
+Leave = Callable[[float], Coroutine[Any, Any, None]]
+"""Ends streams and work in hand within so many seconds."""
 
 
 class ReplicaServer(uvicorn.Server):
-    """uvicorn, with streams that end spread over the drain time, and exit status 0 after a signal."""
+    """uvicorn, which takes leave before it stops to listen, and has exit status 0 after a signal."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+    def __init__(self, config: uvicorn.Config, leave: Leave, drain_s: float) -> None:
         super().__init__(config)
-        self.hub = hub
+        self.leave = leave
+        self.drain_s = drain_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
@@ -37,7 +45,14 @@ class ReplicaServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.hub.drain()
+        """While streams and work end, the replica still answers: readiness says no, and a new stream is sent on."""
+        leaving = asyncio.create_task(self.leave(self.drain_s * LEAVE_SHARE))
+        while not leaving.done() and not self.force_exit:
+            await asyncio.wait([leaving], timeout=0.1)
+        leaving.cancel()
+        for failure in await asyncio.gather(leaving, return_exceptions=True):
+            if isinstance(failure, Exception):
+                log.error("leaving failed", exc_info=failure)
         await super().shutdown(sockets)
 
 
@@ -75,14 +90,15 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        # uvicorn passes it on to `asyncio.wait_for`, which takes fractions.
+        timeout_graceful_shutdown=settings.drain_s * (1 - LEAVE_SHARE),  # type: ignore[arg-type]
         proxy_headers=True,
         forwarded_allow_ips=list(settings.trusted_proxies),
         backlog=BACKLOG,
     )
     host, port = listener.getsockname()[:2]
     log.info("serving", host=host, port=port, clustered=settings.clustered)
-    ReplicaServer(config, app.state.hub).run(sockets=[listener])
+    ReplicaServer(config, app.state.leave, settings.drain_s).run(sockets=[listener])
 
 
 def raise_file_limit() -> None:

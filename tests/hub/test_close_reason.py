@@ -10,6 +10,7 @@ TABLE = [
     ("kicked", False, True),
     ("signed_out", False, True),
     ("client_left", True, False),
+    ("client_vanished", True, False),
     ("client_spoke", True, False),
     ("slow_reader", True, False),
     ("link_failed", True, False),

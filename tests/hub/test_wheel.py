@@ -2,12 +2,12 @@ from allim.hub.wheel import Wheel
 from tests.streams import ListStream
 
 
-def test_a_stream_is_due_when_its_second_has_come_and_once() -> None:
+def test_a_stream_is_due_when_its_slot_has_come_and_once() -> None:
     wheel, stream = Wheel(), ListStream()
     wheel.set(stream, 10.9)
 
-    assert wheel.due(9.99) == []
-    assert wheel.due(10.0) == [stream]
+    assert wheel.due(10.74) == []
+    assert wheel.due(10.75) == [stream]
     assert wheel.due(11.0) == []
 
 
@@ -37,6 +37,16 @@ def test_a_deadline_may_be_brought_forward() -> None:
 
     assert wheel.due(10) == [stream]
     assert wheel.due(20) == []
+
+
+def test_bringing_forward_never_puts_off() -> None:
+    wheel, stream = Wheel(), ListStream()
+    wheel.bring_forward(stream, 20)
+    wheel.bring_forward(stream, 30)
+    wheel.bring_forward(stream, 10)
+
+    assert wheel.due(10) == [stream]
+    assert wheel.due(30) == []
 
 
 def test_a_forgotten_stream_is_never_due() -> None:

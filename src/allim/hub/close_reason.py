@@ -13,6 +13,7 @@ class CloseReason(StrEnum):
     SIGNED_OUT = "signed_out"
     # Endings nobody is left to be told of, or that a broken reader cannot be told:
     CLIENT_LEFT = "client_left"
+    CLIENT_VANISHED = "client_vanished"
     CLIENT_SPOKE = "client_spoke"
     SLOW_READER = "slow_reader"
     LINK_FAILED = "link_failed"

@@ -22,14 +22,14 @@ from allim.hub.event import Control, Draft, Entry, encode_control, encode_draft
 from allim.hub.position import Position
 from allim.hub.registry import Registry
 from allim.hub.stream import Backlog, Stream
-from allim.hub.wheel import Wheel
+from allim.hub.wheel import SLOT_S, Wheel
 from allim.identity import user_topic
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
 LINK_PATIENCE = 2.4  # pulses unheard after which the link is replaced: 12 s at the default of 5 s
-DRAIN_SHARE = 0.8  # of the drain time for ending streams; the rest is for readers to read that
+DRAIN_SHARE = 0.6  # of the drain time for ending streams; the rest is for readers to read that
 CONFIRM_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription
 
 
@@ -90,6 +90,7 @@ class Hub:
         self._pulse_sent_at = 0.0
         self._failed: str | None = None
         self.draining = False
+        self._empty = asyncio.Event()  # of streams, and no new ones come
 
     # Life -----------------------------------------------------------------------------------------------------
 
@@ -120,8 +121,12 @@ class Hub:
             return
         self.draining = True
         for stream in self._registry:
-            leave_at = self._clock() + self._moment_of_drain_s()
-            self._wheel.set(stream, min(leave_at, stream.deadline or leave_at))  # a token may expire sooner
+            self._wheel.bring_forward(stream, self._clock() + self._moment_of_drain_s())
+        self._note_empty()
+
+    async def drained(self) -> None:
+        """Return when every stream has ended."""
+        await self._empty.wait()
 
     async def check(self) -> None:
         """Readiness: our own pulse came back lately, and nothing of ours has died.
@@ -260,6 +265,11 @@ class Hub:
         self._wheel.forget(stream)
         for name in self._registry.remove(stream):
             self._broker.unsubscribe(name)
+        self._note_empty()
+
+    def _note_empty(self) -> None:
+        if self.draining and not self._registry:
+            self._empty.set()
 
     # Pulse and heartbeat --------------------------------------------------------------------------------------
 
@@ -335,7 +345,7 @@ class Hub:
 
     async def _wheel_loop(self) -> None:
         while True:
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(SLOT_S)
             for stream in self._wheel.due(self._clock()):
                 stream.close(self._why(stream))
 

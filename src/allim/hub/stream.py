@@ -71,8 +71,8 @@ class Stream(ABC):
 
     Shape: `last` is the position up to which everything of its topics has been written, or told as lost; what lies
     after `covered_from` and up to `covered` was read from history, so nothing is missing there; `beat` is the
-    heartbeat round it belongs to; `deadline` is when the wheel ends it.
-    Units: `opened_at` and `deadline` in seconds of the hub's clock, `expires_at` in Unix seconds.
+    heartbeat round it belongs to; `deadline` is the wheel's slot in which it ends.
+    Units: `opened_at` in seconds of the hub's clock, `expires_at` in Unix seconds.
     """
 
     __slots__ = (

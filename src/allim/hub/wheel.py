@@ -1,10 +1,12 @@
-"""One timer for all streams: deadlines in slots of a second."""
+"""One timer for all streams: deadlines in slots of a quarter of a second."""
 
 from allim.hub.stream import Stream
 
+SLOT_S = 0.25
+
 
 class Wheel:
-    """When streams end, to the second.
+    """When streams end, to the slot.
 
     Units: seconds of the hub's clock.
     """
@@ -15,8 +17,13 @@ class Wheel:
     def set(self, stream: Stream, at: float) -> None:
         """End this stream at `at`, whatever was set before."""
         self.forget(stream)
-        stream.deadline = int(at)
+        stream.deadline = int(at / SLOT_S)
         self._slots.setdefault(stream.deadline, set()).add(stream)
+
+    def bring_forward(self, stream: Stream, at: float) -> None:
+        """End this stream at `at`, if it was not to end sooner."""
+        if not stream.deadline or at / SLOT_S < stream.deadline:
+            self.set(stream, at)
 
     def forget(self, stream: Stream) -> None:
         slot = self._slots.get(stream.deadline)
@@ -26,6 +33,6 @@ class Wheel:
                 del self._slots[stream.deadline]
 
     def due(self, now: float) -> list[Stream]:
-        """Take out every stream whose second has come."""
-        seconds = sorted(second for second in self._slots if second <= now)
-        return [stream for second in seconds for stream in self._slots.pop(second)]
+        """Take out every stream whose slot has come."""
+        slots = sorted(slot for slot in self._slots if slot <= now / SLOT_S)
+        return [stream for slot in slots for stream in self._slots.pop(slot)]

@@ -32,7 +32,7 @@ GRACE_S = 10.0
 SWEEP_S = 5.0
 LOOK_AGAIN_S = 10.0
 SEND_TIMEOUT_S = 1.0
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 3.0  # a little more than a quiet read of the queue takes
 _TASK = "snapshots.generate"
 _BLOCK_MS = 2000
 _MAX_DELAY_S = 5.0
@@ -100,7 +100,7 @@ class Worker:
 
     @asynccontextmanager
     async def running(self, grace_s: float = GRACE_S) -> AsyncIterator[None]:
-        """Take work until the block ends; then finish what is in hand within `grace_s`, or hand it back."""
+        """Take work until the block ends, then leave."""
         self._stopping = asyncio.Event()
         self._loops = [asyncio.create_task(self._sweep_on())]
         if isinstance(self._queue, InMemoryBroker):
@@ -110,7 +110,21 @@ class Worker:
         try:
             yield
         finally:
-            await self._stop(grace_s)
+            await self.leave(grace_s)
+            await self._queue.shutdown()
+
+    async def leave(self, grace_s: float) -> None:
+        """Take no more work; finish what is in hand within `grace_s`, or hand it back. Repeating it is harmless."""
+        self._stopping.set()
+        ending = asyncio.create_task(self._end_loops())
+        in_hand = dict(self._in_hand)
+        if in_hand:
+            await asyncio.wait(in_hand.values(), timeout=grace_s)
+        unfinished = {snapshot_id: work for snapshot_id, work in in_hand.items() if not work.done()}
+        for work in unfinished.values():
+            work.cancel()  # the attempt gives its claim back
+        await asyncio.gather(*unfinished.values(), return_exceptions=True)
+        await asyncio.gather(ending, *map(self._send, unfinished))
 
     async def check(self) -> None:
         """For readiness. Raises: Unavailable when this replica takes no work."""
@@ -193,21 +207,9 @@ class Worker:
         except TimeoutError:
             pass
 
-    async def _stop(self, grace_s: float) -> None:
-        self._stopping.set()
-        in_hand = dict(self._in_hand)
-        if in_hand:
-            await asyncio.wait(in_hand.values(), timeout=grace_s)
-        unfinished = {snapshot_id: work for snapshot_id, work in in_hand.items() if not work.done()}
-        for work in unfinished.values():
-            work.cancel()  # the attempt gives its claim back
-        await asyncio.gather(*unfinished.values(), *await self._end_loops(), return_exceptions=True)
-        await asyncio.gather(*map(self._send, unfinished))
-        await self._queue.shutdown()
-
-    async def _end_loops(self) -> set[asyncio.Task[None]]:
+    async def _end_loops(self) -> None:
         """The loops see the end by themselves; one that hangs in a dead connection is cancelled."""
         _, hanging = await asyncio.wait(self._loops, timeout=CLOSE_TIMEOUT_S)
         for loop in hanging:
             loop.cancel()
-        return hanging
+        await asyncio.gather(*hanging, return_exceptions=True)

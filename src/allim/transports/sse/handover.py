@@ -72,7 +72,9 @@ class HandoverStream(SseStream, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.close_reason is None:
-            self.close_reason = CloseReason.CLIENT_LEFT
+            # The kernel gave up on a reader that acknowledged nothing for TCP_USER_TIMEOUT.
+            vanished = isinstance(exc, TimeoutError)
+            self.close_reason = CloseReason.CLIENT_VANISHED if vanished else CloseReason.CLIENT_LEFT
         self.connections.discard(self)
         self.transport = None
         self._wake()
