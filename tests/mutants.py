@@ -1,0 +1,223 @@
+"""The product, broken on purpose: each promise must have a test that notices.
+
+`make mutants` breaks a copy of the sources in one place at a time and runs the tests that docs/protocol.md names for
+the promise; one of them must fail. `mutated` gives such a copy to the storm, whose checker must notice it as well.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_S = 300
+
+
+class Mutant(NamedTuple):
+    """One place in `src/allim` where `right` is replaced by `wrong`, and the tests that must notice.
+
+    Shape: `promise` is its number in docs/protocol.md.
+    """
+
+    name: str
+    promise: int
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+
+BROKER = "tests/contracts/test_broker.py::"
+STREAMS = "tests/contracts/test_streams.py::"
+SSE = "tests/contracts/test_sse.py::"
+REDIS = "tests/brokers/test_redis.py::"
+
+SKIP_THE_BUFFER = Mutant(
+    "what arrives while a stream catches up is dropped",
+    4,
+    "hub/stream.py",
+    "        self.size += len(event.wire)\n",
+    "        return\n",
+    (STREAMS + "test_streams_joining_at_full_speed_get_no_hole_no_double_no_disorder",),
+)
+IGNORE_THE_ORIGIN = Mutant(
+    "the run ID of Redis is not looked at",
+    4,
+    "brokers/clock.lua",
+    "local another = stored[4] ~= run_id\n",
+    "local another = false\n",
+    (REDIS + "test_a_redis_that_came_back_may_have_lost_its_end_unless_it_is_durable",),
+)
+ANNOUNCE_BEFORE_APPEND = Mutant(
+    "an event is announced, and its publisher dies before it is stored",
+    1,
+    "brokers/publish.lua",
+    "  redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines)\n",
+    "  if server_ms % 5 > 0 then"
+    " redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines) end\n",
+    (BROKER + "test_concurrent_publishers_lose_nothing",),
+)
+DROP_THE_REPAIR = Mutant(
+    "a new link is taken for the old one",
+    5,
+    "hub/dispatcher.py",
+    '            self._repair = asyncio.create_task(self._run_repair(), name="allim link repair")\n',
+    "            self._in_doubt = False\n",
+    (REDIS + "test_a_killed_link_loses_doubles_and_reorders_nothing",),
+)
+
+OF_THE_CHECKER = (SKIP_THE_BUFFER, IGNORE_THE_ORIGIN, ANNOUNCE_BEFORE_APPEND, DROP_THE_REPAIR)
+
+MUTANTS = (
+    *OF_THE_CHECKER,
+    Mutant(
+        "the level asked for is named and not waited for",
+        1,
+        "brokers/durability.py",
+        '    if durability == "replica":\n',
+        '    if durability == "replica" and False:\n',
+        ("tests/brokers/test_durability.py",),
+    ),
+    Mutant(
+        "a known key is not found",
+        2,
+        "brokers/publish.lua",
+        "  if known[1] then\n",
+        "  if false then\n",
+        (BROKER + "test_same_key_and_content_is_one_event_at_the_same_position",),
+    ),
+    Mutant(
+        "another content under a known key is taken for the same",
+        2,
+        "brokers/publish.lua",
+        "    if known[1] ~= fingerprint then\n",
+        "    if false then\n",
+        (BROKER + "test_same_key_with_other_content_is_refused_and_stores_nothing",),
+    ),
+    Mutant(
+        "a stream writes what it has written",
+        3,
+        "hub/stream.py",
+        "        if event.position <= self.last:\n            return False\n",
+        "",
+        (STREAMS + "test_streams_joining_at_full_speed_get_no_hole_no_double_no_disorder",),
+    ),
+    Mutant(
+        "the clock follows the server's",
+        3,
+        "brokers/clock.lua",
+        "  if server_ms > clock.ms then\n",
+        "  if true then\n",
+        (BROKER + "test_positions_rise_over_all_topics_and_prev_chains_within_one",),
+    ),
+    Mutant(
+        "trimmed history is not told",
+        4,
+        "brokers/read.lua",
+        "      trimmed[#trimmed + 1] = topic - 1\n",
+        "",
+        (STREAMS + "test_reset_exactly_when_something_after_the_position_is_gone",),
+    ),
+    Mutant(
+        "a hole shown by prev is passed over",
+        4,
+        "hub/dispatcher.py",
+        "        if topic.last is not None and event.prev > topic.last:\n",
+        "        if False:\n",
+        ("tests/hub/test_dispatcher.py::test_a_hole_is_filled_before_the_event_that_shows_it",),
+    ),
+    Mutant(
+        "a silent link is waited for",
+        5,
+        "hub/hub.py",
+        "            await self._broker.replace_link()\n",
+        "",
+        ("tests/system/test_redis_faults.py::test_a_half_open_link_is_replaced",),
+    ),
+    Mutant(
+        "the opening has no id",
+        6,
+        "transports/sse/frames.py",
+        'b"retry: %d\\nid: %b\\n%b" % (retry_ms, str(opening.position).encode(), encode("stream.open", data))',
+        'b"retry: %d\\n%b" % (retry_ms, encode("stream.open", data))',
+        ("tests/system/test_resume.py::test_on_another_replica",),
+    ),
+    Mutant(
+        "a stopping replica ends its streams at once and untold",
+        6,
+        "hub/hub.py",
+        "            self._wheel.bring_forward(stream, self._clock() + self._moment_of_drain_s())\n",
+        "            stream.close(CloseReason.CLIENT_LEFT)\n",
+        (SSE + "test_sigterm_tells_every_stream_at_its_own_moment",),
+    ),
+    Mutant(
+        "a slow reader is waited for",
+        7,
+        "transports/sse/handover.py",
+        "        if self.live:\n            self.close(CloseReason.SLOW_READER)\n        elif",
+        "        if",
+        (SSE + "test_a_slow_reader_is_ended_and_nobody_else",),
+    ),
+    Mutant(
+        "a token's end is not looked at",
+        8,
+        "hub/hub.py",
+        "min(lifetime_s, stream.expires_at - time.time())",
+        "lifetime_s",
+        (SSE + "test_an_expired_token_ends_the_stream_and_nothing_follows",),
+    ),
+    Mutant(
+        "an order to end a session is not obeyed",
+        8,
+        "hub/stream.py",
+        "        if control.session == self.session:\n",
+        "        if False:\n",
+        (SSE + "test_sign_out_ends_the_sessions_streams",),
+    ),
+)
+
+
+@contextmanager
+def mutated(mutant: Mutant) -> Iterator[Path]:
+    """A copy of the sources with the mutant in it: a folder for PYTHONPATH."""
+    folder = Path(tempfile.mkdtemp(prefix="allim-mutant-"))
+    try:
+        shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        file = folder / "src" / "allim" / mutant.file
+        source = file.read_text("utf-8")
+        assert source.count(mutant.right) == 1, f"{mutant.name}: {mutant.file} has changed, so must the mutant"
+        file.write_text(source.replace(mutant.right, mutant.wrong), "utf-8")
+        yield folder / "src"
+    finally:
+        shutil.rmtree(folder)
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the tests that must notice it pass all the same."""
+    with mutated(mutant) as sources:
+        environ = {**os.environ, "PYTHONPATH": str(sources)}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests]
+        ended = subprocess.run(
+            command, cwd=ROOT, env=environ, timeout=TIMEOUT_S, check=False, capture_output=True, text=True
+        )
+        assert ended.returncode in {0, 1}, ended.stdout + ended.stderr  # 1: tests ran, and some failed
+        return ended.returncode == 0
+
+
+def main() -> int:
+    """Try every mutant; the number of those that survive."""
+    survivors = 0
+    for mutant in MUTANTS:
+        alive = survives(mutant)
+        survivors += alive
+        print(f"{'SURVIVES' if alive else 'caught  '}  promise {mutant.promise}: {mutant.name}", flush=True)  # noqa: T201
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(main())
