@@ -15,6 +15,7 @@ import structlog
 from allim.errors import Unavailable
 from allim.hub.broker import Broker, Reading
 from allim.hub.close_reason import CloseReason
+from allim.hub.event import Event
 from allim.hub.position import ZERO, Position
 from allim.hub.resume import judge, parse_last_event_id
 from allim.hub.stream import Backlog, Hole, Opening, Stream
@@ -93,36 +94,44 @@ class CatchUp:
             stream.close(CloseReason.LINK_FAILED)  # or it would wait for ever, neither live nor ended
 
     async def _go_on(self, stream: Stream, since: Position, first: Reading | None = None) -> None:
-        """Read and write until nothing is left, then go live.
+        """Read and write until nothing is left, at the reader's pace, then go live.
 
         Shape: what lies before `since` cannot be written in order any more. The `first` reading has been judged, and
         what the verdict says need not be told again.
         """
-        assert stream.backlog is not None
+        backlog = stream.backlog
+        assert backlog is not None
         told = ZERO if first is None else first.floor
         expired_told = first is not None
-        written = 0 if first is None else await self._write(stream, first)
+        written = 0 if first is None else await self._write_page(stream, first)
         complete = first is not None and first.complete
-        while not stream.ended and not (complete and stream.backlog.whole):
-            stream.backlog.clear()  # whatever it held is announced, so it is in the history read next
-            holes, stream.backlog.holes = stream.backlog.holes, []
-            for hole in holes:
-                await self._tell_late(stream, hole, since)
-            reading = await self._read_patiently(stream, stream.topics, stream.last)
-            if reading is None:
-                return
-            if told < reading.floor and stream.last < reading.floor:
+        while not stream.ended:
+            if not (complete and backlog.whole):
+                backlog.clear()  # whatever it held is announced, so it is in the history read next
+                holes, backlog.holes = backlog.holes, []
+                for hole in holes:
+                    await self._tell_late(stream, hole, since)
+                reading = await self._read_patiently(stream, stream.topics, stream.last)
+                if reading is None:
+                    return
+                if told < reading.floor and stream.last < reading.floor:
+                    self._tell(stream, stream.topics, "origin")
+                elif stream.last.ms < reading.time_ms - self._ttl_ms and not expired_told:
+                    self._tell(stream, stream.topics, "trimmed")
+                elif lost := _lost(stream, holes, reading):
+                    self._tell(stream, lost, "trimmed")
+                told, expired_told = max(told, reading.floor), True
+                written += await self._write_page(stream, reading)
+                complete = reading.complete
+            elif max(told, stream.last) < backlog.floor:
                 self._tell(stream, stream.topics, "origin")
-                told = reading.floor
-            elif stream.last.ms < reading.time_ms - self._ttl_ms and not expired_told:
-                self._tell(stream, stream.topics, "trimmed")
-            elif lost := _lost(stream, holes, reading):
-                self._tell(stream, lost, "trimmed")
-            expired_told = True
-            written += await self._write(stream, reading)
-            complete = reading.complete
-        stream.covered_from, stream.covered = since, stream.last
-        self._go_live(stream, told)
+                told = backlog.floor
+            elif backlog.events:
+                written += await self._write(stream, backlog.take())
+            else:
+                stream.covered_from, stream.covered = since, stream.last
+                stream.backlog = None
+                break
         self._metrics.caught_up(written)
 
     async def _tell_late(self, stream: Stream, hole: Hole, since: Position) -> None:
@@ -136,25 +145,21 @@ class CatchUp:
         if reading.trimmed or not all(stream.covered_from < position <= stream.covered for position in late):
             self._tell(stream, [hole.topic], "trimmed")
 
-    def _go_live(self, stream: Stream, told: Position) -> None:
-        backlog, stream.backlog = stream.backlog, None
-        assert backlog is not None
-        if max(told, stream.last) < backlog.floor:
-            self._tell(stream, stream.topics, "origin")
-        for event in backlog.events:
-            stream.deliver(event)
+    async def _write_page(self, stream: Stream, reading: Reading) -> int:
+        written = await self._write(stream, reading.events)
+        stream.last = max(stream.last, reading.until)
+        return written
 
-    async def _write(self, stream: Stream, reading: Reading) -> int:
+    async def _write(self, stream: Stream, events: Sequence[Event]) -> int:
         written = 0
-        for event in reading.events:
+        for event in events:
             if (control := event.control) is not None:
                 stream.obey(control)
-            elif not stream.ended:
+            elif event.position > stream.last and not stream.ended:
                 stream.write(event.wire)
                 stream.last = event.position
                 written += 1
                 await stream.drained()
-        stream.last = max(stream.last, reading.until)
         return written
 
     def _tell(self, stream: Stream, topics: Sequence[str], reason: str) -> None:

@@ -60,6 +60,11 @@ class Backlog:
         else:
             self.spoil()
 
+    def take(self) -> list[Event]:
+        events = self.events
+        self.events, self.size = [], 0
+        return events
+
     def spoil(self) -> None:
         """Something announced may not have arrived here."""
         self.whole = False
