@@ -87,7 +87,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             _metrics_route(metrics),
             *_page_routes(),
         ],
-        middleware=[Middleware(Requests), Middleware(problems.UnexpectedErrors)],
+        middleware=[Middleware(Requests, leaving=lambda: hub.draining), Middleware(problems.UnexpectedErrors)],
         exception_handlers=problems.handlers,
         lifespan=lifespan,
     )

@@ -23,7 +23,7 @@ USER_TIMEOUT_MS = 20_000
 SEND_BUFFER_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75  # above nginx's keepalive_timeout of 60 s, so that it is nginx that closes
 BACKLOG = 4096
-LEAVE_SHARE = 0.9  # of the drain time for streams and work in hand; the rest is for requests and frozen readers
+LEAVE_SHARE, REST_SHARE = 0.85, 0.1  # of the drain time for streams and work in hand; for requests and frozen readers
 
 
 Leave = Callable[[float], Coroutine[Any, Any, None]]
@@ -62,7 +62,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises: OSError when the address is taken or not ours.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio switches Nagle's algorithm off only for sockets that say they are TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -91,7 +92,7 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         # uvicorn passes it on to `asyncio.wait_for`, which takes fractions.
-        timeout_graceful_shutdown=settings.drain_s * (1 - LEAVE_SHARE),  # type: ignore[arg-type]
+        timeout_graceful_shutdown=settings.drain_s * REST_SHARE,  # type: ignore[arg-type]
         proxy_headers=True,
         forwarded_allow_ips=list(settings.trusted_proxies),
         backlog=BACKLOG,

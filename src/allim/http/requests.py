@@ -6,6 +6,7 @@ The query string is never logged: it may hold a last event ID or, one day, a tic
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,12 +21,15 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 class Requests:
     """Gives every request an ID, puts it into the answer and every log line, and logs how the request ended.
 
+    While the replica is `leaving`, an answer ends its connection: a proxy keeps none that is about to be closed.
+
     A proxy's `X-Request-ID` is kept when it is one; anything else gets a new one. A request whose connection is
     handed over starts no response here: the hub logs when its stream opens and closes.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
         self.app = app
+        self.leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +45,10 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if self.leaving():
+                    headers["connection"] = "close"
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

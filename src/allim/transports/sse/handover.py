@@ -6,6 +6,8 @@ Source: docs/decisions/0002-handover.md, with what is bent in uvicorn and why.
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ from allim.transports.sse.stream import SseStream
 
 EXTENSION = "allim.handover"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
+FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
 
 
 class HandedOver(Exception):
@@ -58,11 +61,12 @@ class HandoverStream(SseStream, asyncio.Protocol):
         if transport is None:
             return
         if not flush:
-            transport.abort()
+            _reset(transport)
             return
         transport.close()
         if transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
+            grace_s = CLOSE_GRACE_S if self.close_reason is None or self.close_reason.reconnect else FINAL_GRACE_S
+            asyncio.get_running_loop().call_later(grace_s, _reset, transport)
 
     async def drained(self) -> None:
         if self.waiter is not None:
@@ -101,6 +105,14 @@ class HandoverStream(SseStream, asyncio.Protocol):
         waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """End the connection now, and free what the kernel still holds for its reader."""
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0 and sock.type == socket.SOCK_STREAM:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 class HandoverProtocol(HttpToolsProtocol):

@@ -45,11 +45,12 @@ class PortableStream(SseStream):
                 self.close(CloseReason.SLOW_READER)
 
     def finish(self, *, flush: bool) -> None:
-        if not flush:
-            self.chunks.clear()
+        assert self.close_reason is not None
+        last = [self.chunks[-1]] if flush and self.chunks else []
+        if not flush or not self.close_reason.reconnect:  # who may not read on gets the reason and nothing before it
+            self.chunks = deque(last)
         self.something.set()
         self.room.set()
-        assert self.close_reason is not None
         self.hub.leave(self, self.close_reason)  # the response may take until SEND_TIMEOUT_S to notice
 
     async def drained(self) -> None:
