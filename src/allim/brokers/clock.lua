@@ -39,8 +39,10 @@ local function raise(clock, position)
   return true
 end
 
-local function store_clock(clock)
-  redis.call('HSET', clock.key, 'ms', string.format('%.0f', clock.ms), 'seq', string.format('%.0f', clock.seq))
+local function store_clock(clock, call)
+  local ms, seq = string.format('%.0f', clock.ms), string.format('%.0f', clock.seq)
+  local reply = (call or redis.call)('HSET', clock.key, 'ms', ms, 'seq', seq)
+  return type(reply) == 'table' and reply or {}
 end
 
 -- From here on nothing older can be answered for. Every replica hears it before any event that follows.

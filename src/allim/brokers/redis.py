@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from redis.exceptions import OutOfMemoryError
 
 from allim.brokers.durability import Durability, confirm
 from allim.brokers.link import Link
@@ -182,8 +183,14 @@ class RedisBroker:
 
     async def _greet(self, lead: Lead) -> None:
         """Before the link stands again: tell what was followed until now, so that a new origin begins if it must."""
-        context = self._context(lead.run_id)
-        await ask(lead.connection, "EVAL", self._origin_script.source, 1, self._clock_key, *context, self._followed)
+        greeting = (1, self._clock_key, *self._context(lead.run_id), self._followed)
+        source = self._origin_script.source
+        try:
+            await ask(lead.connection, "EVAL", source, *greeting)
+        except (
+            OutOfMemoryError
+        ):  # a new origin adds nothing. Always with the flag, a full disk would refuse every script
+            await ask(lead.connection, "EVAL", f"#!lua flags=allow-oom\n{source}", *greeting)
         self._followed = lead.run_id
 
     # What the link brings --------------------------------------------------------------------------------------

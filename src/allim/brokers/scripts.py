@@ -34,8 +34,7 @@ class Script:
         folder = resources.files("allim.brokers")
         parts = [(folder / part).read_text("utf-8") for part in ("clock.lua", f"{name}.lua")]
         self.name = name
-        # A Redis that is full refuses publishes. Streams, pulses and repairs go on: they add nothing.
-        self.source = "\n".join(parts if name == "publish" else ["#!lua flags=allow-oom", *parts])
+        self.source = "\n".join(parts)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -111,8 +110,8 @@ class ScriptCalls:
         try:
             lead = await self._connected()
         except (RedisError, OSError) as error:
-            log.warning("redis not reached", error=_text(error))
-            self._fail(batch, NotDone(f"Redis does not answer: {_text(error)}"))
+            log.warning("redis not reached", error=str(error) or type(error).__name__)
+            self._fail(batch, NotDone("Redis cannot be reached"))
             return
         except BaseException:
             self._fail(batch, NotDone("the broker is closing"))
@@ -121,9 +120,9 @@ class ScriptCalls:
             async with asyncio.timeout(ANSWER_TIMEOUT_S * 2):
                 await self._execute(lead, batch)
         except (RedisError, OSError) as error:
-            log.warning("redis connection lost", error=_text(error))
+            log.warning("redis connection lost", error=str(error) or type(error).__name__)
             await self.drop()
-            self._fail(batch, Unavailable(f"Redis does not answer: {_text(error)}"))
+            self._fail(batch, Unavailable("Redis did not answer"))
         except BaseException:
             await self.drop()
             self._fail(batch, Unavailable("the broker is closing"))
@@ -150,7 +149,8 @@ class ScriptCalls:
             again = await self._replies(lead, [batch[i] for i in unknown])
             for i, reply in zip(unknown, again, strict=True):
                 replies[i] = reply
-        unconfirmed = None if self._confirm is None else await self._confirm(lead.connection)
+        stored = not all(isinstance(reply, Exception) for reply in replies)
+        unconfirmed = await self._confirm(lead.connection) if self._confirm and stored else None
         for call, reply in zip(batch, replies, strict=True):
             self._settle(call, reply, unconfirmed)
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
@@ -173,10 +173,10 @@ class ScriptCalls:
         if call.done.done():
             return  # the caller has gone
         if isinstance(reply, ReadOnlyError | BusyLoadingError):
-            call.done.set_exception(NotDone(f"Redis does not answer: {reply}"))
+            call.done.set_exception(NotDone("Redis is loading, or no master any more"))
         elif isinstance(reply, Exception):
             log.warning("redis refused a script", script=call.script.name, error=str(reply))
-            call.done.set_exception(Unavailable(f"Redis refused: {reply}"))
+            call.done.set_exception(Unavailable(f"Redis refused: {_code(reply)}"))
         elif unconfirmed is not None:
             call.done.set_exception(Unavailable(unconfirmed))
         else:
@@ -188,5 +188,6 @@ class ScriptCalls:
                 call.done.set_exception(error)
 
 
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+def _code(refused: Exception) -> str:
+    """The first word of what Redis said: the rest is for the log."""
+    return getattr(refused, "status_code", None) or str(refused).partition(" ")[0]
