@@ -77,7 +77,8 @@ class Replica:
 def publish(url: str, body: object, **headers: str) -> httpx.Response:
     authorization = {"authorization": f"Bearer {PUBLISH_KEY}"}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.post(f"{url}/api/publish", json=body, headers={**authorization, **named})
+    patience_s = 15  # more than a replica's own deadline
+    return httpx.post(f"{url}/api/publish", json=body, headers={**authorization, **named}, timeout=patience_s)
 
 
 @contextmanager

@@ -466,7 +466,7 @@ async def test_a_hole_that_history_cannot_fill_is_told_once_and_the_event_comes(
     stream = bench.stream("a", at=1)
     lonely = Event("a", Position(5, 0), Position(4, 0), encode("t", 5))
     bench.history.now = lonely.position
-    bench.history.kept["a"] = [Event("a", lonely.position, ZERO, lonely.lines)]
+    bench.history.kept["a"] = [Event("a", Position(1, 0), ZERO, encode("t", 1)), lonely]
 
     bench.dispatcher.on_event(lonely)
     await until(lambda: stream.data)

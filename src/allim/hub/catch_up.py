@@ -7,7 +7,7 @@ A stream catches up when it joins, and again whenever its replica may have misse
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -18,7 +18,7 @@ from allim.hub.close_reason import CloseReason
 from allim.hub.event import Event
 from allim.hub.position import ZERO, Position
 from allim.hub.resume import judge, parse_last_event_id
-from allim.hub.stream import Backlog, Hole, Opening, Stream
+from allim.hub.stream import Backlog, Opening, Stream
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
@@ -34,6 +34,42 @@ class Start(NamedTuple):
 
     opening: Opening
     reading: Reading
+
+
+Seen = Callable[[], dict[str, Position]]
+"""The newest position dispatched of each of a stream's topics."""
+
+
+class Chain:
+    """Each event names its topic's previous one: whether one is missing that cannot come in order any more.
+
+    Shape: `seen` is the newest position of each topic that the stream is known to have, None when the reader was just
+    told that something is lost; a topic that is not in it was judged by the verdict. `since` is where catch-up began.
+    """
+
+    def __init__(self, seen: Mapping[str, Position], since: Position) -> None:
+        self.seen: dict[str, Position | None] = {**seen}
+        self.since = since
+
+    def breaks_before(self, stream: Stream, event: Event) -> bool:
+        if event.topic not in self.seen:
+            return False
+        seen, self.seen[event.topic] = self.seen[event.topic], event.position
+        return seen is not None and seen < event.prev and not stream.has_read(seen, event.prev)
+
+    def never_read(self, stream: Stream, dispatched: Mapping[str, Position]) -> list[str]:
+        """The topics with something older than where catch-up began that neither it nor the link brought."""
+        return [
+            topic
+            for topic, last in dispatched.items()
+            if (seen := self.seen.get(topic)) is not None
+            and seen < last <= self.since
+            and not stream.has_read(seen, last)
+        ]
+
+    def told(self, topics: Sequence[str]) -> None:
+        """Of what is missing until here the reader knows."""
+        self.seen.update(dict.fromkeys(self.seen.keys() & set(topics)))
 
 
 class CatchUp:
@@ -67,17 +103,17 @@ class CatchUp:
     async def follow(self, stream: Stream, start: Start) -> None:
         """Write the pages from the first to the last and go live. Returns early when the stream ends meanwhile."""
         stream.last = start.opening.position
-        await self._go_on(stream, ZERO, start.reading)
+        await self._go_on(stream, Chain({}, ZERO), start.reading)
 
-    def bring_back(self, stream: Stream, hole: Hole) -> None:
-        """Let a stream read what is missing, in the background. It stays open, whatever the broker does."""
+    def bring_back(self, stream: Stream, seen: Seen) -> None:
+        """Let a stream read what it may miss, in the background. It stays open, whatever the broker does."""
         if stream.backlog is None:
             stream.backlog = self._new_backlog()
-            task = asyncio.create_task(self._guard(stream, self._go_on(stream, stream.last)), name="allim catch-up")
+            way = self._go_on(stream, Chain(seen(), stream.last), None, seen)
+            task = asyncio.create_task(self._guard(stream, way), name="allim catch-up")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         stream.backlog.spoil()
-        stream.backlog.holes.append(hole)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -93,66 +129,60 @@ class CatchUp:
             log.exception("catch-up failed", stream=stream.id)
             stream.close(CloseReason.LINK_FAILED)  # or it would wait for ever, neither live nor ended
 
-    async def _go_on(self, stream: Stream, since: Position, first: Reading | None = None) -> None:
+    async def _go_on(
+        self, stream: Stream, chain: Chain, first: Reading | None, seen: Seen = dict[str, Position]
+    ) -> None:
         """Read and write until nothing is left, at the reader's pace, then go live.
 
-        Shape: what lies before `since` cannot be written in order any more. The `first` reading has been judged, and
-        what the verdict says need not be told again.
+        Shape: the `first` reading has been judged, and what the verdict says need not be told again.
         """
         backlog = stream.backlog
         assert backlog is not None
         told = ZERO if first is None else first.floor
         expired_told = first is not None
-        written = 0 if first is None else await self._write_page(stream, first)
+        written = 0 if first is None else await self._write_page(stream, chain, first)
         complete = first is not None and first.complete
         while not stream.ended:
             if not (complete and backlog.whole):
                 backlog.clear()  # whatever it held is announced, so it is in the history read next
-                holes, backlog.holes = backlog.holes, []
-                for hole in holes:
-                    await self._tell_late(stream, hole, since)
-                reading = await self._read_patiently(stream, stream.topics, stream.last)
+                reading = await self._read_patiently(stream)
                 if reading is None:
                     return
                 if told < reading.floor and stream.last < reading.floor:
                     self._tell(stream, stream.topics, "origin")
+                    chain.told(stream.topics)
                 elif stream.last.ms < reading.time_ms - self._ttl_ms and not expired_told:
                     self._tell(stream, stream.topics, "trimmed")
-                elif lost := _lost(stream, holes, reading):
-                    self._tell(stream, lost, "trimmed")
+                    chain.told(stream.topics)
+                elif reading.trimmed:
+                    self._tell(stream, reading.trimmed, "trimmed")
+                    chain.told(reading.trimmed)
                 told, expired_told = max(told, reading.floor), True
-                written += await self._write_page(stream, reading)
+                written += await self._write_page(stream, chain, reading)
                 complete = reading.complete
             elif max(told, stream.last) < backlog.floor:
                 self._tell(stream, stream.topics, "origin")
                 told = backlog.floor
             elif backlog.events:
-                written += await self._write(stream, backlog.take())
+                written += await self._write(stream, chain, backlog.take())
             else:
-                stream.covered_from, stream.covered = since, stream.last
+                if lost := chain.never_read(stream, seen()):
+                    self._tell(stream, lost, "trimmed")
+                stream.covered_from, stream.covered = chain.since, stream.last
                 stream.backlog = None
                 break
         self._metrics.caught_up(written)
 
-    async def _tell_late(self, stream: Stream, hole: Hole, since: Position) -> None:
-        """What is missing from before `since` cannot come in order any more: say so."""
-        if hole.since >= since:
-            return  # all of it comes now
-        reading = await self._read_patiently(stream, (hole.topic,), hole.since)
-        if reading is None:
-            return
-        late = [event.position for event in reading.events if event.position <= since]
-        if reading.trimmed or not all(stream.covered_from < position <= stream.covered for position in late):
-            self._tell(stream, [hole.topic], "trimmed")
-
-    async def _write_page(self, stream: Stream, reading: Reading) -> int:
-        written = await self._write(stream, reading.events)
+    async def _write_page(self, stream: Stream, chain: Chain, reading: Reading) -> int:
+        written = await self._write(stream, chain, reading.events)
         stream.last = max(stream.last, reading.until)
         return written
 
-    async def _write(self, stream: Stream, events: Sequence[Event]) -> int:
+    async def _write(self, stream: Stream, chain: Chain, events: Sequence[Event]) -> int:
         written = 0
         for event in events:
+            if chain.breaks_before(stream, event):
+                self._tell(stream, [event.topic], "trimmed")
             if (control := event.control) is not None:
                 stream.obey(control)
             elif event.position > stream.last and not stream.ended:
@@ -172,22 +202,11 @@ class CatchUp:
         async with self._reading:
             return await self._broker.read(topics, after, PAGE_EVENTS, PAGE_BYTES)
 
-    async def _read_patiently(self, stream: Stream, topics: Sequence[str], after: Position) -> Reading | None:
-        """The reading, whenever the broker answers again; None when the stream has ended by then."""
+    async def _read_patiently(self, stream: Stream) -> Reading | None:
+        """What comes after the stream's place, whenever the broker answers again; None when the stream has ended."""
         while not stream.ended:
             try:
-                return await self._read(topics, after)
+                return await self._read(stream.topics, stream.last)
             except Unavailable:  # told in the log by the broker, once for all that wait
                 await asyncio.sleep(RETRY_S * random.uniform(1, 2))
         return None
-
-
-def _lost(stream: Stream, holes: Sequence[Hole], reading: Reading) -> Sequence[str]:
-    """The topics that history cannot answer for: trimmed, or without what was announced before the next event."""
-    lost = dict.fromkeys(reading.trimmed)
-    for hole in holes:
-        if stream.last < hole.until <= reading.until:
-            found = any(event.topic == hole.topic and event.position <= hole.until for event in reading.events)
-            if not found:
-                lost[hole.topic] = None
-    return tuple(lost)

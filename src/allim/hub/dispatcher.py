@@ -6,6 +6,7 @@ or an event's `prev` shows a hole), the streams concerned catch up from history,
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 
@@ -15,7 +16,7 @@ from allim.hub.catch_up import CatchUp
 from allim.hub.event import Event
 from allim.hub.position import ZERO, Position
 from allim.hub.registry import Registry, Topic
-from allim.hub.stream import Hole
+from allim.hub.stream import Stream
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
@@ -66,9 +67,9 @@ class Dispatcher:
             return  # a repair has covered it, or the first stream's history
         if topic.last is not None and event.prev > topic.last:
             log.warning("hole in a topic", topic=event.topic, seen=str(topic.last), prev=str(event.prev))
-            self._bring_back(topic, Hole(event.topic, topic.last, event.prev))
+            self._bring_back(topic, topic.last, event.prev)
         elif self._in_doubt:
-            self._bring_back(topic, Hole(event.topic, event.prev, event.position))
+            self._bring_back(topic, event.prev, event.position)
         topic.last = event.position
         self._dispatch(event, topic)
 
@@ -155,7 +156,7 @@ class Dispatcher:
                 continue  # left meanwhile, or joining: it reads by itself
             if newest > topic.last or expired:
                 until = heads.now if expired else newest
-                behind += self._bring_back(topic, Hole(name, topic.last, until))
+                behind += self._bring_back(topic, topic.last, until)
                 topic.last = until
         return behind
 
@@ -169,9 +170,14 @@ class Dispatcher:
                 log.exception("repair failed, trying again")
             await asyncio.sleep(REPAIR_RETRY_S)
 
-    def _bring_back(self, topic: Topic, hole: Hole) -> int:
-        """Let the topic's streams read what may be missing; how many do not have it yet."""
-        behind = [stream for stream in topic.streams if not stream.has_all_of(hole)]
+    def _bring_back(self, topic: Topic, since: Position, until: Position) -> int:
+        """Let the topic's streams read what may be missing between the two; how many do not have it yet."""
+        behind = [stream for stream in topic.streams if not stream.has_read(since, until)]
         for stream in behind:
-            self._catch_up.bring_back(stream, hole)
+            self._catch_up.bring_back(stream, partial(self._seen, stream))
         return len(behind)
+
+    def _seen(self, stream: Stream) -> dict[str, Position]:
+        """How far each of the stream's topics has been dispatched."""
+        known = ((name, self._registry.topic(name)) for name in stream.topics)
+        return {name: topic.last for name, topic in known if topic is not None and topic.last is not None}

@@ -25,27 +25,18 @@ class Opening(NamedTuple):
     replayed: int
 
 
-class Hole(NamedTuple):
-    """Events of a topic after `since` and up to `until` may not have arrived; history had one at `until`."""
-
-    topic: str
-    since: Position
-    until: Position
-
-
 class Backlog:
     """What arrives live while a stream catches up, up to a limit of bytes.
 
-    Shape: `whole` until something that was announced is not in it; it is in history, and catch-up reads on. `holes`
-    are those found meanwhile, `floor` is the newest origin announced.
+    Shape: `whole` until something that was announced is not in it; it is in history, and catch-up reads on. `floor`
+    is the newest origin announced meanwhile.
     """
 
-    __slots__ = ("events", "floor", "holes", "max_bytes", "size", "whole")
+    __slots__ = ("events", "floor", "max_bytes", "size", "whole")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.floor = ZERO
-        self.holes: list[Hole] = []
         self.clear()
 
     def clear(self) -> None:
@@ -129,9 +120,9 @@ class Stream(ABC):
         if control.session == self.session:
             self.close(control.reason)
 
-    def has_all_of(self, hole: Hole) -> bool:
-        """Whether what may not have arrived was read from history."""
-        return self.covered_from <= hole.since and hole.until <= self.covered
+    def has_read(self, since: Position, until: Position) -> bool:
+        """Whether everything of its topics after `since` and up to `until` was read from history."""
+        return self.covered_from <= since and until <= self.covered
 
     @property
     def live(self) -> bool:
