@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 
 from allim.hub import Position
-from tests.witnesses import Witness, Publisher, witnessing, history, publishing
 from tests.proxy import fault_proxy
 from tests.redis_sets import address, node, pair, sentinel_set
 from tests.replicas import Replica
 from tests.system.pairs import TOPICS, publish, publish_until_accepted, two_replicas
 from tests.waiting import until
+from tests.witnesses import Publisher, Witness, history, publishing, witnessing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 

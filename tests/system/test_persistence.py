@@ -18,11 +18,11 @@ import httpx
 import pytest
 
 from allim.hub import Position
-from tests.witnesses import assert_batches_are_whole, witnessing, history, publishing
 from tests.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, Node, node, pair
 from tests.replicas import PUBLISH_KEY, ROOT, SECRET, Replica
 from tests.system.pairs import TOPICS, publish, publish_until_accepted, two_replicas
 from tests.waiting import until
+from tests.witnesses import assert_batches_are_whole, history, publishing, witnessing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 
