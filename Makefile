@@ -62,6 +62,11 @@ lint: setup ## Check style, types and the walls between the rooms
 	@if ./make/node; then $(MAKE) --no-print-directory web/node_modules/.ready && cd web && npm run --silent lint; \
 	else echo "Node is not installed: web/ not checked"; exit 1; fi
 
+.PHONY: chaos
+chaos: setup ## Break everything at random under load, judge it: SECONDS=600 SEED=random
+	@./make/install redis-server nginx-light
+	@$(BIN)/python -m tests.system.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
 .PHONY: bench
 bench: setup ## Measure, side by side
 	@./make/install redis-server

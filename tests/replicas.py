@@ -4,11 +4,12 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import httpx
 
 from allim.client import Message, Parser
 from allim.http.auth import Tokens
-from tests.servers import end, free_port
+from tests.servers import end, lasting_port
 from tests.waiting import until_sync
 
 SECRET = "a secret key for tests, and for nothing else"
@@ -43,12 +44,14 @@ def token_for_topics(subject: str, *topics: str) -> str:
 
 @dataclass
 class Replica:
-    """A running replica. `log` holds everything it printed, `prefix` is where it is mounted."""
+    """A running replica. `log` holds everything it printed, `prefix` is where it is mounted, `launch` starts its
+    process, also again after it ended."""
 
     port: int
     process: "subprocess.Popen[bytes]"
     log: Path
     prefix: str = ""
+    launch: "Callable[[], subprocess.Popen[bytes]] | None" = None
 
     @property
     def url(self) -> str:
@@ -67,6 +70,36 @@ class Replica:
         assert match
         return int(match[1])
 
+    def fds(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def drain(self, timeout_s: float) -> int:
+        """SIGTERM; the exit status.
+
+        Raises: subprocess.TimeoutExpired when it does not end in time.
+        """
+        self.process.terminate()
+        return self.process.wait(timeout_s)
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def start(self) -> None:
+        """Start it again on its port, after it ended."""
+        assert self.launch is not None
+        self.process = self.launch()
+
+    def until_ready(self, timeout_s: float = 20.0) -> None:
+        until_sync(lambda: _ready(self), timeout_s, what=f"replica ready: {self.log.read_text()[-2000:]}")
+
     def publish(self, *events: tuple[str, str, object], **headers: str) -> httpx.Response:
         """One event as an object, several as a batch."""
         bodies = [{"topic": topic, "type": type_, "data": data} for topic, type_, data in events]
@@ -83,12 +116,31 @@ def publish(url: str, body: object, **headers: str) -> httpx.Response:
 
 @contextmanager
 def replica(
-    *, portable: bool = False, mounted: bool = False, folder: Path | None = None, **settings: object
+    *,
+    portable: bool = False,
+    mounted: bool = False,
+    program: str = "allim serve",
+    folder: Path | None = None,
+    **settings: object,
 ) -> Iterator[Replica]:
     """`allim serve`, ready to serve; with `portable` the same application under plain uvicorn, with `mounted` inside
-    another one."""
-    port = free_port()
+    another one; `program` names a module that takes the place of `allim serve`."""
     home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
+    running = launch_replica(home, portable=portable, mounted=mounted, program=program, **settings)
+    try:
+        running.until_ready()
+        yield running
+    finally:
+        end(running.process, timeout_s=30)
+        if folder is None:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def launch_replica(
+    home: Path, *, portable: bool = False, mounted: bool = False, program: str = "allim serve", **settings: object
+) -> Replica:
+    """A replica that was just started. Who calls this ends its process."""
+    port = lasting_port()
     log = home / f"replica-{port}.log"
     environ = {
         **os.environ,
@@ -100,19 +152,15 @@ def replica(
     }
     where = ["--host", "127.0.0.1", "--port", str(port)]
     factory = "tests.contracts.mounted:create" if mounted else "allim.app:create_app"
-    module = ["uvicorn", "--factory", factory] if portable or mounted else ["allim", "serve"]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *module, *where], env=environ, stdout=out, stderr=out, cwd=ROOT
-        )
-    running = Replica(port, process, log, "/notify" if mounted else "")
-    try:
-        until_sync(lambda: _ready(running), timeout_s=20, what=f"replica ready: {log.read_text()[-2000:]}")
-        yield running
-    finally:
-        end(process, timeout_s=30)
-        if folder is None:
-            shutil.rmtree(home, ignore_errors=True)
+    module = ["uvicorn", "--factory", factory] if portable or mounted else program.split()
+
+    def launch() -> "subprocess.Popen[bytes]":
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", *module, *where], env=environ, stdout=out, stderr=out, cwd=ROOT
+            )
+
+    return Replica(port, launch(), log, "/notify" if mounted else "", launch)
 
 
 def _ready(running: Replica) -> bool:
@@ -146,6 +194,7 @@ class Reader:
         query: str = "",
         last_event_id: str | None = None,
         receive_bytes: int | None = None,
+        head_within_s: float = 10.0,
         **headers: str,
     ) -> Self:
         """Ask for the stream and read the response head."""
@@ -155,13 +204,23 @@ class Reader:
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
-        stream = cls(*await asyncio.open_connection(sock=sock))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+        except BaseException:
+            sock.close()
+            raise
+        # The reader takes no more ahead than its kernel does: one that is not asked to read has stopped reading.
+        stream = cls(*await asyncio.open_connection(sock=sock, limit=receive_bytes or 65536))
         lines = [f"GET {path}/events{query} HTTP/1.1", f"host: {host}", f"authorization: Bearer {who}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         lines += [f"last-event-id: {last_event_id}"] if last_event_id is not None else []
         stream.writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-        head = (await asyncio.wait_for(stream.reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1")
+        try:
+            async with asyncio.timeout(head_within_s):
+                head = (await stream.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        except BaseException:
+            stream.abort()
+            raise
         stream.status = int(head.split(" ", 2)[1])
         stream.headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if line)
         stream.chunked = stream.headers.get("transfer-encoding") == "chunked"
@@ -186,13 +245,17 @@ class Reader:
                 pass
         return self.messages[self.taken :]
 
-    async def _read(self) -> bool:
+    async def sip(self, most: int) -> None:
+        """Take at most so many bytes: a reader as slow as the caller."""
+        await self._read(most)
+
+    async def _read(self, most: int = 65536) -> bool:
         if self.chunked:
             size = int(await self.reader.readline() or b"0", 16)
             chunk = await self.reader.readexactly(size) if size else b""
             await self.reader.readline()
         else:
-            chunk = await self.reader.read(65536)
+            chunk = await self.reader.read(most)
         self.raw += chunk
         self.messages += self.parser.feed(chunk)
         return bool(chunk)

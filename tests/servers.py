@@ -1,13 +1,14 @@
 """Real servers for tests: free ports, folders of their own, loopback only, ended by their process ID."""
 
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis as redis_py
@@ -21,13 +22,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def lasting_port() -> int:
+    """A free port below those that Linux gives to outgoing connections, so it stays free while its server is down."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @dataclass
 class Redis:
-    """A running redis-server."""
+    """A redis-server, which may be paused, killed and started again on its port and folder."""
 
     port: int
     folder: Path
-    process: "subprocess.Popen[bytes]"
+    options: tuple[str, ...] = ()
+    process: "subprocess.Popen[bytes]" = field(init=False)
 
     @property
     def url(self) -> str:
@@ -36,21 +47,45 @@ class Redis:
     def client(self) -> redis_py.Redis:
         return redis_py.Redis(port=self.port)
 
+    def start(self, *, emptied: bool = False) -> None:
+        """Start it and wait until it has loaded its data; `emptied` removes them first."""
+        if emptied:
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        self.spawn()
+        self.until_answers()
+
+    def spawn(self) -> None:
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--dir", str(self.folder), "--save", ""]
+        self.process = subprocess.Popen([*command, *self.options], stdout=subprocess.DEVNULL)
+
+    def until_answers(self) -> None:
+        until_sync(lambda: _answers(self), timeout_s=20, what="redis-server")
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
 
 @contextmanager
 def redis_server(*options: str, port: int | None = None) -> Iterator[Redis]:
     """A redis-server without persistence, unless the options say otherwise."""
-    port = port or free_port()
-    folder = Path(tempfile.mkdtemp(prefix="allim-redis-"))
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    server = Redis(port or lasting_port(), Path(tempfile.mkdtemp(prefix="allim-redis-")), options)
+    server.spawn()
     try:
-        server = Redis(port, folder, process)
-        until_sync(lambda: _answers(server), what="redis-server")
+        server.until_answers()
         yield server
     finally:
-        end(process)
-        shutil.rmtree(folder, ignore_errors=True)
+        end(server.process)
+        shutil.rmtree(server.folder, ignore_errors=True)
 
 
 def _answers(server: Redis) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, overload
@@ -39,3 +40,9 @@ def until_sync(condition: Callable[[], T], timeout_s: float = 10.0, what: str = 
             return value
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
         time.sleep(TICK_S)
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
