@@ -137,7 +137,9 @@ MUTANTS = (
         "hub/hub.py",
         "            await self._broker.replace_link()\n",
         "",
-        ("tests/system/test_redis_faults.py::test_a_half_open_link_is_replaced",),
+        (
+            "tests/system/test_redis_faults.py::test_a_half_open_link_is_replaced_and_what_others_published_meanwhile_arrives",
+        ),
     ),
     Mutant(
         "the opening has no id",
