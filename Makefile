@@ -67,6 +67,11 @@ chaos: setup ## Break everything at random under load, judge it: SECONDS=600 SEE
 	@./make/install redis-server nginx-light
 	@$(BIN)/python -m tests.system.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
+.PHONY: mutants
+mutants: setup ## Break the code behind each promise: its tests must notice
+	@./make/install redis-server nginx-light
+	@$(BIN)/python -m tests.mutants
+
 .PHONY: bench
 bench: setup ## Measure, side by side
 	@./make/install redis-server
