@@ -260,7 +260,8 @@ async def test_subscriptions_crossing_each_other_are_all_confirmed(broker: Broke
     await until(lambda: len(ear.events) == 1)
 
 
-async def test_concurrent_publishers_lose_nothing(broker: Broker) -> None:
+async def test_concurrent_publishers_lose_nothing(make_broker: MakeBroker) -> None:
+    broker = make_broker(history_events=1500)
     ear = Ear()
     await broker.start(ear)
     await broker.subscribe(["a"])
@@ -271,6 +272,8 @@ async def test_concurrent_publishers_lose_nothing(broker: Broker) -> None:
     positions = [event.position for event in ear.events]
     assert positions == sorted(positions)
     assert sorted(Lines.data_of(event.lines) for event in ear.events) == list(range(1500))
+    stored = await broker.read(["a"], ZERO, 2000, 1 << 20)
+    assert [event.position for event in stored.events] == positions
 
 
 async def test_link_up_is_told_at_the_start(broker: Broker) -> None:
