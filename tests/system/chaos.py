@@ -400,6 +400,7 @@ async def chaos(
     followers: int = 500,
     publishes_per_s: float = 150,
     pulse_s: float = 1.0,
+    stream_lifetime_s: float = STREAM_LIFETIME_S,
     only: Sequence[str] = (),
     folder: Path,
     say: Callable[[str], None] = lambda text: None,
@@ -414,7 +415,7 @@ async def chaos(
         pulse_s=pulse_s,
         heartbeat_s=heartbeat_s,
         drain_s=drain_s,
-        stream_lifetime_s=STREAM_LIFETIME_S,
+        stream_lifetime_s=stream_lifetime_s,
         history_events=HISTORY_EVENTS,
         retry_ms=RETRY_MS,
     ) as deployed:
