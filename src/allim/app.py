@@ -31,7 +31,7 @@ from allim.storage import migrate, open_engine, reachable
 from allim.telemetry import Metrics
 from allim.transports import sse
 
-WORK_SHARE = 0.6  # of the time for leaving, for snapshots in hand; what is left goes to another replica
+WORK_SHARE = 0.5  # of the drain time, for snapshots in hand; what is left goes to another replica
 
 PAGE = next(
     (
@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
             await migrate(engine)
-            async with hub.running(), worker.running():
+            async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
                 yield
         finally:
             await engine.dispose()
@@ -96,7 +96,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         hub.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await asyncio.gather(hub.drained(), worker.leave(within_s * WORK_SHARE))
+                await asyncio.gather(hub.drained(), worker.leave(settings.drain_s * WORK_SHARE))
 
     app.state.leave = leave
     return app

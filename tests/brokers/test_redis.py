@@ -7,6 +7,7 @@ import time
 import pytest
 
 from allim.brokers.redis import RedisBroker
+from allim.brokers.server import RedisServer
 from allim.errors import Unavailable
 from allim.hub import ZERO, Entry, Hub, Position, Publication
 from allim.hub.catch_up import PAGE_BYTES
@@ -327,3 +328,45 @@ async def test_its_connections_name_their_replica(redis: Redis) -> None:
     await broker.close()
 
     assert "allim-named-replica" in names
+
+
+async def test_a_page_that_ends_before_a_topics_first_event_moves_on(redis: Redis) -> None:
+    async with running(redis.url) as replica:
+        since = await replica.publish("since")
+        await replica.hub.end_session("42", "somebody else's")
+        await asyncio.sleep(0.005)  # another millisecond, so that the next position ends with 0
+        await replica.publish("between", "system")
+        for _ in range(5):
+            await replica.publish("x" * 60_000)
+
+        stream = await replica.opened(ListStream(), since)
+
+        assert [data[:7] for data in stream.data] == ["between", *["x" * 7] * 5]
+
+
+async def test_publishes_follow_the_link_to_another_redis(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis_server() as new:
+        async with running(redis.url) as replica:
+            await replica.publish("old")
+            monkeypatch.setattr(replica.broker._server, "_make", RedisServer(new.url, "test")._make)
+            await replica.broker.replace_link()
+            await until(lambda: replica.counted("allim_link_repairs_total") >= 1)
+
+            position = Position.parse(await replica.publish("new"))
+            page = await replica.broker.read(["user:42"], ZERO, 10, PAGE_BYTES)
+
+            assert [event.position for event in page.events] == [position]
+
+
+async def test_joins_that_give_up_leave_nothing_in_the_link() -> None:
+    replica = Replica(f"redis://127.0.0.1:{free_port()}/0", fresh_prefix())
+    async with replica.hub.running():
+        for number in range(20):
+            joining = asyncio.create_task(replica.broker.subscribe([f"user:{number}"]))
+            await asyncio.sleep(0)
+            joining.cancel()
+            await asyncio.gather(joining, return_exceptions=True)
+            replica.broker.unsubscribe(f"user:{number}")
+
+        link = replica.broker._link
+        assert (link._waiters, len(link._commands)) == ({}, 0)

@@ -1,9 +1,11 @@
 """Catch-up of one stream over a memory broker: what is told, and what the next hole means to it."""
 
+import asyncio
+
 import pytest
 
 from allim.brokers.memory import MemoryBroker
-from allim.hub import ZERO, Backlog, Entry, Position, Publication
+from allim.hub import Backlog, Entry, Position, Publication
 from allim.hub.catch_up import CatchUp
 from allim.hub.event import encode
 from allim.telemetry import Metrics
@@ -34,7 +36,7 @@ async def test_a_new_stream_covers_all_until_it_goes_live(broker: MemoryBroker, 
     await catch_up.follow(stream, await catch_up.start(stream, None))
 
     assert (stream.data, stream.live, stream.last) == ([], True, positions[1])
-    assert stream.has_read(ZERO, positions[1])
+    assert stream.has_read(positions[1])
 
 
 async def test_a_resumed_one_gets_the_rest_and_what_came_meanwhile(broker: MemoryBroker, catch_up: CatchUp) -> None:
@@ -85,3 +87,40 @@ async def test_the_verdict_is_not_told_again_as_a_gap(broker: MemoryBroker, catc
     await catch_up.follow(stream, start)
 
     assert stream.gaps == []
+
+
+async def test_a_trimmed_topic_is_told_once_over_many_pages(
+    broker: MemoryBroker, catch_up: CatchUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("allim.hub.catch_up.PAGE_EVENTS", 1)
+    [seen] = await publish(broker, "seen", topic="system")
+    await publish(broker, 1, 2, 3)
+    await publish(broker, *range(10), topic="system")
+    stream = ListStream()
+
+    await catch_up.follow(stream, await catch_up.start(stream, str(seen)))
+
+    assert (stream.data, stream.gaps) == ([1, 2, 3, 5, 6, 7, 8, 9], [])  # the verdict has told of `system`
+
+
+class FullStream(ListStream):
+    """Its buffer is full until it is emptied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emptied = asyncio.Event()
+
+    async def drained(self) -> None:
+        await self.emptied.wait()
+
+
+async def test_a_stream_goes_live_with_a_buffer_that_is_not_full(broker: MemoryBroker, catch_up: CatchUp) -> None:
+    stream = FullStream()
+    following = asyncio.create_task(catch_up.follow(stream, await catch_up.start(stream, None)))
+    await asyncio.sleep(0.05)
+    assert not stream.live
+
+    stream.emptied.set()
+    await following
+
+    assert stream.live

@@ -507,3 +507,51 @@ async def test_streams_read_far_more_than_their_buffer_without_losing_their_plac
 
     assert stream.data == list(range(1, 2001))
     assert len(bench.history.asked) >= 4  # in pages
+
+
+async def test_a_stream_that_reads_between_two_steps_of_a_repair_is_told_nothing_false(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "REPAIR_TOPICS", 1)
+    stream = bench.stream("system", "user")
+    bench.dispatcher.on_event(bench.history.add("user", 1))
+    bench.dispatcher.on_event(bench.history.add("system", 2))
+    bench.dispatcher.link_down()
+    bench.history.add("user", 3)
+    bench.history.add("system", 4)
+    heads, caught_up = bench.history.heads, asyncio.Event()
+
+    async def second_step_waits(topics: Sequence[str]) -> Heads:
+        if "user" in topics:
+            await caught_up.wait()
+        return await heads(topics)
+
+    monkeypatch.setattr(bench.history, "heads", second_step_waits)
+    bench.dispatcher.link_up()
+    await until(lambda: stream.live and 4 in stream.data)
+    caught_up.set()
+    await until(lambda: not [t for t in asyncio.all_tasks() if t.get_name() == "allim link repair"])
+    bench.dispatcher.on_event(bench.history.add("user", 5))
+
+    await until(lambda: 5 in stream.data)
+
+    assert (stream.data, stream.gaps) == ([1, 2, 3, 4, 5], [])
+
+
+async def test_in_doubt_nothing_is_written_straight_also_behind_a_hole(bench: Bench) -> None:
+    joined, old = bench.stream("t", "u", at=10), bench.stream("t", at=10)
+    bench.dispatcher.on_event(bench.history.add("t", 11))
+    bench.dispatcher.on_event(bench.history.add("u", 12))
+    bench.history.add("t", 13)  # the link is dead; who joins now has read it
+    joined.last = joined.covered = Position(13, 0)
+    bench.history.add("u", 14)
+    bench.dispatcher.link_down()
+    bench.history.open.clear()
+    bench.dispatcher.link_up()
+    bench.dispatcher.on_event(bench.history.add("t", 15))
+
+    bench.history.open.set()
+    await until(lambda: 15 in joined.data and 15 in old.data)
+
+    assert (joined.data[-2:], joined.gaps) == ([14, 15], [])
+    assert (old.data[-2:], old.gaps) == ([13, 15], [])

@@ -21,11 +21,13 @@ async def check(url: str, durability: Durability) -> None:
 
     Raises: ValueError when this Redis cannot store as durably as asked.
     """
+    if durability != "disk":
+        return
     server = RedisServer(url, "allim-check")
     try:
         connection, _ = await server.connect()
         try:
-            reason = await _refusal(connection) if durability == "disk" else None
+            reason = await _refusal(connection)
         finally:
             await connection.disconnect(nowait=True)
     except (RedisError, OSError):
@@ -59,15 +61,19 @@ async def confirm(connection: AbstractConnection, durability: Durability) -> str
 async def _refusal(connection: AbstractConnection) -> str | None:
     """Why this Redis cannot confirm the disk, or None when it can."""
     try:
-        settings = await ask(connection, "CONFIG", "GET", "append*")
+        settings = await ask(connection, "CONFIG", "GET", "*append*")
     except ResponseError as error:
         return f"this Redis does not tell its settings ({error})"
     found = dict(zip(settings[::2], settings[1::2], strict=True))
     if found.get(b"appendonly") != b"yes":
         return "this Redis has no append-only file (`appendonly yes`)"
-    if found.get(b"appendfsync") == b"always" or await _has_waitaof(connection):
+    if await _has_waitaof(connection):
         return None
-    return "this Redis needs `appendfsync always`, or to be version 7.2 or newer"
+    if found.get(b"appendfsync") != b"always":
+        return "this Redis needs `appendfsync always`, or to be version 7.2 or newer"
+    if found.get(b"no-appendfsync-on-rewrite") == b"yes":
+        return "this Redis does not wait for the disk while it rewrites its file: `no-appendfsync-on-rewrite no`"
+    return None
 
 
 async def _has_waitaof(connection: AbstractConnection) -> bool:

@@ -52,6 +52,7 @@ class Link:
         self._commands: deque[tuple[str, str]] = deque()
         self._something_to_send = asyncio.Event()
         self._session: asyncio.Task[None] | None = None
+        self._listening = False  # somebody sends what is to be sent
         self._standing = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -88,14 +89,17 @@ class Link:
         if channel in self._wanted:
             self._wanted.remove(channel)
             self._command("UNSUBSCRIBE", channel)
+            if waiting := [waiter for waiter in self._waiters.pop(channel, ()) if not waiter.done()]:
+                self._waiters[channel] = waiting  # the others gave up
 
     # Commands go out in order, those of one turn of the loop together -----------------------------------------
 
     def _command(self, verb: str, channel: str) -> None:
         if verb == "SUBSCRIBE":
             self._unconfirmed[channel] = self._unconfirmed.get(channel, 0) + 1
-        self._commands.append((verb, channel))  # a new session starts over, with all that is wanted
-        self._something_to_send.set()
+        if self._listening:  # a new session starts over, with all that is wanted
+            self._commands.append((verb, channel))
+            self._something_to_send.set()
 
     def _confirmed(self, channel: str) -> bool:
         return channel in self._wanted and channel not in self._unconfirmed
@@ -148,8 +152,10 @@ class Link:
             self._unconfirmed = dict.fromkeys(self._wanted, 1)
             self._commands.extend(("SUBSCRIBE", channel) for channel in self._wanted)
             self._something_to_send.set()
+            self._listening = True
             await _first_to_end(self._send(connection), self._receive(connection, len(self._wanted)))
         finally:
+            self._listening = False
             await connection.disconnect(nowait=True)
 
     async def _send(self, connection: AbstractConnection) -> None:

@@ -99,6 +99,8 @@ class MemoryBroker:
             return None
         if known[1] != fingerprint:
             raise idempotency_conflict()
+        del self._keys[key]  # to the end: the keys stand in the order of their last use
+        self._keys[key] = (self._now_ms(), *known[1:])
         return known[2]
 
     def _next(self) -> Position:

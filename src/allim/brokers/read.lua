@@ -53,7 +53,7 @@ end
 for _, history in ipairs(waiting) do
   if events_left <= 0 or bytes_left <= 0 then
     -- just before its first entry
-    if history.seq > 0 then cut(history.ms, history.seq - 1) else cut(history.ms - 1, 2 ^ 53) end
+    if history.seq > 0 then cut(history.ms, history.seq - 1) else cut(history.ms - 1, 999999999) end
     break
   end
   local history_key, from, entries, wanted = KEYS[history.topic], '(' .. after, nil, math.min(FIRST, events_left)

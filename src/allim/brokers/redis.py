@@ -69,6 +69,7 @@ class RedisBroker:
         self._metrics = metrics
         self._listener: Listener | None = None
         self._newest = ZERO  # position heard or read
+        self._heard = ZERO  # position heard over the link, from the process it followed
         self._followed = ""  # run ID of the Redis process the link led to last
         self._server = RedisServer(url, f"allim-{replica}")
         self._publish_script = Script("publish")
@@ -144,7 +145,7 @@ class RedisBroker:
             _position(floor),
             int(time_ms),
             sorted((event for event in read if event is not None), key=lambda event: event.position),
-            _position(until) if until else newest,
+            Position.parse(until.decode()) if until else newest,
             kept,
             [topics[topic - 1] for topic in trimmed],
             complete=not until,
@@ -156,14 +157,18 @@ class RedisBroker:
         return Heads(_position(now), _position(floor), int(time_ms), [_position(text) for text in newest])
 
     async def pulse(self) -> None:
-        if await self._server.moved():
-            log.warning("the sentinels name another master")
-            await self._writes.drop()
-            await self.replace_link()
         run_id = await self._reads.call(self._pulse_script, [self._clock_key], [self._pulse_channel])
         if self._followed not in ("", run_id.decode()):
             log.warning("the link leads to another redis process than the commands")
-            await self.replace_link()
+            await self._leave()
+        elif await self._server.moved():
+            log.warning("the sentinels name another master")
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Give up every connection: the next ones find the present master."""
+        await self._writes.drop()
+        await self.replace_link()
 
     async def replace_link(self) -> None:
         """With the connection that history is read over: it goes the same way, and the repair needs it."""
@@ -183,7 +188,7 @@ class RedisBroker:
 
     async def _greet(self, lead: Lead) -> None:
         """Before the link stands again: tell what was followed until now, so that a new origin begins if it must."""
-        greeting = (1, self._clock_key, *self._context(lead.run_id), self._followed)
+        greeting = (1, self._clock_key, *self._context(lead.run_id), self._followed, str(self._heard))
         source = self._origin_script.source
         try:
             await ask(lead.connection, "EVAL", source, *greeting)
@@ -191,6 +196,8 @@ class RedisBroker:
             OutOfMemoryError
         ):  # a new origin adds nothing. Always with the flag, a full disk would refuse every script
             await ask(lead.connection, "EVAL", f"#!lua flags=allow-oom\n{source}", *greeting)
+        if self._followed not in ("", lead.run_id):
+            await self._writes.drop()  # they may lead to the old one, which may go on as if nothing had happened
         self._followed = lead.run_id
 
     # What the link brings --------------------------------------------------------------------------------------
@@ -200,7 +207,7 @@ class RedisBroker:
         name = channel.decode()
         if name == self._pulse_channel:
             pulse = _position(message)
-            self._newest = max(self._newest, pulse)
+            self._note(pulse)
             self._listener.on_pulse(pulse)
         elif name == self._origin_channel:
             self._listener.on_origin(_position(message))
@@ -209,8 +216,12 @@ class RedisBroker:
             position, _, prev = head.partition(b" ")
             event = self._event(name[len(self._topic_channel) :], position, prev, lines)
             if event is not None:
-                self._newest = max(self._newest, event.position)
+                self._note(event.position)
                 self._listener.on_event(event)
+
+    def _note(self, position: Position) -> None:
+        self._heard = max(self._heard, position)
+        self._newest = max(self._newest, position)
 
     def _event(self, topic: str, position: bytes, prev: bytes, lines: bytes) -> Event | None:
         """An entry that somebody else wrote into our keys must not end the streams that would read it."""

@@ -101,7 +101,7 @@ class ScriptCalls:
                 await self._send([call for call in batch if not call.done.done()])  # some callers may have gone
         finally:
             self._sender = None
-            self._fail(self._waiting, NotDone("the broker is closing"))
+            self._fail(self._waiting, NotDone("Redis was not asked"))
             self._waiting = []
 
     async def _send(self, batch: Sequence[Call]) -> None:
@@ -114,7 +114,7 @@ class ScriptCalls:
             self._fail(batch, NotDone("Redis cannot be reached"))
             return
         except BaseException:
-            self._fail(batch, NotDone("the broker is closing"))
+            self._fail(batch, NotDone("Redis was not asked"))
             raise
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S * 2):
@@ -125,7 +125,7 @@ class ScriptCalls:
             self._fail(batch, Unavailable("Redis did not answer"))
         except BaseException:
             await self.drop()
-            self._fail(batch, Unavailable("the broker is closing"))
+            self._fail(batch, Unavailable("Redis did not answer"))
             raise
 
     async def _connected(self) -> Lead:
@@ -164,7 +164,7 @@ class ScriptCalls:
         replies: list[Any] = []
         for _ in batch:
             try:
-                replies.append(await lead.connection.read_response(disable_decoding=True))
+                replies.append(await lead.connection.read_response(disable_decoding=True, disconnect_on_error=False))
             except (ResponseError, BusyLoadingError) as refused:
                 replies.append(refused)
         return replies

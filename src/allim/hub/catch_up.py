@@ -52,19 +52,19 @@ class Chain:
         self.since = since
 
     def breaks_before(self, stream: Stream, event: Event) -> bool:
-        if event.topic not in self.seen:
-            return False
-        seen, self.seen[event.topic] = self.seen[event.topic], event.position
-        return seen is not None and seen < event.prev and not stream.has_read(seen, event.prev)
+        seen = self.seen.get(event.topic)
+        return seen is not None and seen < event.prev and not stream.has_read(event.prev)
+
+    def note(self, event: Event) -> None:
+        if event.topic in self.seen:
+            self.seen[event.topic] = max(self.seen[event.topic] or ZERO, event.position)
 
     def never_read(self, stream: Stream, dispatched: Mapping[str, Position]) -> list[str]:
         """The topics with something older than where catch-up began that neither it nor the link brought."""
         return [
             topic
             for topic, last in dispatched.items()
-            if (seen := self.seen.get(topic)) is not None
-            and seen < last <= self.since
-            and not stream.has_read(seen, last)
+            if (seen := self.seen.get(topic)) is not None and seen < last <= self.since and not stream.has_read(last)
         ]
 
     def told(self, topics: Sequence[str]) -> None:
@@ -138,37 +138,41 @@ class CatchUp:
         """
         backlog = stream.backlog
         assert backlog is not None
-        told = ZERO if first is None else first.floor
-        expired_told = first is not None
-        written = 0 if first is None else await self._write_page(stream, chain, first)
-        complete = first is not None and first.complete
+        told = read_ms = None
+        lost: set[str] = set()  # trimmed topics that were told of and have not come since
+        written, complete = 0, False
+        if first is not None:
+            told, read_ms, complete = first.floor, first.time_ms, first.complete
+            lost = set(first.trimmed) - {event.topic for event in first.events}
+            written = await self._write_page(stream, chain, first)
         while not stream.ended:
+            await stream.drained()  # also before it goes live: a full buffer would never be seen to be full
             if not (complete and backlog.whole):
                 backlog.clear()  # whatever it held is announced, so it is in the history read next
                 reading = await self._read_patiently(stream)
                 if reading is None:
                     return
-                if told < reading.floor and stream.last < reading.floor:
-                    self._tell(stream, stream.topics, "origin")
-                    chain.told(stream.topics)
-                elif stream.last.ms < reading.time_ms - self._ttl_ms and not expired_told:
-                    self._tell(stream, stream.topics, "trimmed")
-                    chain.told(stream.topics)
-                elif reading.trimmed:
-                    self._tell(stream, reading.trimmed, "trimmed")
-                    chain.told(reading.trimmed)
-                told, expired_told = max(told, reading.floor), True
+                expired = read_ms is None or read_ms < reading.time_ms - self._ttl_ms
+                if (told is None or told < reading.floor) and stream.last < reading.floor:
+                    self._tell(stream, chain, stream.topics, "origin")
+                elif expired and stream.last.ms < reading.time_ms - self._ttl_ms:
+                    self._tell(stream, chain, stream.topics, "trimmed")
+                elif news := [topic for topic in reading.trimmed if topic not in lost]:
+                    self._tell(stream, chain, news, "trimmed")
+                told, read_ms, complete = reading.floor, reading.time_ms, reading.complete
+                lost = set(reading.trimmed) - {event.topic for event in reading.events}
                 written += await self._write_page(stream, chain, reading)
-                complete = reading.complete
-            elif max(told, stream.last) < backlog.floor:
-                self._tell(stream, stream.topics, "origin")
-                told = backlog.floor
+            elif stream.last < backlog.floor and (told is None or told < backlog.floor):
+                self._tell(stream, chain, stream.topics, "origin")
+                stream.last = backlog.floor
             elif backlog.events:
                 written += await self._write(stream, chain, backlog.take())
+            elif missing := chain.never_read(stream, seen()):
+                self._tell(stream, chain, missing, "trimmed")
             else:
-                if lost := chain.never_read(stream, seen()):
-                    self._tell(stream, lost, "trimmed")
-                stream.covered_from, stream.covered = chain.since, stream.last
+                if chain.since > stream.covered:  # else it joins what was read before
+                    stream.covered_from = chain.since
+                stream.covered = stream.last
                 stream.backlog = None
                 break
         self._metrics.caught_up(written)
@@ -182,7 +186,8 @@ class CatchUp:
         written = 0
         for event in events:
             if chain.breaks_before(stream, event):
-                self._tell(stream, [event.topic], "trimmed")
+                self._tell(stream, chain, [event.topic], "trimmed")
+            chain.note(event)
             if (control := event.control) is not None:
                 stream.obey(control)
             elif event.position > stream.last and not stream.ended:
@@ -192,9 +197,10 @@ class CatchUp:
                 await stream.drained()
         return written
 
-    def _tell(self, stream: Stream, topics: Sequence[str], reason: str) -> None:
+    def _tell(self, stream: Stream, chain: Chain, topics: Sequence[str], reason: str) -> None:
         self._metrics.gap(reason)
         stream.gap(topics, reason)
+        chain.told(topics)
 
     # Reading ----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from functools import partial
 import structlog
 
 from allim.errors import Unavailable
-from allim.hub.broker import Broker, Heads
+from allim.hub.broker import Broker
 from allim.hub.catch_up import CatchUp
 from allim.hub.event import Event
 from allim.hub.position import ZERO, Position
@@ -65,11 +65,13 @@ class Dispatcher:
             return  # its last stream left while the announcement was on its way
         if topic.last is not None and event.position <= topic.last:
             return  # a repair has covered it, or the first stream's history
-        if topic.last is not None and event.prev > topic.last:
+        hole = topic.last is not None and event.prev > topic.last
+        if hole:
             log.warning("hole in a topic", topic=event.topic, seen=str(topic.last), prev=str(event.prev))
-            self._bring_back(topic, topic.last, event.prev)
-        elif self._in_doubt:
-            self._bring_back(topic, event.prev, event.position)
+        if self._in_doubt:
+            self._bring_back(topic, event.position)
+        elif hole:
+            self._bring_back(topic, event.prev)
         topic.last = event.position
         self._dispatch(event, topic)
 
@@ -137,7 +139,7 @@ class Dispatcher:
         names = self._registry.topics()
         behind = 0
         for at in range(0, len(names), REPAIR_TOPICS):
-            behind += await self._compare(names[at : at + REPAIR_TOPICS])
+            behind += await self._compare_patiently(names[at : at + REPAIR_TOPICS])
         self._repair = None
         self._in_doubt = False
         self._tell_origin()
@@ -145,8 +147,18 @@ class Dispatcher:
             self._hear(self._late_pulse)
         log.info("link repaired", topics=len(names), streams_behind=behind)
 
+    async def _compare_patiently(self, names: Sequence[str]) -> int:
+        while True:
+            try:
+                return await self._compare(names)
+            except Unavailable as error:
+                log.warning("repair waits for history", error=error.detail)
+            except Exception:
+                log.exception("repair failed, trying again")
+            await asyncio.sleep(REPAIR_RETRY_S)
+
     async def _compare(self, names: Sequence[str]) -> int:
-        heads = await self._heads(names)
+        heads = await self._broker.heads(names)
         self._floor = max(self._floor, heads.floor)
         expired = self._heard.ms < heads.time_ms - self._ttl_ms  # what was missed may be gone without a trace
         behind = 0
@@ -156,23 +168,13 @@ class Dispatcher:
                 continue  # left meanwhile, or joining: it reads by itself
             if newest > topic.last or expired:
                 until = heads.now if expired else newest
-                behind += self._bring_back(topic, topic.last, until)
+                behind += self._bring_back(topic, until)
                 topic.last = until
         return behind
 
-    async def _heads(self, names: Sequence[str]) -> Heads:
-        while True:
-            try:
-                return await self._broker.heads(names)
-            except Unavailable as error:
-                log.warning("repair waits for history", error=error.detail)
-            except Exception:
-                log.exception("repair failed, trying again")
-            await asyncio.sleep(REPAIR_RETRY_S)
-
-    def _bring_back(self, topic: Topic, since: Position, until: Position) -> int:
-        """Let the topic's streams read what may be missing between the two; how many do not have it yet."""
-        behind = [stream for stream in topic.streams if not stream.has_read(since, until)]
+    def _bring_back(self, topic: Topic, until: Position) -> int:
+        """Let the topic's streams read what may be missing up to there; how many have not read it yet."""
+        behind = [stream for stream in topic.streams if not stream.has_read(until)]
         for stream in behind:
             self._catch_up.bring_back(stream, partial(self._seen, stream))
         return len(behind)

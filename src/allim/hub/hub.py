@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 LINK_PATIENCE = 2.4  # pulses unheard after which the link is replaced: 12 s at the default of 5 s
 DRAIN_SHARE = 0.6  # of the drain time for ending streams; the rest is for readers to read that
-CONFIRM_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription
+JOIN_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription and its first page
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +196,12 @@ class Hub:
             raise Unavailable("this replica is draining")
         self._registry.add(stream)
         try:
-            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
                 await self._broker.subscribe(stream.topics)
-            begin = await self._catch_up.start(stream, last_event_id)
+                begin = await self._catch_up.start(stream, last_event_id)
         except TimeoutError as error:
             self._forget(stream)
-            raise Unavailable("the broker does not confirm the subscription") from error
+            raise Unavailable("the broker does not answer") from error
         except BaseException:
             self._forget(stream)
             raise

@@ -120,9 +120,12 @@ class Stream(ABC):
         if control.session == self.session:
             self.close(control.reason)
 
-    def has_read(self, since: Position, until: Position) -> bool:
-        """Whether everything of its topics after `since` and up to `until` was read from history."""
-        return self.covered_from <= since and until <= self.covered
+    def has_read(self, position: Position) -> bool:
+        """Whether the event at this position was read from history, if it is one of its topics'.
+
+        Then it was written or told of, and so was what its `prev` names.
+        """
+        return self.covered_from < position <= self.covered
 
     @property
     def live(self) -> bool:

@@ -66,7 +66,11 @@ class HandoverStream(SseStream, asyncio.Protocol):
         transport.close()
         if transport.get_write_buffer_size():
             grace_s = CLOSE_GRACE_S if self.close_reason is None or self.close_reason.reconnect else FINAL_GRACE_S
-            asyncio.get_running_loop().call_later(grace_s, _reset, transport)
+            asyncio.get_running_loop().call_later(grace_s, self._reset_if_open)
+
+    def _reset_if_open(self) -> None:
+        if self.transport is not None:
+            _reset(self.transport)
 
     async def drained(self) -> None:
         if self.waiter is not None:
