@@ -127,8 +127,8 @@ MUTANTS = (
         "a hole shown by prev is passed over",
         4,
         "hub/dispatcher.py",
-        "        if topic.last is not None and event.prev > topic.last:\n",
-        "        if False:\n",
+        "        hole = topic.last is not None and event.prev > topic.last\n",
+        "        hole = False\n",
         ("tests/hub/test_dispatcher.py::test_a_hole_is_filled_before_the_event_that_shows_it",),
     ),
     Mutant(
