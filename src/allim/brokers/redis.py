@@ -35,8 +35,7 @@ from allim.telemetry import Metrics
 log = structlog.get_logger(__name__)
 
 PUBLISH_TIMEOUT_S = 10.0  # in all, over every try
-TRIES = 3
-TRY_AGAIN_S = (0.1, 0.5)  # pauses between them
+TRY_AGAIN_S = (0.1, 0.5)  # pauses between its tries
 
 
 class RedisBroker:
@@ -114,7 +113,7 @@ class RedisBroker:
 
     async def _store(self, key: str | None, keys: list[str], args: list[Any]) -> Any:
         """Try again what certainly had no effect, and what has a key: the script finds what the first try did."""
-        for pause_s in TRY_AGAIN_S[: TRIES - 1]:
+        for pause_s in TRY_AGAIN_S:
             try:
                 return await self._writes.call(self._publish_script, keys, args)
             except NotDone:
@@ -192,9 +191,8 @@ class RedisBroker:
         source = self._origin_script.source
         try:
             await ask(lead.connection, "EVAL", source, *greeting)
-        except (
-            OutOfMemoryError
-        ):  # a new origin adds nothing. Always with the flag, a full disk would refuse every script
+        except OutOfMemoryError:
+            # What a new origin writes adds nothing. With the flag always, a full disk would refuse the script.
             await ask(lead.connection, "EVAL", f"#!lua flags=allow-oom\n{source}", *greeting)
         if self._followed not in ("", lead.run_id):
             await self._writes.drop()  # they may lead to the old one, which may go on as if nothing had happened
