@@ -1,6 +1,7 @@
 """Redis servers that are killed, frozen and started again, by themselves, with a replica, and under Sentinel."""
 
 import itertools
+import re
 import shutil
 import signal
 import subprocess
@@ -136,9 +137,10 @@ class Pair:
 
 
 def _has_all(master: redis_py.Redis, replica: redis_py.Redis) -> bool:
-    behind = replica.info("replication")
+    behind, ahead = replica.info("replication"), master.info("replication")
     up = behind["role"] == "slave" and behind["master_link_status"] == "up"
-    return bool(up and behind["slave_repl_offset"] >= master.info("replication")["master_repl_offset"])
+    online = any(ahead[name]["state"] == "online" for name in ahead if re.fullmatch(r"slave\d+", name))
+    return bool(up and online and behind["slave_repl_offset"] >= ahead["master_repl_offset"])
 
 
 @contextmanager
