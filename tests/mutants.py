@@ -68,7 +68,7 @@ DROP_THE_REPAIR = Mutant(
     "hub/dispatcher.py",
     '            self._repair = asyncio.create_task(self._run_repair(), name="allim link repair")\n',
     "            self._in_doubt = False\n",
-    (REDIS + "test_a_killed_link_loses_doubles_and_reorders_nothing",),
+    ("tests/hub/test_dispatcher.py::test_what_was_written_since_the_last_pulse_is_read_again_and_is_no_gap",),
 )
 
 OF_THE_CHECKER = (SKIP_THE_BUFFER, IGNORE_THE_ORIGIN, ANNOUNCE_BEFORE_APPEND, DROP_THE_REPAIR)
