@@ -78,3 +78,14 @@ class Unavailable(AllimError):
     def __init__(self, detail: str, retry_after_s: int = 2) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class TooMany(AllimError):
+    """More than a limit allows. Nothing was done."""
+
+    code = "too_many"
+    retryable = True
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 SYSTEM_TOPIC = "system"
+USER, OPERATOR = "user", "operator"  # roles
 
 
 def user_topic(subject: str) -> str:
@@ -15,14 +16,16 @@ class Identity:
     """A signed-in user.
 
     Shape: `subject` is the token's `sub`; `session` its `sid`, by which a sign-out finds the session's
-    streams; `topics` are the extra topics the token grants, exact or `prefix:*`.
-    Units: `expires_at` in Unix seconds.
+    streams; `topics` are the extra topics the token grants, exact or `prefix:*`; `role` is `user` or `operator`.
+    Units: `expires_at` and `issued_at` in Unix seconds; 0 when the token does not say when it was issued.
     """
 
     subject: str
     session: str
     expires_at: float
     topics: tuple[str, ...] = ()
+    role: str = USER
+    issued_at: float = 0.0
 
     def own_topics(self) -> tuple[str, str]:
         """The topics every stream of this user has."""

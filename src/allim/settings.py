@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -63,6 +64,30 @@ def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _http_url(value: str | None) -> str | None:
+    parts = urlsplit(value or "http://none")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.fragment:
+        raise ValueError("must be an http:// or https:// address without user and fragment")
+    return value
+
+
+def _origin(value: str | None) -> str | None:
+    parts = urlsplit(value or "http://none")
+    if (
+        parts.scheme not in {"http", "https"}
+        or not parts.netloc
+        or f"{parts.scheme}://{parts.netloc}" != (value or "http://none")
+    ):
+        raise ValueError("must be an origin, such as https://app.example.org, without a path")
+    return value
+
+
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    if "*" in values:
+        raise ValueError("must not be *: any site could read its visitors' private streams; name the origins")
+    return tuple(origin for value in values if (origin := _origin(value)))
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -90,8 +115,25 @@ class Settings(BaseSettings):
     database_url: str = ""
     data_dir: Path = Path("data")
     secret_key: str = ""
+    old_secret_keys: Words = ()
+    jwt_audience: str = Field("allim", min_length=1, max_length=256)
+    jwt_issuer: str | None = None
+    jwt_jwks_url: Annotated[str | None, AfterValidator(_http_url)] = None
+    operators: Words = ()
+    public_url: Annotated[str | None, AfterValidator(_origin)] = None
+    google_client_id: str = ""
+    google_client_secret: str = ""
+    google_issuer: Annotated[str, AfterValidator(_http_url)] = "https://accounts.google.com"
+    kakao_client_id: str = ""
+    kakao_client_secret: str = ""
+    kakao_issuer: Annotated[str, AfterValidator(_http_url)] = "https://kauth.kakao.com"
+    naver_client_id: str = ""
+    naver_client_secret: str = ""
+    naver_issuer: Annotated[str, AfterValidator(_http_url)] = "https://nid.naver.com"
     server_id: Annotated[str, AfterValidator(_server_id)] = Field(default_factory=_default_server_id)
     publish_keys: Words = ()
+    publish_grants: Words = ()
+    cors_origins: Annotated[Words, AfterValidator(_origins)] = ()
     trusted_proxies: Annotated[Words, AfterValidator(_networks)] = ("127.0.0.1",)
     heartbeat_s: float = Field(15, ge=1, le=300)
     pulse_s: float = Field(5, ge=0.2, le=60)
@@ -103,6 +145,16 @@ class Settings(BaseSettings):
     drain_s: float = Field(20, ge=0, le=600)
     retry_ms: int = Field(2000, ge=1, le=600_000)
     session_lifetime_s: int = Field(86400, ge=1, le=365 * 86400)
+    session_max_s: int = Field(30 * 86400, ge=1, le=365 * 86400)
+    ticket_lifetime_s: int = Field(30, ge=1, le=300)
+    streams_per_user: int = Field(100, ge=1, le=100_000)
+    streams_per_address: int = Field(500, ge=1, le=1_000_000)
+    streams_per_replica: int = Field(0, ge=0, le=10_000_000)
+    memory_max_mb: int = Field(0, ge=0, le=10_000_000)
+    publish_events_per_s: int = Field(50_000, ge=1, le=10_000_000)
+    user_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
+    address_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
+    sign_in_tries_per_min: int = Field(10, ge=1, le=100_000)
     snapshot_step_ms: int = Field(0, ge=0, le=60_000)
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
     log_format: Annotated[str, Field(pattern="^(json|text)$")] = "json"

@@ -23,6 +23,7 @@ from allim.errors import (
     Invalid,
     NotFound,
     TooLarge,
+    TooMany,
     Unauthenticated,
     Unavailable,
 )
@@ -52,6 +53,7 @@ _KINDS: dict[type[AllimError], _Kind] = {
     TooLarge: _Kind(413, "Content too large"),
     UnsupportedMediaType: _Kind(415, "Unsupported media type"),
     Invalid: _Kind(422, "Invalid request"),
+    TooMany: _Kind(429, "Too many requests"),
     Unavailable: _Kind(503, "Unavailable"),
 }
 _UNEXPECTED = _Kind(500, "Internal error")
@@ -165,7 +167,7 @@ def _answer(
 def _headers_of(error: AllimError) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, Unavailable):
+    if isinstance(error, TooMany | Unavailable):
         return {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, TooLarge):
         return {"Connection": "close"}  # the rest of the body was not read
