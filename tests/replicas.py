@@ -18,7 +18,7 @@ from typing import Any, Self
 import httpx
 
 from allim.client import Message, Parser
-from allim.http.auth import Tokens
+from allim.http.tokens import Tokens
 from tests.servers import end, lasting_port
 from tests.waiting import until_sync
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def token(subject: str = "42", lifetime_s: int = 3600) -> str:
-    return Tokens(SECRET, lifetime_s).issue(subject)
+    return Tokens([SECRET], lifetime_s).issue(subject)
 
 
 def token_for_topics(subject: str, *topics: str) -> str:

@@ -1,5 +1,6 @@
 """A stream that writes into a list: the hub's contract without a connection."""
 
+import itertools
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,19 +11,25 @@ from allim.hub import Backlog, CloseReason, Opening, Position, Stream
 from allim.hub.event import encode
 from allim.identity import Identity
 
+_numbers = itertools.count(1)
 
-def identity(subject: str = "42", *topics: str, session: str = "s1", expires_at: float = 4e9) -> Identity:
-    return Identity(subject, session, expires_at, topics)
+
+def identity(
+    subject: str = "42", *topics: str, session: str = "s1", expires_at: float = 4e9, issued_at: float = 0.0
+) -> Identity:
+    return Identity(subject, session, expires_at, topics, issued_at=issued_at)
 
 
 class ListStream(Stream):
     """Keeps what was written; `paused` makes `drained` wait like a slow connection."""
 
     def __init__(self, *topics: str, backlog_bytes: int = 262_144, who: Identity | None = None) -> None:
-        super().__init__("stream-1", who or identity(), topics or ("user:42", "system"), Backlog(backlog_bytes))
+        name = f"stream-{next(_numbers)}"
+        super().__init__(name, who or identity(), topics or ("user:42", "system"), Backlog(backlog_bytes))
         self.written = bytearray()
         self.heartbeats: list[Position | None] = []
         self.gaps: list[tuple[tuple[str, ...], str]] = []
+        self.warnings: list[float] = []
         self.opening: Opening | None = None
 
     def write(self, wire: bytes) -> None:
@@ -35,6 +42,9 @@ class ListStream(Stream):
         self.heartbeats.append(position)
         if position is not None:
             self.write(b"id: %b\n%b" % (str(position).encode(), encode("heartbeat", {})))
+
+    def expiring(self, left_s: float) -> None:
+        self.warnings.append(left_s)
 
     def gap(self, topics: Collection[str], reason: str) -> None:
         self.gaps.append((tuple(topics), reason))

@@ -5,7 +5,8 @@ mounted in another application (whose lifespan must then enter this one's), they
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,18 +20,30 @@ from starlette.staticfiles import StaticFiles
 
 from allim.brokers import durability
 from allim.brokers.memory import MemoryBroker
+from allim.brokers.memory_ledger import MemoryLedger
 from allim.brokers.redis import RedisBroker
+from allim.brokers.redis_ledger import RedisLedger
 from allim.brokers.server import pool_of
-from allim.domains import accounts, snapshots
-from allim.http import health, problems, publish
-from allim.http.auth import PublishKeys, Tokens
+from allim.domains import accounts, keys, snapshots
+from allim.http import health, problems, publish, ticket_routes, users
+from allim.http.gate import Gate, Limits
+from allim.http.jwks import Jwks
+from allim.http.publishers import Publishers, SettingsKeys, read_grants
+from allim.http.rates import Policy, Rates
 from allim.http.requests import Requests
-from allim.hub import Broker, Hub, HubSettings
+from allim.http.tickets import Tickets
+from allim.http.tokens import Issuer, Tokens
+from allim.hub import Broker, Hub, HubSettings, Ledger
+from allim.hub.load import limit_bytes
+from allim.permission import Permission, Rule
 from allim.settings import Settings, load_settings, naming
 from allim.storage import migrate, open_engine, reachable
 from allim.telemetry import Metrics
 from allim.transports import sse
 
+REVOCATION_S = 30 * 86400.0  # how long an ended session is remembered; tokens of ours are shorter-lived
+FILES_KEPT = 256  # open files that are no streams: Redis, the database, REST
+MEMORY_SHARE = 0.8  # of what the process may hold, above which it takes no more streams
 WORK_SHARE = 0.5  # of the drain time, for snapshots in hand; what is left goes to another replica
 
 PAGE = next(
@@ -43,28 +56,43 @@ PAGE = next(
 )
 
 
-def create_app(settings: Settings | None = None) -> Starlette:
+def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | None = None) -> Starlette:
     """The whole application.
 
+    Shape: `rules` say by kind of topic, which is what stands before the colon, who may read one beside those whose
+    token grants it.
     Raises: SettingsError naming the variable that is wrong.
     """
     settings = settings or load_settings()
     metrics = Metrics(settings.server_id)
     with naming("REDIS_URL"):
-        hub = Hub(_broker(settings, metrics), metrics, _hub_settings(settings))
+        ledger = _ledger(settings)
+        hub = Hub(_broker(settings, metrics), ledger, metrics, _hub_settings(settings))
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
+    with naming("PUBLISH_GRANTS"):
+        grants = read_grants(settings.publish_grants)
     with naming("PUBLISH_KEYS"):
-        publish_keys = PublishKeys(settings.publish_keys)
-    tokens = Tokens(settings.secret_key, settings.session_lifetime_s)
-    profile = partial(accounts.profile, engine)
+        settings_keys = SettingsKeys(settings.publish_keys, grants)
 
+    issuer = _issuer(settings)
+    tokens = _tokens(settings, issuer)
+    tickets = Tickets((settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s)
+    rates = Rates(ledger, MemoryLedger(), metrics.refused)
+    gate = Gate(tokens, tickets, ledger, rates, _limits(settings))
+    permission = Permission(rules or {})
+
+    profile = partial(accounts.profile, engine)
     generation = snapshots.Generation(engine, hub.publish, profile, settings.server_id, settings.snapshot_step_ms)
     queue = snapshots.open_queue(redis_pool, f"{settings.redis_prefix}:{{0}}:work", settings.server_id)
     worker = snapshots.Worker(engine, queue, generation.attempt)
     snapshot_service = snapshots.Service(engine, profile, worker.start)
-    account_service = accounts.Service(engine, tokens, accounts.Passwords(), snapshot_service, hub.end_session)
+    account_service = accounts.Service(
+        engine, tokens, accounts.Passwords(), snapshot_service, hub.sign_out, hub.extend, settings.operators
+    )
+    key_service = keys.Service(engine)
+    publishers = Publishers(settings_keys, key_service.publisher)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -73,16 +101,21 @@ def create_app(settings: Settings | None = None) -> Starlette:
             async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
                 yield
         finally:
+            if issuer is not None:
+                await issuer.jwks.close()
             await engine.dispose()
 
     speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
     checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(reachable, engine), "worker": worker.check}
     app = Starlette(
         routes=[
-            *accounts.routes(account_service, tokens),
-            *snapshots.routes(snapshot_service, tokens),
-            *publish.routes(hub, publish_keys),
-            *sse.routes(hub, speech, tokens.identify),
+            *accounts.routes(account_service, gate, settings.session_lifetime_s),
+            *snapshots.routes(snapshot_service, gate),
+            *keys.routes(key_service, gate),
+            *users.routes(gate, hub.kick),
+            *ticket_routes.routes(gate, tickets, permission),
+            *publish.routes(hub, publishers, rates, Policy("publish", settings.publish_events_per_s, 1)),
+            *sse.routes(hub, speech, gate.visit, permission),
             *health.routes(checks),
             _metrics_route(metrics),
             *_page_routes(),
@@ -127,6 +160,37 @@ def _broker(settings: Settings, metrics: Metrics) -> Broker:
     )
 
 
+def _ledger(settings: Settings) -> Ledger:
+    if settings.redis_url is None:
+        return MemoryLedger()
+    return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix)
+
+
+def _issuer(settings: Settings) -> Issuer | None:
+    if settings.jwt_issuer is None or settings.jwt_jwks_url is None:
+        return None
+    return Issuer(settings.jwt_issuer, Jwks(settings.jwt_jwks_url), settings.jwt_audience)
+
+
+def _tokens(settings: Settings, issuer: Issuer | None) -> Tokens:
+    with naming("OLD_SECRET_KEYS"):
+        return Tokens(
+            (settings.secret_key, *settings.old_secret_keys),
+            settings.session_lifetime_s,
+            audience=settings.jwt_audience,
+            max_s=settings.session_max_s,
+            issuer=issuer,
+        )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        user_calls=Policy("user", settings.user_calls_per_min, 60),
+        address_calls=Policy("address", settings.address_calls_per_min, 60),
+        sign_in_tries=Policy("sign-in", settings.sign_in_tries_per_min, 60),
+    )
+
+
 def _hub_settings(settings: Settings) -> HubSettings:
     return HubSettings(
         heartbeat_s=settings.heartbeat_s,
@@ -136,7 +200,17 @@ def _hub_settings(settings: Settings) -> HubSettings:
         stream_buffer_bytes=settings.stream_buffer_bytes,
         stream_lifetime_s=settings.stream_lifetime_s,
         drain_s=settings.drain_s,
+        streams_per_user=settings.streams_per_user,
+        streams_per_address=settings.streams_per_address,
+        streams_per_replica=settings.streams_per_replica or _file_limit() - FILES_KEPT,
+        memory_max_bytes=settings.memory_max_mb * 1_000_000 or int(limit_bytes() * MEMORY_SHARE),
+        revocation_s=max(REVOCATION_S, settings.session_lifetime_s),
     )
+
+
+def _file_limit() -> int:
+    """Open files this process may have once it has raised its limit, which it does when it serves."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def _metrics_route(metrics: Metrics) -> Route:

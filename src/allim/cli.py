@@ -11,7 +11,7 @@ import httpx
 
 from allim import __version__
 from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
-from allim.http.auth import Tokens
+from allim.http.tokens import Tokens
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings
 from allim.telemetry import configure_logging
 
@@ -84,7 +84,7 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
     if token is None and user is None:
         _fail("give --token or --user")
     if token is None:
-        token = Tokens(_settings().secret_key, 3600).issue(str(user))
+        token = Tokens([_settings().secret_key], 3600).issue(str(user))
     try:
         asyncio.run(_follow(Subscriber(url, token, topics=names, last_event_id=last_event_id)))
     except (ClientError, httpx.InvalidURL) as error:

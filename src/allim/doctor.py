@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from allim.brokers.server import pool_of
 from allim.client import ClientError, Subscriber
 from allim.errors import AllimError
-from allim.http.auth import Tokens
+from allim.http.tokens import Tokens
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings
 from allim.storage import open_engine, reachable
 
@@ -118,7 +118,7 @@ def _redis_durability(info: Mapping[str, Any], settings: Settings) -> Finding:
 
 async def _stream(settings: Settings, url: str) -> Finding:
     """Whether the first frame of a stream comes at once: a proxy that buffers keeps it back."""
-    token = Tokens(settings.secret_key, 60).issue("allim-doctor")
+    token = Tokens([settings.secret_key], 60).issue("allim-doctor")
     subscriber = Subscriber(url, token)
     began = time.monotonic()
     try:

@@ -51,6 +51,18 @@ class Unauthenticated(AllimError):
     code = "unauthenticated"
 
 
+class SignedOut(Unauthenticated):
+    """The session was ended by who held it."""
+
+    code = "signed_out"
+
+
+class Kicked(Unauthenticated):
+    """The session was ended by an operator."""
+
+    code = "kicked"
+
+
 class Forbidden(AllimError):
     """We know who asks; they may not have it."""
 

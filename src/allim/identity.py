@@ -1,6 +1,7 @@
 """Who is asking, and which topics they may read. Knows no HTTP and no tokens."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 SYSTEM_TOPIC = "system"
 USER, OPERATOR = "user", "operator"  # roles
@@ -34,6 +35,28 @@ class Identity:
     def may_read(self, topic: str) -> bool:
         """Deny by default: own topics, and what the token grants."""
         return topic in self.own_topics() or any(_grants(grant, topic) for grant in self.topics)
+
+
+class Ticket(NamedTuple):
+    """What opens one stream once; `keep_s` seconds from now it is worth nothing by itself."""
+
+    id: str
+    keep_s: float
+
+
+class Visitor(NamedTuple):
+    """Who wants a stream, and how they came.
+
+    Shape: `address` is the network they are counted under, "" when they are not. With a ticket: `topics` are what it
+    is for; `ticket` is still to be spent, None when the reader resumes the stream it was spent on; `proof` stands
+    behind every id on its stream, so that who sends one back has read that stream.
+    """
+
+    identity: Identity
+    address: str = ""
+    topics: tuple[str, ...] = ()
+    ticket: Ticket | None = None
+    proof: str = ""
 
 
 def _grants(grant: str, topic: str) -> bool:

@@ -233,6 +233,10 @@ def _completed(settings: Settings) -> dict[str, Any]:
         raise SettingsError(f"{PREFIX}SECRET_KEY: must have at least {MIN_SECRET_CHARS} characters")
     if settings.stream_buffer_bytes < settings.max_event_bytes:
         raise SettingsError(f"{PREFIX}STREAM_BUFFER_BYTES: must be at least {PREFIX}MAX_EVENT_BYTES")
+    if any(len(key) < MIN_SECRET_CHARS for key in settings.old_secret_keys):
+        raise SettingsError(f"{PREFIX}OLD_SECRET_KEYS: each must have at least {MIN_SECRET_CHARS} characters")
+    if (settings.jwt_issuer is None) != (settings.jwt_jwks_url is None):
+        raise SettingsError(f"{PREFIX}JWT_ISSUER, {PREFIX}JWT_JWKS_URL: give both, or neither")
     if settings.durability != "memory" and not settings.clustered:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not settings.secret_key:

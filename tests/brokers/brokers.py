@@ -4,6 +4,7 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from allim.brokers.memory_ledger import MemoryLedger
 from allim.brokers.redis import RedisBroker
 from allim.errors import Unavailable
 from allim.hub import Draft, Hub, HubSettings
@@ -26,7 +27,9 @@ class Replica:
         self.prefix = prefix
         self.metrics = Metrics()
         self.broker = RedisBroker(url, name, self.metrics, prefix=prefix, history_events=10_000, durable=durable)
-        self.hub = Hub(self.broker, self.metrics, HubSettings(**{"heartbeat_s": 1, "pulse_s": 0.2, **settings}))  # type: ignore[arg-type]
+        defaults = {"heartbeat_s": 1, "pulse_s": 0.2, "streams_per_user": 10_000}
+        chosen = HubSettings(**{**defaults, **settings})  # type: ignore[arg-type]
+        self.hub = Hub(self.broker, MemoryLedger(), self.metrics, chosen)
 
     async def opened(self, stream: ListStream, last_event_id: str | None = None) -> ListStream:
         await self.hub.follow(stream, await self.hub.join(stream, last_event_id))

@@ -14,7 +14,7 @@ from allim.hub.catch_up import PAGE_BYTES
 from allim.telemetry import Metrics
 from tests.brokers.brokers import Replica, fresh_prefix, ready, running
 from tests.servers import Redis, end, free_port, redis_server
-from tests.streams import Lines, ListStream
+from tests.streams import Lines, ListStream, identity
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -68,7 +68,7 @@ async def test_a_session_ended_while_the_link_is_away_ends(redis: Redis) -> None
     async with running(redis.url, prefix) as one, running(redis.url, prefix) as two:
         stream = await two.opened(ListStream())
         await two.broker.replace_link()
-        await one.hub.end_session("42", "s1")
+        await one.hub.sign_out(identity())
 
         await until(lambda: stream.ended)
 
@@ -333,7 +333,7 @@ async def test_its_connections_name_their_replica(redis: Redis) -> None:
 async def test_a_page_that_ends_before_a_topics_first_event_moves_on(redis: Redis) -> None:
     async with running(redis.url) as replica:
         since = await replica.publish("since")
-        await replica.hub.end_session("42", "somebody else's")
+        await replica.hub.sign_out(identity(session="other"))
         await asyncio.sleep(0.005)  # another millisecond, so that the next position ends with 0
         await replica.publish("between", "system")
         for _ in range(5):

@@ -1,34 +1,47 @@
-"""The two brokers, for one list of tests."""
+"""The two stores, for one list of tests each: brokers, ledgers, and hubs over both."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from allim.brokers.memory import MemoryBroker
+from allim.brokers.memory_ledger import MemoryLedger
 from allim.brokers.redis import RedisBroker
-from allim.hub import Broker
+from allim.brokers.redis_ledger import RedisLedger
+from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.telemetry import Metrics
 from tests.servers import Redis
 
 _prefixes = (f"test{number}" for number in itertools.count())
 
 MakeBroker = Callable[..., Broker]
+MakeLedger = Callable[[], Ledger]
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def make_broker(request: pytest.FixtureRequest) -> AsyncIterator[MakeBroker]:
+def store(request: pytest.FixtureRequest) -> Redis | None:
+    """The Redis that replicas share, or None for one process by itself."""
+    return None if request.param == "memory" else request.getfixturevalue("redis")
+
+
+@pytest.fixture
+def prefix() -> str:
+    return next(_prefixes)
+
+
+@pytest.fixture
+async def make_broker(store: Redis | None, prefix: str) -> AsyncIterator[MakeBroker]:
     """Makes brokers that share one store; each is closed at the end."""
     made: list[Broker] = []
-    prefix = next(_prefixes)
 
     def make(history_events: int = 256, history_ttl_s: int = 3600) -> Broker:
-        if request.param == "memory":
+        if store is None:
             broker: Broker = MemoryBroker(history_events, history_ttl_s)
         else:
-            server: Redis = request.getfixturevalue("redis")
             broker = RedisBroker(
-                server.url,
+                store.url,
                 f"replica-{len(made)}",
                 Metrics(),
                 prefix=prefix,
@@ -44,5 +57,50 @@ async def make_broker(request: pytest.FixtureRequest) -> AsyncIterator[MakeBroke
 
 
 @pytest.fixture
+async def make_ledger(store: Redis | None, prefix: str) -> AsyncIterator[MakeLedger]:
+    """Makes ledgers as replicas have them: all over one store; without Redis there is one replica, and one ledger."""
+    made: list[Ledger] = []
+
+    def make() -> Ledger:
+        if store is not None:
+            made.append(RedisLedger(store.url, f"replica-{len(made)}", prefix=prefix))
+        elif not made:
+            made.append(MemoryLedger())
+        return made[-1]
+
+    yield make
+    for ledger in made:
+        await ledger.close()
+
+
+@pytest.fixture
 def broker(make_broker: MakeBroker) -> Broker:
     return make_broker()
+
+
+@pytest.fixture
+async def make_hub(make_broker: MakeBroker, make_ledger: MakeLedger) -> AsyncIterator[Callable[..., Hub]]:
+    """Makes running hubs over one store; with Redis each is a replica of its own."""
+    stops: list[asyncio.Event] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def run(hub: Hub, running: asyncio.Event, stop: asyncio.Event) -> None:
+        async with hub.running():
+            running.set()
+            await stop.wait()
+
+    async def make(history_events: int = 256, **settings: float) -> Hub:
+        broker = make_broker(history_events=history_events)
+        defaults = {"heartbeat_s": 3, "pulse_s": 1, "streams_per_user": 1000}
+        chosen = HubSettings(**{**defaults, **settings})  # type: ignore[arg-type]
+        hub = Hub(broker, make_ledger(), Metrics(), chosen)
+        running, stop = asyncio.Event(), asyncio.Event()
+        stops.append(stop)
+        tasks.append(asyncio.create_task(run(hub, running, stop)))
+        await running.wait()
+        return hub
+
+    yield make  # type: ignore[misc]
+    for stop in stops:
+        stop.set()
+    await asyncio.gather(*tasks)

@@ -1,46 +1,18 @@
 """What every stream is promised by the hub, over memory and over Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
 from allim.errors import Unavailable
-from allim.hub import CloseReason, Draft, Hub, HubSettings, Position
-from allim.telemetry import Metrics
-from tests.contracts.conftest import MakeBroker
+from allim.hub import CloseReason, Draft, Hub, Position
 from tests.streams import ListStream, identity
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
 MakeHub = Callable[..., "asyncio.Future[Hub]"]
-
-
-@pytest.fixture
-async def make_hub(make_broker: MakeBroker) -> AsyncIterator[Callable[..., Hub]]:
-    """Makes running hubs over one store; with Redis each is a replica of its own."""
-    stops: list[asyncio.Event] = []
-    tasks: list[asyncio.Task[None]] = []
-
-    async def run(hub: Hub, running: asyncio.Event, stop: asyncio.Event) -> None:
-        async with hub.running():
-            running.set()
-            await stop.wait()
-
-    async def make(history_events: int = 256, **settings: float) -> Hub:
-        broker = make_broker(history_events=history_events)
-        hub = Hub(broker, Metrics(), HubSettings(**{"heartbeat_s": 3, "pulse_s": 1, **settings}))  # type: ignore[arg-type]
-        running, stop = asyncio.Event(), asyncio.Event()
-        stops.append(stop)
-        tasks.append(asyncio.create_task(run(hub, running, stop)))
-        await running.wait()
-        return hub
-
-    yield make  # type: ignore[misc]
-    for stop in stops:
-        stop.set()
-    await asyncio.gather(*tasks)
 
 
 async def opened(hub: Hub, stream: ListStream, last_event_id: str | None = None) -> ListStream:
@@ -166,20 +138,6 @@ async def test_heartbeats_carry_rising_positions(make_hub: MakeHub) -> None:
     beats = [beat for beat in stream.heartbeats if beat is not None]
     assert beats
     assert beats == sorted(set(beats))
-
-
-async def test_a_signed_out_session_ends_everywhere_and_only_that_one(make_hub: MakeHub) -> None:
-    hub = await make_hub()
-    mine = await opened(hub, ListStream(who=identity(session="s1")))
-    other = await opened(hub, ListStream(who=identity(session="s2")))
-
-    await hub.end_session("42", "s1")
-    await hub.publish([draft("later")])
-    await until(lambda: mine.close_reason and other.data)
-
-    assert mine.close_reason is CloseReason.SIGNED_OUT
-    assert other.close_reason is None
-    assert other.data == ["later"]
 
 
 async def test_an_expired_token_ends_its_stream(make_hub: MakeHub) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from allim.errors import Conflict, Unavailable
-from allim.hub import ZERO, Draft, Published
+from allim.hub import ZERO, Draft, Holder, Published
 
 
 class RecordingHub:
@@ -12,6 +12,7 @@ class RecordingHub:
     def __init__(self) -> None:
         self.events: list[Draft] = []
         self.ended: list[tuple[str, str]] = []
+        self.extended: list[tuple[str, str, float]] = []
         self.calls = 0
         self.is_down = False
         self.before_publish: Callable[[Draft], Awaitable[None]] | None = None
@@ -29,10 +30,15 @@ class RecordingHub:
             raise Conflict("The key was used for other events.")
         return Published(tuple(ZERO for _ in drafts), "memory")
 
-    async def end_session(self, subject: str, session: str) -> None:
+    async def sign_out(self, holder: Holder) -> None:
         if self.is_down:
             raise Unavailable("The history does not answer.")
-        self.ended.append((subject, session))
+        self.ended.append((holder.subject, holder.session))
+
+    async def extend(self, holder: Holder, expires_at: float) -> None:
+        if self.is_down:
+            raise Unavailable("The history does not answer.")
+        self.extended.append((holder.subject, holder.session, expires_at))
 
     def types(self, topic: str) -> list[str]:
         """The types of the topic's events, in order, with the step for progress."""

@@ -6,16 +6,19 @@ import httpx
 import pytest
 
 from allim.brokers.memory import MemoryBroker
+from allim.brokers.memory_ledger import MemoryLedger
 from allim.errors import Unavailable
-from allim.http.auth import PublishKeys
 from allim.http.publish import MAX_BODY_BYTES, routes
+from allim.http.publishers import Publisher, Publishers, SettingsKeys
 from allim.hub import ZERO, Hub, HubSettings, Publication
 from allim.telemetry import Metrics
 from tests.http.apps import assert_problem, client_of
+from tests.http.gates import AMPLE, rates_of
 
 pytestmark = pytest.mark.anyio
 
 GOOD = {"topic": "user:1", "type": "t", "data": 1}
+SHOP = Publisher("shop", ("user:*", "news"), ("t", "orders.*"))
 
 
 class Server:
@@ -23,8 +26,9 @@ class Server:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker
-        hub = Hub(broker, Metrics(), HubSettings(max_event_bytes=1000))
-        self.client = client_of(routes(hub, PublishKeys(["orders:key-1", "billing:key-2"])))
+        hub = Hub(broker, MemoryLedger(), Metrics(), HubSettings(max_event_bytes=1000))
+        keys = SettingsKeys(["orders:key-1", "billing:key-2", "shop:key-3"], {"shop": SHOP})
+        self.client = client_of(routes(hub, Publishers(keys), rates_of(), AMPLE))
 
     async def post(self, body: Any, key: str = "key-1", **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -132,6 +136,60 @@ async def test_who_has_no_key_is_refused_before_the_body_is_looked_at(
 
     assert_problem(response, 401, "unauthenticated")
     assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({**GOOD, "topic": "system"}, ["topic"]),
+        ({**GOOD, "topic": "user"}, ["topic"]),
+        ({**GOOD, "type": "billing.paid"}, ["type"]),
+        ({**GOOD, "topic": "system", "type": "billing.paid"}, ["topic", "type"]),
+        ([GOOD, GOOD, GOOD, {**GOOD, "topic": "system"}, {**GOOD, "type": "x"}], ["[3].topic"]),
+        ([{**GOOD, "type": "orders"}], ["[0].type"]),
+    ],
+)
+async def test_what_the_key_may_not_publish_is_named_and_nothing_is_stored(
+    server: Server, body: Any, fields: list[str]
+) -> None:
+    assert_problem(await server.post(body, key="key-3"), 403, "forbidden", *fields)
+    assert await server.stored() == []
+    assert await server.stored("system") == []
+
+
+async def test_what_the_key_may_publish_is_stored(server: Server) -> None:
+    allowed = [GOOD, {**GOOD, "type": "orders.shipped"}, {**GOOD, "topic": "news"}]
+
+    assert (await server.post(allowed, key="key-3")).status_code == 202
+    assert len(await server.stored()) == 2
+
+
+async def test_a_refusal_tells_nothing_about_what_exists(server: Server) -> None:
+    await server.post({**GOOD, "topic": "room:known"})
+
+    known = await server.post({**GOOD, "topic": "room:known"}, key="key-3")
+    unknown = await server.post({**GOOD, "topic": "room:unknown"}, key="key-3")
+
+    assert known.status_code == 403
+    assert known.content == unknown.content
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({**GOOD, "topic": "System"}, ["topic"]),
+        ({**GOOD, "topic": "system", "data": 1, "extra": 1}, ["extra"]),
+        ([{**GOOD, "topic": "system"}, {**GOOD, "topic": "user:\n"}], ["[1].topic"]),
+    ],
+)
+async def test_the_body_is_judged_before_the_permission(server: Server, body: Any, fields: list[str]) -> None:
+    assert_problem(await server.post(body, key="key-3"), 422, "invalid", *fields)
+
+
+async def test_a_refused_publish_may_be_mended_under_its_idempotency_key(server: Server) -> None:
+    await server.post({**GOOD, "topic": "system"}, key="key-3", idempotency_key="k")
+
+    assert (await server.post(GOOD, key="key-3", idempotency_key="k")).status_code == 202
 
 
 async def test_the_same_key_and_body_is_one_event(server: Server) -> None:

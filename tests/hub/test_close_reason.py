@@ -9,6 +9,7 @@ TABLE = [
     ("token_expired", False, True),
     ("kicked", False, True),
     ("signed_out", False, True),
+    ("replaced", False, True),
     ("client_left", True, False),
     ("client_vanished", True, False),
     ("client_spoke", True, False),

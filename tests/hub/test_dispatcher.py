@@ -102,15 +102,25 @@ class Bench:
         self.history = History()
         self.registry = Registry()
         self.metrics = Metrics()
-        self.alive = 0
+        self.alive = self.repairs = 0
         self.beats: list[Position] = []
         self.catch_up = CatchUp(self.history, self.metrics, TTL_S, lambda: Backlog(1000))
         self.dispatcher = Dispatcher(
-            self.history, self.registry, self.catch_up, self.metrics, TTL_S, self._note_alive, self.beats.append
+            self.history,
+            self.registry,
+            self.catch_up,
+            self.metrics,
+            TTL_S,
+            self._note_alive,
+            self.beats.append,
+            self._note_repair,
         )
 
     def _note_alive(self) -> None:
         self.alive += 1
+
+    def _note_repair(self) -> None:
+        self.repairs += 1
 
     def stream(self, *topics: str, at: int = 0, session: str = "s1") -> ListStream:
         stream = ListStream(*topics, who=identity(session=session))
@@ -425,7 +435,7 @@ async def test_a_drop_from_before_a_catch_up_is_told_although_later_ones_were_re
 
 async def test_an_order_ends_the_streams_of_its_session_and_is_not_written(bench: Bench) -> None:
     mine, other = bench.stream("user:42"), bench.stream("user:42", session="s2")
-    order = encode_control("user:42", Control("s1", CloseReason.SIGNED_OUT))
+    order = encode_control("user:42", Control("42", CloseReason.SIGNED_OUT, session="s1"))
 
     bench.dispatcher.on_event(bench.history.add("user:42", 1, order.lines))
 
@@ -435,7 +445,7 @@ async def test_an_order_ends_the_streams_of_its_session_and_is_not_written(bench
 
 async def test_an_order_missed_by_the_link_is_obeyed_after_the_repair(bench: Bench) -> None:
     mine, other = bench.stream("user:42"), bench.stream("user:42", session="s2")
-    order = encode_control("user:42", Control("s1", CloseReason.SIGNED_OUT))
+    order = encode_control("user:42", Control("42", CloseReason.SIGNED_OUT, session="s1"))
     bench.dispatcher.link_down()
     bench.history.add("user:42", 1, order.lines)
     bench.history.add("user:42", 2)

@@ -142,16 +142,42 @@ def test_the_limit_counts_the_bytes_of_the_whole_event() -> None:
     assert error.message == f"the event is {size} bytes, the limit is {size - 1}"
 
 
-def test_a_control_entry_reads_back() -> None:
-    topic, lines = encode_control("user:1", Control("s\n1", CloseReason.SIGNED_OUT))
+@pytest.mark.parametrize(
+    ("control", "data"),
+    [
+        (
+            Control("1", CloseReason.SIGNED_OUT, session="s\n1"),
+            '{"subject":"1","reason":"signed_out","session":"s\\n1"}',
+        ),
+        (Control("1", CloseReason.KICKED, issued_until=1.5), '{"subject":"1","reason":"kicked","issued_until":1.5}'),
+        (
+            Control("1", CloseReason.REPLACED, streams=("a", "b")),
+            '{"subject":"1","reason":"replaced","streams":["a","b"]}',
+        ),
+        (Control("1", expires_at=4e9, session="s1"), '{"subject":"1","expires_at":4000000000.0,"session":"s1"}'),
+    ],
+)
+def test_a_control_entry_reads_back(control: Control, data: str) -> None:
+    topic, lines = encode_control("user:1", control)
 
     assert topic == "user:1"
-    assert lines == b'event: stream.end\ndata: {"session":"s\\n1","reason":"signed_out"}\n\n'
-    assert Event(topic, Position(1, 0), Position(0, 0), lines).control == Control("s\n1", CloseReason.SIGNED_OUT)
+    assert lines == f"event: stream.control\ndata: {data}\n\n".encode()
+    assert Event(topic, Position(1, 0), Position(0, 0), lines).control == control
 
 
-@pytest.mark.parametrize("type_", ["stream.endx", "t"])
+@pytest.mark.parametrize("type_", ["stream.controls", "t"])
 def test_an_event_is_no_control(type_: str) -> None:
     lines = encode(type_, {"session": "s", "reason": "signed_out"})
 
     assert Event("a", Position(1, 0), Position(0, 0), lines).control is None
+
+
+@pytest.mark.parametrize(
+    "order",
+    [[], "x", 7, None, {"reason": "bored"}, {"who": "me"}, {"issued_until": "x"}, {"streams": 7}, {"expires_at": []}],
+)
+def test_an_order_nobody_knows_is_refused(order: object) -> None:
+    event = Event("a", Position(1, 0), Position(0, 0), encode("stream.control", order))
+
+    with pytest.raises(ValueError):  # noqa: PT011 - which words does not matter: it is skipped and counted
+        _ = event.control

@@ -28,11 +28,11 @@ class NotDone(Unavailable):
 
 
 class Script:
-    """A Lua script with the shared clock in front, called by its digest."""
+    """A Lua script with what it shares with others in front, called by its digest."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, shared: str = "clock") -> None:
         folder = resources.files("allim.brokers")
-        parts = [(folder / part).read_text("utf-8") for part in ("clock.lua", f"{name}.lua")]
+        parts = [(folder / f"{part}.lua").read_text("utf-8") for part in (shared, name)]
         self.name = name
         self.source = "\n".join(parts)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
@@ -45,8 +45,8 @@ class Call(NamedTuple):
     done: "asyncio.Future[Any]"
 
 
-Context = Callable[[str], tuple[str, str, str]]
-"""What every script is told first, given the run ID of the process it will run in: see clock.lua."""
+Context = Callable[[str], tuple[str, ...]]
+"""What every script of a queue is told first, given the run ID of the process it will run in: see clock.lua."""
 
 Confirm = Callable[[AbstractConnection], Awaitable[str | None]]
 """Asks, over the connection that wrote, whether the writes are as durable as they must be; says why not."""

@@ -6,6 +6,7 @@ Source: RFC 8259, RFC 7493 (I-JSON).
 import json
 import math
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +32,11 @@ class Body(BaseModel):
         validate_by_name=False,
         serialize_by_alias=True,
     )
+
+
+def utc(unix_s: float) -> str:
+    """RFC 3339 in UTC with milliseconds: `2026-01-31T09:30:00.000Z`."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 Model = TypeVar("Model", bound=BaseModel)

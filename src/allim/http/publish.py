@@ -1,6 +1,10 @@
-"""`POST /api/publish`: events from services, one or a batch, all or nothing."""
+"""`POST /api/publish`: events from services, one or a batch, all or nothing.
+
+A request is judged in this order: its key, its body, what the key may publish.
+"""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import StringConstraints
@@ -8,11 +12,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from allim.errors import Invalid
-from allim.http.auth import PublishKeys
+from allim.errors import FieldError, Forbidden, Invalid
 from allim.http.bodies import Body, parse, read_json
+from allim.http.publishers import Publisher, Publishers
+from allim.http.rates import Policy, Rates
 from allim.http.routing import route
-from allim.hub import Draft, Hub
+from allim.hub import Draft, Hub, check_topic
 
 MAX_BATCH = 1000
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -28,19 +33,20 @@ class NewEvent(Body):
     data: Any
 
 
-def routes(hub: Hub, keys: PublishKeys) -> list[Route]:
+def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> list[Route]:
     """The publishers' route."""
 
     async def publish(request: Request) -> Response:
-        publisher = keys.publisher_of(request)
+        publisher = await publishers.publisher_of(request)
         key = _idempotency_key(request)
         body = await read_json(request, MAX_BODY_BYTES)
+        indexed = isinstance(body, list)
         drafts = _drafts(body)
-        published = await hub.publish(
-            drafts, f"publish/{publisher}/{key}" if key else None, indexed=isinstance(body, list)
-        )
+        _check_permission(publisher, drafts, indexed)
+        await rates.take(request, (limit, publisher.name), cost=len(drafts))
+        published = await hub.publish(drafts, f"publish/{publisher.name}/{key}" if key else None, indexed=indexed)
         ids = [str(position) for position in published.positions]
-        answer = {"ids": ids} if isinstance(body, list) else {"id": ids[0]}
+        answer = {"ids": ids} if indexed else {"id": ids[0]}
         return JSONResponse({**answer, "durability": published.durability}, 202)
 
     return [route("/api/publish", post=publish)]
@@ -58,7 +64,24 @@ def _drafts(body: object) -> list[Draft]:
 
 def _draft(value: object, under: str) -> Draft:
     event = parse(NewEvent, value, under)
-    return Draft(event.topic, event.type, event.data)
+    topic = check_topic(event.topic, f"{under}.topic" if under else "topic")
+    return Draft(topic, event.type, event.data)
+
+
+def _check_permission(publisher: Publisher, drafts: Sequence[Draft], indexed: bool) -> None:
+    for index, draft in enumerate(drafts):
+        if not publisher.may_publish(draft.topic, draft.type):
+            raise _forbidden(publisher, draft, f"[{index}]." if indexed else "")
+
+
+def _forbidden(publisher: Publisher, draft: Draft, prefix: str) -> Forbidden:
+    # The words are those of the key's grants alone: they tell nothing about what exists.
+    fields = []
+    if not publisher.may_publish_to(draft.topic):
+        fields.append(FieldError(f"{prefix}topic", "is not among the topics of this publish key"))
+    if not publisher.may_publish_type(draft.type):
+        fields.append(FieldError(f"{prefix}type", "is not among the types of this publish key"))
+    return Forbidden("; ".join(f"{field}: {message}" for field, message in fields), fields)
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -37,7 +37,8 @@ class Requests:
             return
         asked = Headers(scope=scope).get("x-request-id", "")
         request_id = asked if _REQUEST_ID.match(asked) else secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
+        added: dict[str, str] = {}
+        scope.setdefault("state", {}).update(request_id=request_id, answer_headers=added)
         started_at = time.perf_counter()
         status: int | None = None
 
@@ -47,6 +48,8 @@ class Requests:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                for name, value in added.items():
+                    headers.setdefault(name, value)
                 if self.leaving():
                     headers["connection"] = "close"
             await send(message)

@@ -11,7 +11,8 @@ from allim.hub.broker import (
 )
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import Draft, Entry, Event
-from allim.hub.hub import Hub, HubSettings, Published
+from allim.hub.hub import Hub, HubSettings, Published, refuse_ended
+from allim.hub.ledger import Admission, Demand, Holder, Ledger, Quota, Standing
 from allim.hub.position import ZERO, Position
 from allim.hub.stream import Backlog, Opening, Stream
 from allim.hub.topic import check_topic
@@ -19,22 +20,29 @@ from allim.hub.topic import check_topic
 __all__ = [
     "IDEMPOTENCY_WINDOW_S",
     "ZERO",
+    "Admission",
     "Backlog",
     "Broker",
     "CloseReason",
+    "Demand",
     "Draft",
     "Entry",
     "Event",
     "Heads",
+    "Holder",
     "Hub",
     "HubSettings",
+    "Ledger",
     "Listener",
     "Opening",
     "Position",
     "Publication",
     "Published",
+    "Quota",
     "Reading",
+    "Standing",
     "Stream",
     "check_topic",
     "idempotency_conflict",
+    "refuse_ended",
 ]

@@ -11,6 +11,7 @@ class CloseReason(StrEnum):
     TOKEN_EXPIRED = "token_expired"
     KICKED = "kicked"
     SIGNED_OUT = "signed_out"
+    REPLACED = "replaced"  # too many streams of one user: this was the oldest
     # Endings nobody is left to be told of, or that a broken reader cannot be told:
     CLIENT_LEFT = "client_left"
     CLIENT_VANISHED = "client_vanished"
@@ -29,5 +30,5 @@ class CloseReason(StrEnum):
         return self in _TOLD
 
 
-_FINAL = frozenset({CloseReason.TOKEN_EXPIRED, CloseReason.KICKED, CloseReason.SIGNED_OUT})
+_FINAL = frozenset({CloseReason.TOKEN_EXPIRED, CloseReason.KICKED, CloseReason.SIGNED_OUT, CloseReason.REPLACED})
 _TOLD = _FINAL | {CloseReason.DRAIN, CloseReason.ROTATE}

@@ -29,7 +29,8 @@ class Dispatcher:
     """Hears the link and writes to the streams.
 
     Shape: `alive` is told of a pulse when it arrives, `beat` when everything before it has been dispatched or
-    is being caught up. `stood_up` is set whenever a link stands anew.
+    is being caught up, `repaired` when every stream that is behind is being brought back. `stood_up` is set whenever
+    a link stands anew.
     Units: `history_ttl_s` seconds.
     """
 
@@ -42,6 +43,7 @@ class Dispatcher:
         history_ttl_s: int,
         alive: Callable[[], None],
         beat: Callable[[Position], None],
+        repaired: Callable[[], None],
     ) -> None:
         self._broker = broker
         self._registry = registry
@@ -50,6 +52,7 @@ class Dispatcher:
         self._ttl_ms = history_ttl_s * 1000
         self._alive = alive
         self._beat = beat
+        self._repaired = repaired
         self._in_doubt = False  # something may be missing: nothing is written straight, no pulse proves anything
         self._late_pulse = ZERO
         self._floor = ZERO  # the newest origin heard of
@@ -145,6 +148,7 @@ class Dispatcher:
         self._tell_origin()
         if self._late_pulse > self._heard:
             self._hear(self._late_pulse)
+        self._repaired()
         log.info("link repaired", topics=len(names), streams_behind=behind)
 
     async def _compare_patiently(self, names: Sequence[str]) -> int:

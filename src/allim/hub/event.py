@@ -19,7 +19,7 @@ _RESERVED = ("stream.", "heartbeat")
 
 # A control entry travels and is kept like an event, so it is ordered and survives a link repair like one,
 # but it is obeyed and never written to a reader.
-_CONTROL = "stream.end"
+_CONTROL = "stream.control"
 _CONTROL_PREFIX = f"event: {_CONTROL}\ndata: ".encode()
 
 
@@ -42,10 +42,19 @@ class Entry(NamedTuple):
 
 
 class Control(NamedTuple):
-    """An order to the replicas that hold a user's streams: end those of one session."""
+    """An order to the replicas that hold a user's streams: end some of them for a reason, or let them live longer.
 
-    session: str
-    reason: CloseReason
+    Shape: of the subject's streams it concerns those of one session, or those whose token was issued up to a moment,
+    or those named. `reason` is why they end; without one they stay until `expires_at`, if they were to end sooner.
+    Units: `issued_until` and `expires_at` in Unix seconds.
+    """
+
+    subject: str
+    reason: CloseReason | None = None
+    expires_at: float = 0.0
+    session: str | None = None
+    issued_until: float | None = None
+    streams: tuple[str, ...] = ()
 
 
 class Event:
@@ -72,10 +81,7 @@ class Event:
         """
         if not self.lines.startswith(_CONTROL_PREFIX):
             return None
-        order = json.loads(self.lines[len(_CONTROL_PREFIX) :])
-        if not isinstance(order, dict) or not isinstance(order.get("session"), str):
-            raise ValueError("not an order")  # noqa: TRY004 - what is wrong is what somebody wrote, not our types
-        return Control(order["session"], CloseReason(str(order.get("reason"))))
+        return _control(json.loads(self.lines[len(_CONTROL_PREFIX) :]))
 
 
 def encode(type_: str, data: object) -> bytes:
@@ -114,4 +120,19 @@ def encode_draft(draft: Draft, max_event_bytes: int) -> Entry:
 
 def encode_control(topic: str, control: Control) -> Entry:
     """The entry that tells every replica holding this topic's streams what to do."""
-    return Entry(topic, encode(_CONTROL, control._asdict()))
+    order = {name: value for name, value in control._asdict().items() if value != Control._field_defaults.get(name)}
+    return Entry(topic, encode(_CONTROL, order))
+
+
+def _control(order: object) -> Control:
+    """Raises: ValueError when it is no order that we know: what is wrong is what somebody wrote, not our types."""
+    try:
+        control = Control(**order)  # type: ignore[arg-type]
+        return control._replace(
+            reason=None if control.reason is None else CloseReason(control.reason),
+            expires_at=float(control.expires_at),
+            issued_until=None if control.issued_until is None else float(control.issued_until),
+            streams=tuple(control.streams),
+        )
+    except TypeError as error:
+        raise ValueError("not an order") from error

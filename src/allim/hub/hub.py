@@ -6,6 +6,7 @@ import math
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,17 +14,19 @@ from typing import NamedTuple
 
 import structlog
 
-from allim.errors import FieldError, Invalid, TooLarge, Unavailable
+from allim.errors import FieldError, Invalid, Kicked, SignedOut, TooLarge, TooMany, Unauthenticated, Unavailable
 from allim.hub.broker import Broker, Publication
 from allim.hub.catch_up import CatchUp, Start
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
 from allim.hub.event import Control, Draft, Entry, encode_control, encode_draft
+from allim.hub.ledger import Holder, Ledger, Standing
+from allim.hub.load import Load
 from allim.hub.position import Position
 from allim.hub.registry import Registry
 from allim.hub.stream import Backlog, Stream
 from allim.hub.wheel import SLOT_S, Wheel
-from allim.identity import user_topic
+from allim.identity import Ticket, user_topic
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
@@ -31,6 +34,11 @@ log = structlog.get_logger(__name__)
 LINK_PATIENCE = 2.4  # pulses unheard after which the link is replaced: 12 s at the default of 5 s
 DRAIN_SHARE = 0.6  # of the drain time for ending streams; the rest is for readers to read that
 JOIN_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription and its first page
+EXPIRING_S = 60.0  # how long before its token expires a stream is told
+AUDIT_STREAMS = 500  # streams whose sessions are looked up in one step of an audit
+AUDIT_RETRY_S = 0.5
+ADDRESS_RETRY_S = 30  # when a stream that was one too many from its address may be tried again
+SURE_S = 60.0  # beyond a stream's lifetime, when it has certainly ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,11 @@ class HubSettings:
     stream_buffer_bytes: int = 262144
     stream_lifetime_s: float = 900
     drain_s: float = 20
+    streams_per_user: int = 100
+    streams_per_address: int = 500
+    streams_per_replica: int = 0
+    memory_max_bytes: int = 0
+    revocation_s: float = 30 * 86400
 
 
 class Published(NamedTuple):
@@ -59,6 +72,7 @@ class Hub:
     def __init__(
         self,
         broker: Broker,
+        ledger: Ledger,
         metrics: Metrics,
         settings: HubSettings | None = None,
         *,
@@ -67,10 +81,13 @@ class Hub:
     ) -> None:
         self.settings = settings or HubSettings()
         self._broker = broker
+        self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
         self._rng = rng or random.Random()
         self._registry = Registry()
+        self._addresses: Counter[str] = Counter()
+        self._load = Load(self.settings.memory_max_bytes)
         self._wheel = Wheel()
         self._catch_up = CatchUp(broker, metrics, self.settings.history_ttl_s, self.new_backlog)
         self._dispatcher = Dispatcher(
@@ -81,7 +98,9 @@ class Hub:
             self.settings.history_ttl_s,
             self._link_alive,
             self._heard,
+            self._repaired,
         )
+        self._audit_due = asyncio.Event()
         self._beats = math.ceil(self.settings.heartbeat_s / self.settings.pulse_s)
         self._beat = 0
         self._beat_served = True
@@ -102,6 +121,7 @@ class Hub:
         loops = [
             asyncio.create_task(self._guard("pulse", self._pulse_loop)),
             asyncio.create_task(self._guard("wheel", self._wheel_loop)),
+            asyncio.create_task(self._guard("audit", self._audit_loop)),
         ]
         try:
             yield
@@ -114,6 +134,7 @@ class Hub:
             for stream in self._registry:
                 stream.close(CloseReason.DRAIN)
             await self._broker.close()
+            await self._ledger.close()
 
     def drain(self) -> None:
         """Take no new streams and end the present ones at random moments. Repeating it changes nothing."""
@@ -121,7 +142,8 @@ class Hub:
             return
         self.draining = True
         for stream in self._registry:
-            self._wheel.bring_forward(stream, self._clock() + self._moment_of_drain_s())
+            stream.ends_at = self._clock() + self._moment_of_drain_s()
+            self._wheel.bring_forward(stream, stream.ends_at)
         self._note_empty()
 
     async def drained(self) -> None:
@@ -157,15 +179,36 @@ class Hub:
         self._metrics.published(len(entries))
         return published
 
-    async def end_session(self, subject: str, session: str) -> None:
-        """End the streams of one session on every replica.
+    # Sessions -------------------------------------------------------------------------------------------------
+    # Orders go the way of the user's events, so they reach just the replicas that hold a stream of the user, in
+    # order, and also those whose link is being repaired. The ledger, written before, refuses what comes after.
 
-        It goes the way of the user's events, so it reaches just the replicas that hold a stream of the user, in
-        order, and also those whose link is being repaired.
+    async def sign_out(self, holder: Holder) -> None:
+        """End a session: its streams on every replica, and whatever would use it later.
+
         Raises: Unavailable.
         """
-        control = Control(session, CloseReason.SIGNED_OUT)
-        await self._store([encode_control(user_topic(subject), control)], None)
+        await self._ledger.sign_out(holder, self.settings.revocation_s)
+        await self._order(Control(holder.subject, CloseReason.SIGNED_OUT, session=holder.session))
+
+    async def kick(self, subject: str) -> None:
+        """End every session a user has until now, and all their streams on every replica.
+
+        Raises: Unavailable.
+        """
+        moment = await self._ledger.kick(subject, self.settings.revocation_s)
+        await self._order(Control(subject, CloseReason.KICKED, issued_until=moment))
+
+    async def extend(self, holder: Holder, expires_at: float) -> None:
+        """Let the live streams of a session go on until then.
+
+        Units: Unix seconds.
+        Raises: Unavailable.
+        """
+        await self._order(Control(holder.subject, expires_at=expires_at, session=holder.session))
+
+    async def _order(self, control: Control) -> None:
+        await self._store([encode_control(user_topic(control.subject), control)], None)
 
     def _encode(self, draft: Draft, prefix: str) -> Entry:
         try:
@@ -187,18 +230,22 @@ class Hub:
     def new_backlog(self) -> Backlog:
         return Backlog(self.settings.stream_buffer_bytes)
 
-    async def join(self, stream: Stream, last_event_id: str | None) -> Start:
-        """Subscribe a stream's topics and read where it starts. Nothing has been written yet.
+    async def join(self, stream: Stream, last_event_id: str | None, ticket: Ticket | None = None) -> Start:
+        """Subscribe a stream's topics, read where it starts, and spend its ticket. Nothing has been written yet.
 
-        Raises: Unavailable when the broker does not answer or the replica drains; the stream is forgotten then.
+        Raises: Unavailable when the broker does not answer, or the replica drains or has no room; TooMany when its
+        address has too many; Unauthenticated (SignedOut, Kicked) when its session was ended or its ticket used. The
+        stream is forgotten then.
         """
-        if self.draining:
-            raise Unavailable("this replica is draining")
+        self._check_room(stream)
         self._registry.add(stream)
+        self._addresses[stream.address] += 1
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
                 await self._broker.subscribe(stream.topics)
                 begin = await self._catch_up.start(stream, last_event_id)
+                # Only now: an order that is given after this is heard, and a ticket is spent on a stream that opens.
+                await self._admit(stream, ticket)
         except TimeoutError as error:
             self._forget(stream)
             raise Unavailable("the broker does not answer") from error
@@ -211,6 +258,31 @@ class Hub:
                 topic.last = begin.reading.now
         return begin
 
+    def _check_room(self, stream: Stream) -> None:
+        if self.draining:
+            raise Unavailable("this replica is draining")
+        settings = self.settings
+        excess = self._load.excess()
+        if settings.streams_per_replica and len(self._registry) >= settings.streams_per_replica:
+            excess = "streams_per_replica"
+        if excess is not None:
+            self._metrics.refused(excess)
+            raise Unavailable("this replica has no room for another stream")
+        if stream.address and self._addresses[stream.address] >= settings.streams_per_address:
+            self._metrics.refused("streams_per_address")
+            raise TooMany("There are too many streams from this address.", ADDRESS_RETRY_S)
+
+    async def _admit(self, stream: Stream, ticket: Ticket | None) -> None:
+        """Ask the ledger, and end the user's oldest streams when this is one too many."""
+        settings = self.settings
+        keep_s = settings.stream_lifetime_s + SURE_S
+        admission = await self._ledger.admit(stream, stream.id, settings.streams_per_user, keep_s, ticket)
+        refuse_ended(admission.standing)
+        if admission.displaced:
+            for _ in admission.displaced:
+                self._metrics.refused("streams_per_user")
+            await self._order(Control(stream.subject, CloseReason.REPLACED, streams=tuple(admission.displaced)))
+
     async def follow(self, stream: Stream, begin: Start) -> None:
         """Write the first frame and what was missed, then let the stream go live.
 
@@ -218,7 +290,7 @@ class Hub:
         """
         if stream not in self._registry:
             return
-        self._admit(stream)
+        self._begin(stream)
         stream.open(begin.opening)
         try:
             await self._catch_up.follow(stream, begin)
@@ -247,14 +319,14 @@ class Hub:
             lasted_s=round(lasted_s, 3),
         )
 
-    def _admit(self, stream: Stream) -> None:
+    def _begin(self, stream: Stream) -> None:
         now = self._clock()
         stream.opened_at = now
         stream.beat = self._beat
         # A stream that was joining when the drain began is drained like the others.
         rotation_s = self.settings.stream_lifetime_s * self._rng.uniform(0.8, 1)
-        lifetime_s = self._moment_of_drain_s() if self.draining else rotation_s
-        self._wheel.set(stream, now + min(lifetime_s, stream.expires_at - time.time()))
+        stream.ends_at = now + (self._moment_of_drain_s() if self.draining else rotation_s)
+        self._plan(stream)
         self._metrics.opened()
         log.info("stream opened", stream=stream.id, user=stream.subject, topics=stream.topics)
 
@@ -265,6 +337,10 @@ class Hub:
         self._wheel.forget(stream)
         for name in self._registry.remove(stream):
             self._broker.unsubscribe(name)
+        self._addresses[stream.address] -= 1
+        if not self._addresses[stream.address]:
+            del self._addresses[stream.address]
+        self._ledger.leave(stream.subject, stream.id)
         self._note_empty()
 
     def _note_empty(self) -> None:
@@ -344,15 +420,58 @@ class Hub:
     # Deadlines ------------------------------------------------------------------------------------------------
 
     async def _wheel_loop(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            slept_at = loop.time()
             await asyncio.sleep(SLOT_S)
+            self._load.note(loop.time() - slept_at - SLOT_S)
             for stream in self._wheel.due(self._clock()):
-                stream.close(self._why(stream))
+                self._look_after(stream)
 
-    def _why(self, stream: Stream) -> CloseReason:
-        if stream.expires_at <= time.time() + 1:
-            return CloseReason.TOKEN_EXPIRED
-        return CloseReason.DRAIN if self.draining else CloseReason.ROTATE
+    def _plan(self, stream: Stream) -> None:
+        """Look at the stream again when its lifetime is over, its token expires, or that is to be told."""
+        left_s = stream.expires_at - time.time()
+        if not stream.warned:
+            left_s = max(0, left_s - EXPIRING_S)
+        self._wheel.set(stream, min(stream.ends_at, self._clock() + left_s))
+
+    def _look_after(self, stream: Stream) -> None:
+        left_s = stream.expires_at - time.time()
+        if left_s <= 2 * SLOT_S:
+            stream.close(CloseReason.TOKEN_EXPIRED)
+        elif stream.ends_at <= self._clock() + SLOT_S:
+            stream.close(CloseReason.DRAIN if self.draining else CloseReason.ROTATE)
+        else:
+            if left_s <= EXPIRING_S + 2 * SLOT_S and not stream.warned:
+                stream.warned = True
+                stream.expiring(left_s)
+            self._plan(stream)
+
+    # Audit ----------------------------------------------------------------------------------------------------
+
+    def _repaired(self) -> None:
+        self._audit_due.set()
+
+    async def _audit_loop(self) -> None:
+        """After a repair ask the ledger for every stream: the order to end it may be what was lost."""
+        while True:
+            await self._audit_due.wait()
+            self._audit_due.clear()
+            streams = list(self._registry)
+            for at in range(0, len(streams), AUDIT_STREAMS):
+                await self._audit(streams[at : at + AUDIT_STREAMS])
+
+    async def _audit(self, streams: Sequence[Stream]) -> None:
+        while True:
+            try:
+                standings = await self._ledger.standings(streams)
+                break
+            except Unavailable as error:
+                log.warning("audit waits for the ledger", error=error.detail)
+                await asyncio.sleep(AUDIT_RETRY_S)
+        for stream, standing in zip(streams, standings, strict=True):
+            if standing is not Standing.GOOD:
+                stream.close(CloseReason(standing))
 
     async def _guard(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run a loop that must not end; if it dies, readiness goes with it."""
@@ -361,6 +480,16 @@ class Hub:
         except Exception:
             log.exception("a background loop died", loop=name)
             self._failed = f"the {name} loop died"
+
+
+def refuse_ended(standing: Standing) -> None:
+    """Raises: SignedOut, Kicked or Unauthenticated."""
+    if standing is Standing.SIGNED_OUT:
+        raise SignedOut("The session has ended; sign in again.")
+    if standing is Standing.KICKED:
+        raise Kicked("The session was ended; sign in again.")
+    if standing is Standing.SPENT:
+        raise Unauthenticated("The ticket was used before; get a new one.")
 
 
 def _fingerprint(entries: Sequence[Entry]) -> str:

@@ -67,31 +67,43 @@ class Stream(ABC):
 
     Shape: `last` is the position up to which everything of its topics has been written, or told as lost; what lies
     after `covered_from` and up to `covered` was read from history, so nothing is missing there; `beat` is the
-    heartbeat round it belongs to; `deadline` is the wheel's slot in which it ends.
-    Units: `opened_at` in seconds of the hub's clock, `expires_at` in Unix seconds.
+    heartbeat round it belongs to; `deadline` is the wheel's slot in which it is looked at again; `warned` when the
+    reader was told that its token expires; `address` is the network it is counted under, "" when it is not counted.
+    Units: `opened_at` and `ends_at`, when its lifetime is over, in seconds of the hub's clock; `expires_at` and
+    `issued_at`, its token's, in Unix seconds.
     """
 
     __slots__ = (
+        "address",
         "backlog",
         "beat",
         "close_reason",
         "covered",
         "covered_from",
         "deadline",
+        "ends_at",
         "expires_at",
         "id",
+        "issued_at",
         "last",
         "opened_at",
         "session",
         "subject",
         "topics",
+        "warned",
     )
 
-    def __init__(self, stream_id: str, identity: Identity, topics: tuple[str, ...], backlog: Backlog) -> None:
+    def __init__(
+        self, stream_id: str, identity: Identity, topics: tuple[str, ...], backlog: Backlog, address: str = ""
+    ) -> None:
         self.id = stream_id
+        self.address = address
         self.subject = identity.subject
         self.session = identity.session
+        self.issued_at = identity.issued_at
         self.expires_at = identity.expires_at
+        self.warned = False
+        self.ends_at = 0.0
         self.topics = topics
         self.backlog: Backlog | None = backlog
         self.last = ZERO
@@ -117,8 +129,18 @@ class Stream(ABC):
 
     def obey(self, control: Control) -> None:
         """Carry out an order that may concern this stream."""
-        if control.session == self.session:
+        concerned = (
+            control.session == self.session
+            or (control.issued_until is not None and self.issued_at <= control.issued_until)
+            or self.id in control.streams
+        )
+        if control.subject != self.subject or not concerned:  # others may read this user's topic too
+            return
+        if control.reason is not None:
             self.close(control.reason)
+        elif control.expires_at > self.expires_at:
+            self.expires_at = control.expires_at
+            self.warned = False
 
     def has_read(self, position: Position) -> bool:
         """Whether the event at this position was read from history, if it is one of its topics'.
@@ -150,6 +172,10 @@ class Stream(ABC):
     @abstractmethod
     def gap(self, topics: Collection[str], reason: str) -> None:
         """Tell that events of these topics are lost to this stream."""
+
+    @abstractmethod
+    def expiring(self, left_s: float) -> None:
+        """Tell that the token expires, so that it can be renewed in time."""
 
     @abstractmethod
     def close(self, reason: CloseReason) -> None:

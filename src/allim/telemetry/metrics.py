@@ -36,6 +36,9 @@ class Metrics:
             ["reason"],
             registry=r,
         )
+        self._refused = Counter(
+            "allim_refusals_total", "Streams and calls refused or displaced by a limit", ["limit"], registry=r
+        )
         self._repairs = Counter("allim_link_repairs_total", "Broker links made anew", registry=r)
         self._bad_entries = Counter(
             "allim_bad_entries_total", "Entries in the broker that could not be read", registry=r
@@ -71,6 +74,9 @@ class Metrics:
 
     def gap(self, reason: str) -> None:
         self._gaps.labels(reason).inc()
+
+    def refused(self, limit: str) -> None:
+        self._refused.labels(limit).inc()
 
     def link_repaired(self) -> None:
         self._repairs.inc()

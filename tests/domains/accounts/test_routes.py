@@ -10,14 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from allim.domains import accounts
-from allim.http.auth import Tokens
 from allim.storage import open_engine, reading
 from tests.domains.fakes import RecordingHub
 from tests.http.apps import assert_problem, client_of
+from tests.http.gates import TOKENS, gate_of
 
 pytestmark = pytest.mark.anyio
 
-TOKENS = Tokens("0123456789abcdef0123456789abcdef", lifetime_s=3600)
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 JIWOO = {"email": "jiwoo@example.com", "name": "지우", "password": "correct horse"}
 
@@ -52,8 +51,8 @@ async def client(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> AsyncIterator[httpx.AsyncClient]:
     passwords = accounts.Passwords(CHEAP)
-    service = accounts.Service(engine, TOKENS, passwords, snapshots, hub.end_session)
-    async with client_of(accounts.routes(service, TOKENS)) as client:
+    service = accounts.Service(engine, TOKENS, passwords, snapshots, hub.sign_out, hub.extend)
+    async with client_of(accounts.routes(service, gate_of(), TOKENS.lifetime_s)) as client:
         yield client
 
 
@@ -73,7 +72,7 @@ async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
     assert set(account) == {"id", "email", "name", "createdAt"}
     assert (account["email"], account["name"]) == ("jiwoo@example.com", "지우")
     assert account["createdAt"].endswith("Z")
-    assert TOKENS.verify(response.json()["token"]).subject == account["id"]
+    assert (await TOKENS.verify(response.json()["token"])).subject == account["id"]
     assert response.cookies["allim_session"] == response.json()["token"]
     assert (await client.get("/api/accounts/me")).json() == account
     assert snapshots.requested == [account["id"]]
@@ -201,7 +200,7 @@ async def test_signing_in_opens_a_new_session(client: httpx.AsyncClient) -> None
     assert response.status_code == 200
     assert response.json()["account"] == registered.json()["account"]
     assert response.cookies["allim_session"] == response.json()["token"]
-    sessions = {TOKENS.verify(answer.json()["token"]).session for answer in (registered, response)}
+    sessions = {(await TOKENS.verify(answer.json()["token"])).session for answer in (registered, response)}
     assert len(sessions) == 2
 
 
@@ -250,7 +249,7 @@ async def test_a_hash_made_with_older_parameters_is_renewed_at_sign_in(
 ) -> None:
     await client.post("/api/accounts", json=JIWOO)
     stronger = accounts.Passwords(PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
-    service = accounts.Service(engine, TOKENS, stronger, snapshots, hub.end_session)
+    service = accounts.Service(engine, TOKENS, stronger, snapshots, hub.sign_out, hub.extend)
 
     await service.sign_in(JIWOO["email"], JIWOO["password"])
 
@@ -264,7 +263,7 @@ async def test_a_hash_made_with_older_parameters_is_renewed_at_sign_in(
 async def test_signing_out_ends_this_sessions_streams_and_clears_the_cookie(
     client: httpx.AsyncClient, hub: RecordingHub
 ) -> None:
-    identity = TOKENS.verify((await client.post("/api/accounts", json=JIWOO)).json()["token"])
+    identity = await TOKENS.verify((await client.post("/api/accounts", json=JIWOO)).json()["token"])
 
     response = await client.delete("/api/session")
 
@@ -315,9 +314,9 @@ async def test_a_profile_is_what_the_owner_sees(client: httpx.AsyncClient, engin
 
 async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snapshots: FirstSnapshots) -> None:
     away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
-    service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.end_session)
+    service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
 
-    async with client_of(accounts.routes(service, TOKENS)) as client:
+    async with client_of(accounts.routes(service, gate_of(), TOKENS.lifetime_s)) as client:
         with capture_logs():
             response = await client.post("/api/accounts", json=JIWOO)
 

@@ -5,20 +5,15 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.domains import snapshots
-from allim.http.auth import Tokens
 from tests.domains.fakes import Clock, RecordingHub, profile
 from tests.domains.snapshots.replicas import Replica, replica_on
 from tests.http.apps import assert_problem, client_of
+from tests.http.gates import bearer, gate_of
 
 pytestmark = pytest.mark.anyio
 
 PATH = "/api/accounts/me/snapshots"
-TOKENS = Tokens("0123456789abcdef0123456789abcdef", lifetime_s=3600)
 NEW_FIELDS = {"generatedAt": None, "snapshotCount": None, "serverId": None, "sha256": None}
-
-
-def bearer(account_id: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKENS.issue(account_id)}"}
 
 
 @pytest.fixture
@@ -37,7 +32,7 @@ async def client(engine: AsyncEngine, clock: Clock, started: list[str]) -> Async
         started.append(snapshot_id)
 
     service = snapshots.Service(engine, profile, start, clock)
-    async with client_of(snapshots.routes(service, TOKENS)) as client:
+    async with client_of(snapshots.routes(service, gate_of())) as client:
         client.headers.update(bearer("a1"))
         yield client
 

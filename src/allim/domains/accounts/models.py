@@ -1,13 +1,12 @@
 """What requests to this room send, and what its answers hold."""
 
 import unicodedata
-from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
 from allim.domains.accounts.store import Account
-from allim.http.bodies import Body
+from allim.http.bodies import Body, utc
 
 _EMAIL_MAX = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
 _LOCAL_MAX = 64
@@ -82,12 +81,18 @@ class SignedIn(Body):
     token: str
 
 
+class Renewed(Body):
+    """A session's new token, and until when it is good."""
+
+    token: str
+    expires_at: str
+
+
 def view(account: Account) -> AccountView:
     """The account without its secret."""
-    created_at = datetime.fromtimestamp(account.created_at, UTC).isoformat(timespec="milliseconds")
     return AccountView.model_construct(
         id=account.id,
         email=account.email,
         name=account.name,
-        created_at=created_at.replace("+00:00", "Z"),
+        created_at=utc(account.created_at),
     )

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -12,12 +12,15 @@ from allim.domains.accounts.models import AccountView, NewAccount, normal_email,
 from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.store import Account
 from allim.errors import NotFound, Unauthenticated
-from allim.http.auth import Tokens
-from allim.identity import Identity
+from allim.http.tokens import Tokens
+from allim.identity import OPERATOR, USER, Identity
 from allim.storage import reading, writing
 
-EndSession = Callable[[str, str], Awaitable[None]]
-"""Ends the streams of one session (subject, session) on every replica."""
+EndSession = Callable[[Identity], Awaitable[None]]
+"""Ends the identity's session, and its streams on every replica."""
+
+ExtendSession = Callable[[Identity, float], Awaitable[None]]
+"""Lets the live streams of the identity's session go on until then (Unix seconds)."""
 
 
 class FirstSnapshot(Protocol):
@@ -38,6 +41,16 @@ class Session(NamedTuple):
     token: str
 
 
+class Renewal(NamedTuple):
+    """A session's new token.
+
+    Units: `expires_at` in Unix seconds.
+    """
+
+    token: str
+    expires_at: float
+
+
 class Service:
     """Registers accounts, signs them in and out."""
 
@@ -48,6 +61,8 @@ class Service:
         passwords: Passwords,
         snapshots: FirstSnapshot,
         end_session: EndSession,
+        extend_session: ExtendSession,
+        operators: Collection[str] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
         self._engine = engine
@@ -55,6 +70,8 @@ class Service:
         self._passwords = passwords
         self._snapshots = snapshots
         self._end_session = end_session
+        self._extend_session = extend_session
+        self._operators = frozenset(operators)
         self._now = now
 
     async def register(self, new: NewAccount) -> Session:
@@ -93,11 +110,22 @@ class Service:
         return self._session(account)
 
     async def sign_out(self, identity: Identity) -> None:
-        """End the session's streams on every replica.
+        """End the session, and its streams on every replica.
 
         Raises: Unavailable.
         """
-        await self._end_session(identity.subject, identity.session)
+        await self._end_session(identity)
+
+    async def renew(self, token: str) -> Renewal:
+        """A new token of the same session; its live streams go on, on every replica.
+
+        Raises: Unauthenticated when the session has lasted as long as it may; Invalid for a token of another issuer;
+        Unavailable.
+        """
+        renewed = self._tokens.renew(token)
+        identity = await self._tokens.verify(renewed)
+        await self._extend_session(identity, identity.expires_at)
+        return Renewal(renewed, identity.expires_at)
 
     async def account(self, account_id: str) -> AccountView:
         """One's own account.
@@ -124,7 +152,8 @@ class Service:
             await store.replace_hash(connection, account, password_hash)
 
     def _session(self, account: Account) -> Session:
-        return Session(view(account), self._tokens.issue(account.id))
+        role = OPERATOR if account.id in self._operators else USER
+        return Session(view(account), self._tokens.issue(account.id, role=role))
 
 
 async def profile(engine: AsyncEngine, account_id: str) -> dict[str, object] | None:

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from allim.domains.snapshots.models import utc
 from allim.domains.snapshots.store import Snapshot
+from allim.http.bodies import utc
 from allim.hub import Draft
 from allim.identity import user_topic
 

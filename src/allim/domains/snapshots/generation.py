@@ -18,9 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.domains.snapshots import events, store
 from allim.domains.snapshots.events import Announcement
-from allim.domains.snapshots.models import utc
 from allim.domains.snapshots.store import PENDING, Claim, LeaseLost, Snapshot
 from allim.errors import AllimError
+from allim.http.bodies import utc
 from allim.hub import Draft
 from allim.storage import reading, writing
 

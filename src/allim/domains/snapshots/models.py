@@ -1,10 +1,9 @@
 """What requests to this room send, and what its answers hold."""
 
 import json
-from datetime import UTC, datetime
 
 from allim.domains.snapshots.store import Snapshot
-from allim.http.bodies import Body
+from allim.http.bodies import Body, utc
 
 
 class NewSnapshot(Body):
@@ -40,8 +39,3 @@ def whole(snapshot: Snapshot) -> dict[str, object]:
     """The snapshot with its content; its `sha256` is that of the content in canonical JSON."""
     content = None if snapshot.content is None else json.loads(snapshot.content)
     return {**view(snapshot).model_dump(), "content": content}
-
-
-def utc(unix_s: float) -> str:
-    """RFC 3339 in UTC with milliseconds: `2026-01-31T09:30:00.000Z`."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,6 +14,7 @@ from allim.hub.event import encode
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
 
+_ID = re.compile(rb"(?:retry: \d+\n)?id: [^\n]+")
 _BAD_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -55,7 +56,18 @@ def gap(topics: Collection[str], reason: str) -> bytes:
     return encode("stream.gap", {"topics": list(topics), "reason": reason})
 
 
+def expiring(left_s: float) -> bytes:
+    """The stream's token expires in so many seconds. No id: nothing was delivered."""
+    return encode("stream.expiring", {"expires_in_s": max(0, int(left_s))})
+
+
 def close(reason: CloseReason, retry_ms: int) -> bytes:
     """The last frame. `retry:` spreads those who come back."""
     data = {"reason": str(reason), "reconnect": reason.reconnect}
     return b"retry: %d\n%b" % (retry_ms, encode("stream.close", data))
+
+
+def with_proof(wire: bytes, proof: bytes) -> bytes:
+    """The frame with this behind its id, if it has one. An id stands first, or after `retry:`."""
+    head = _ID.match(wire)
+    return wire if head is None else head[0] + proof + wire[head.end() :]

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from allim.hub import CloseReason
 from allim.hub.catch_up import Start
 from allim.transports.sse import frames
-from allim.transports.sse.stream import SseStream
+from allim.transports.sse.stream import Proven, SseStream
 
 EXTENSION = "allim.handover"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
@@ -109,6 +109,12 @@ class HandoverStream(SseStream, asyncio.Protocol):
         waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+class ProvenHandoverStream(Proven, HandoverStream):
+    """A handed-over stream that a ticket opened."""
+
+    __slots__ = ("proof",)
 
 
 def _reset(transport: asyncio.Transport) -> None:

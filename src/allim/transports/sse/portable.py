@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from allim.hub import CloseReason
 from allim.hub.catch_up import Start
 from allim.transports.sse import frames
-from allim.transports.sse.stream import SseStream
+from allim.transports.sse.stream import Proven, SseStream
 
 SEND_TIMEOUT_S = 20.0  # sse-starlette waits for ever by default
 
@@ -70,6 +70,12 @@ class PortableStream(SseStream):
                 return
             self.something.clear()
             await self.something.wait()
+
+
+class ProvenPortableStream(Proven, PortableStream):
+    """A portable stream that a ticket opened."""
+
+    __slots__ = ("proof",)
 
 
 class PortableResponse(Response):

@@ -1,38 +1,45 @@
-"""`GET /events`: identity, topics, permission; then the stream, by handover where the server offers it."""
+"""`GET /events`: who, topics, permission; then the stream, by handover where the server offers it."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from allim.errors import FieldError, Forbidden, Invalid, Unauthenticated, Unavailable
+from allim.errors import Invalid, Kicked, Unauthenticated, Unavailable
 from allim.hub import Hub, check_topic
-from allim.identity import Identity
+from allim.identity import Visitor
+from allim.permission import Permission
 from allim.transports.sse import frames
-from allim.transports.sse.handover import EXTENSION, HandoverResponse, HandoverStream
-from allim.transports.sse.portable import PortableResponse, PortableStream
+from allim.transports.sse.handover import EXTENSION, HandoverResponse, HandoverStream, ProvenHandoverStream
+from allim.transports.sse.portable import PortableResponse, PortableStream, ProvenPortableStream
 from allim.transports.sse.stream import Speech
 
 MAX_TOPICS = 100
-_KNOWN = frozenset({"topics", "last_event_id"})
+_KNOWN = frozenset({"topics", "last_event_id", "ticket"})
+
+Visit = Callable[[Request], Awaitable[Visitor]]
+"""Says who wants a stream, or raises Unauthenticated."""
 
 
-def routes(hub: Hub, speech: Speech, identify: Callable[[Request], Identity]) -> list[Route]:
-    """The stream's route. `identify` says who asks, or raises Unauthenticated."""
+def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> list[Route]:
+    """The stream's route."""
 
     async def events(request: Request) -> Response:
-        identity = identify(request)
-        topics = _topics(request, identity)
+        try:
+            return await stream(request, await visit(request))
+        except Kicked:
+            return Response(status_code=204)  # the one answer after which a browser does not come back by itself
+
+    async def stream(request: Request, visitor: Visitor) -> Response:
+        topics = await _topics(request, visitor, permission)
+        headers = {"x-request-id": request.state.request_id, **request.state.answer_headers}
         if request.method == "HEAD":
             return Response(headers=frames.HEADERS)
-        handed_over = EXTENSION in request.scope.get("extensions", ())
-        kind = HandoverStream if handed_over else PortableStream
-        stream = kind(hub, speech, identity, topics)
-        begin = await hub.join(stream, _last_event_id(request))
+        stream = _kind(request, visitor)(hub, speech, visitor, topics)
+        begin = await hub.join(stream, _last_event_id(request), visitor.ticket)
         if stream.ended:
             raise _refusal(stream)
-        headers = {"x-request-id": request.state.request_id}
         if isinstance(stream, HandoverStream):
             return HandoverResponse(stream, begin, headers)
         return PortableResponse(stream, begin, headers)
@@ -40,29 +47,39 @@ def routes(hub: Hub, speech: Speech, identify: Callable[[Request], Identity]) ->
     return [Route("/events", events, methods=["GET"])]
 
 
-def _topics(request: Request, identity: Identity) -> tuple[str, ...]:
+def _kind(request: Request, visitor: Visitor) -> type[HandoverStream] | type[PortableStream]:
+    if EXTENSION in request.scope.get("extensions", ()):
+        return ProvenHandoverStream if visitor.proof else HandoverStream
+    return ProvenPortableStream if visitor.proof else PortableStream
+
+
+async def _topics(request: Request, visitor: Visitor, permission: Permission) -> tuple[str, ...]:
     """The user's own topics and the ones asked for, each once.
 
     Raises: Invalid for a malformed one, Forbidden for one that is not theirs or does not exist: both look alike.
     """
     for name in request.query_params:
         if name not in _KNOWN:
-            raise Invalid.field(name[:100], "is not a known parameter; known are topics and last_event_id")
+            raise Invalid.field(name[:100], "is not a known parameter; known are topics, last_event_id and ticket")
     asked = [topic for value in request.query_params.getlist("topics") for topic in value.split(",") if topic]
     if len(asked) > MAX_TOPICS:
         raise Invalid.field("topics", f"at most {MAX_TOPICS} topics on one stream")
     for topic in asked:
         check_topic(topic, "topics")
-    refused = [topic for topic in asked if not identity.may_read(topic)]
-    if refused:
-        message = f"you may not read {', '.join(refused)}"
-        raise Forbidden(f"topics: {message}", [FieldError("topics", message)])
-    return tuple(dict.fromkeys((*identity.own_topics(), *asked)))
+    if asked and visitor.proof:
+        raise Invalid.field("topics", "stand in the ticket")
+    topics = visitor.topics or asked
+    await permission.require(visitor.identity, topics)
+    return tuple(dict.fromkeys((*visitor.identity.own_topics(), *topics)))
 
 
 def _last_event_id(request: Request) -> str | None:
-    """The header is the newer one: a browser sends it when it reconnects to the URL it was given."""
-    return request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    """The header is the newer one: a browser sends it when it reconnects to the URL it was given.
+
+    What stands behind a position is its stream's proof, which concerns the gate alone.
+    """
+    sent = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    return sent and sent.partition("~")[0]
 
 
 def _refusal(stream: HandoverStream | PortableStream) -> Unauthenticated | Unavailable:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from allim.hub import CloseReason, Hub, Opening, Position, Stream
-from allim.identity import Identity
+from allim.identity import Visitor
 from allim.transports.sse import frames
 
 
@@ -31,8 +31,8 @@ class SseStream(Stream):
 
     __slots__ = ("hub", "speech")
 
-    def __init__(self, hub: Hub, speech: Speech, identity: Identity, topics: tuple[str, ...]) -> None:
-        super().__init__(hub.new_stream_id(), identity, topics, hub.new_backlog())
+    def __init__(self, hub: Hub, speech: Speech, visitor: Visitor, topics: tuple[str, ...]) -> None:
+        super().__init__(hub.new_stream_id(), visitor.identity, topics, hub.new_backlog(), visitor.address)
         self.hub = hub
         self.speech = speech
 
@@ -46,6 +46,9 @@ class SseStream(Stream):
     def gap(self, topics: Collection[str], reason: str) -> None:
         self.write(frames.gap(topics, reason))
 
+    def expiring(self, left_s: float) -> None:
+        self.write(frames.expiring(left_s))
+
     def close(self, reason: CloseReason) -> None:
         if self.ended:
             return
@@ -57,3 +60,21 @@ class SseStream(Stream):
     @abstractmethod
     def finish(self, *, flush: bool) -> None:
         """End the connection, after what has been written (`flush`) or at once."""
+
+
+class Proven(SseStream):
+    """A stream that a ticket opened: its ids carry the proof with which its reader, and nobody else, may resume it.
+
+    The one kind of stream for which bytes are made: its own. Goes before the class that writes.
+    """
+
+    __slots__ = ()
+
+    proof: bytes  # in a slot of the whole class: two bases with slots of their own cannot be joined
+
+    def __init__(self, hub: Hub, speech: Speech, visitor: Visitor, topics: tuple[str, ...]) -> None:
+        super().__init__(hub, speech, visitor, topics)
+        self.proof = b"~" + visitor.proof.encode()  # type: ignore[misc]
+
+    def write(self, wire: bytes) -> None:
+        super().write(frames.with_proof(wire, self.proof))  # type: ignore[safe-super]

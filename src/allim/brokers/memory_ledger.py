@@ -1,0 +1,101 @@
+"""The ledger of the embedded form: one process."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from allim.hub import Admission, Demand, Holder, Quota, Standing
+from allim.identity import Ticket
+
+SWEEP_S = 60.0
+
+
+class MemoryLedger:
+    """Source: the promise in `allim.hub.ledger`; the rates are GCRA (ITU-T I.371), as in `take.lua`.
+
+    Shape: what expires stands in `_until`, by its key, with the Unix second in which it does.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._until: dict[tuple[str, ...], float] = {}
+        self._kicked: dict[str, float] = {}
+        self._streams: dict[str, dict[str, float]] = {}
+        self._sweep_at = 0.0
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def sign_out(self, holder: Holder, keep_s: float) -> None:
+        self._keep(("signed out", holder.subject, holder.session), keep_s)
+
+    async def kick(self, subject: str, keep_s: float) -> float:
+        self._keep(("kicked", subject), keep_s)
+        self._kicked[subject] = self._now()
+        return self._kicked[subject]
+
+    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
+        return [self._standing(holder) for holder in holders]
+
+    async def admit(
+        self, holder: Holder, stream: str, most: int, keep_s: float, ticket: Ticket | None = None
+    ) -> Admission:
+        standing = self._standing(holder)
+        if standing is Standing.GOOD and ticket is not None:
+            if self._is_kept(("spent", ticket.id)):
+                standing = Standing.SPENT
+            else:
+                self._keep(("spent", ticket.id), ticket.keep_s)
+        if standing is not Standing.GOOD:
+            return Admission(standing)
+        known = self._streams.get(holder.subject, {})
+        streams = {other: at for other, at in known.items() if at > self._now() - keep_s}
+        streams[stream] = self._now()
+        displaced = list(streams)[: max(0, len(streams) - most)]
+        for oldest in displaced:
+            del streams[oldest]
+        self._streams[holder.subject] = streams
+        return Admission(standing, displaced)
+
+    def leave(self, subject: str, stream: str) -> None:
+        streams = self._streams.get(subject, {})
+        streams.pop(stream, None)
+        if not streams:
+            self._streams.pop(subject, None)
+
+    async def take(self, demands: Sequence[Demand]) -> Sequence[Quota]:
+        now = self._now()
+        used = [max(0.0, self._until.get(("rate", demand.name), 0.0) - now) for demand in demands]
+        quotas = [_quota(demand, used_s) for demand, used_s in zip(demands, used, strict=True)]
+        if all(quota.granted for quota in quotas):
+            for demand, quota in zip(demands, quotas, strict=True):
+                self._keep(("rate", demand.name), quota.reset_s)
+        return quotas
+
+    def _standing(self, holder: Holder) -> Standing:
+        if self._is_kept(("signed out", holder.subject, holder.session)):
+            return Standing.SIGNED_OUT
+        if self._is_kept(("kicked", holder.subject)) and holder.issued_at <= self._kicked[holder.subject]:
+            return Standing.KICKED
+        return Standing.GOOD
+
+    def _keep(self, key: tuple[str, ...], keep_s: float) -> None:
+        now = self._now()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            self._until = {known: until for known, until in self._until.items() if until > now}
+            self._kicked = {who: at for who, at in self._kicked.items() if ("kicked", who) in self._until}
+        self._until[key] = now + keep_s
+
+    def _is_kept(self, key: tuple[str, ...]) -> bool:
+        return self._until.get(key, 0.0) > self._now()
+
+
+def _quota(demand: Demand, used_s: float) -> Quota:
+    """Units: `used_s` is how long it takes until all of the limit is there again."""
+    after_s = used_s + demand.cost * demand.period_s / demand.limit
+    granted = after_s <= demand.period_s or used_s == 0
+    reset_s = after_s if granted else used_s
+    remaining = max(0, math.floor((demand.period_s - reset_s) * demand.limit / demand.period_s + 1e-9))
+    wait_s = 0.0 if granted else min(used_s, after_s - demand.period_s)
+    return Quota(granted, remaining, reset_s, wait_s)

@@ -1,0 +1,107 @@
+"""The ledger of the clustered form: Redis, over a connection of its own.
+
+Keys: `<prefix>:{0}:signed_out:<user>/<session>`, `…:kicked:<user>`, `…:streams:<user>`, `…:ticket:<ticket>`,
+`…:rate:<SHA-256 of the name>`. Users, sessions and tickets are of the form that tokens may hold.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+
+import structlog
+
+from allim.brokers.scripts import Script, ScriptCalls
+from allim.brokers.server import RedisServer
+from allim.errors import Unavailable
+from allim.hub import Admission, Demand, Holder, Quota, Standing
+from allim.identity import Ticket
+
+log = structlog.get_logger(__name__)
+
+CLOSE_S = 1.0  # for noting the last ended streams
+MAX_LEAVING = 1000  # streams whose end is noted in one call
+
+
+class RedisLedger:
+    """Source: the promise in `allim.hub.ledger`."""
+
+    def __init__(self, url: str, replica: str, *, prefix: str = "allim") -> None:
+        """Raises: ValueError when the URL is none we read."""
+        shard = f"{prefix}:{{0}}:"
+        self._signed_out_key = shard + "signed_out:"
+        self._kicked_key = shard + "kicked:"
+        self._streams_key = shard + "streams:"
+        self._ticket_key = shard + "ticket:"
+        self._rate_key = shard + "rate:"
+        self._standings = Script("standings", "standing")
+        self._kick = Script("kick", "standing")
+        self._admit = Script("admit", "standing")
+        self._leave = Script("leave", "standing")
+        self._take = Script("take", "standing")
+        self._sign_out = Script("sign_out", "standing")
+        self._server = RedisServer(url, f"allim-{replica}")
+        self._calls = ScriptCalls(self._server, lambda _run_id: ())
+        self._left: list[tuple[str, str]] = []
+        self._leaver: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        if self._leaver is not None:
+            await asyncio.wait([self._leaver], timeout=CLOSE_S)
+        await self._calls.close()
+        await self._server.close()
+
+    async def sign_out(self, holder: Holder, keep_s: float) -> None:
+        signed_out, _ = self._keys(holder)
+        await self._calls.call(self._sign_out, [signed_out], [_ms(keep_s)])
+
+    async def kick(self, subject: str, keep_s: float) -> float:
+        return float(await self._calls.call(self._kick, [self._kicked_key + subject], [_ms(keep_s)]))
+
+    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
+        keys = [key for holder in holders for key in self._keys(holder)]
+        found = await self._calls.call(self._standings, keys, [holder.issued_at for holder in holders])
+        return [Standing(standing.decode()) for standing in found]
+
+    async def admit(
+        self, holder: Holder, stream: str, most: int, keep_s: float, ticket: Ticket | None = None
+    ) -> Admission:
+        keys = [*self._keys(holder), self._streams_key + holder.subject]
+        args = [holder.issued_at, stream, most, _ms(keep_s)]
+        if ticket is not None:
+            keys.append(self._ticket_key + ticket.id)
+            args.append(_ms(ticket.keep_s))
+        standing, *displaced = await self._calls.call(self._admit, keys, args)
+        return Admission(Standing(standing.decode()), [other.decode() for other in displaced])
+
+    def leave(self, subject: str, stream: str) -> None:
+        self._left.append((self._streams_key + subject, stream))
+        if self._leaver is None:
+            self._leaver = asyncio.create_task(self._note_left(), name="allim ended streams")
+
+    async def take(self, demands: Sequence[Demand]) -> Sequence[Quota]:
+        keys = [self._rate_key + hashlib.sha256(demand.name.encode()).hexdigest() for demand in demands]
+        args = [number for demand in demands for number in (demand.limit, demand.period_s * 1_000_000, demand.cost)]
+        quotas = await self._calls.call(self._take, keys, args)
+        return [
+            Quota(bool(granted), remaining, reset_us / 1e6, retry_after_us / 1e6)
+            for granted, remaining, reset_us, retry_after_us in quotas
+        ]
+
+    def _keys(self, holder: Holder) -> tuple[str, str]:
+        return f"{self._signed_out_key}{holder.subject}/{holder.session}", self._kicked_key + holder.subject
+
+    async def _note_left(self) -> None:
+        """Runs until nothing is left to note."""
+        try:
+            while self._left:
+                some, self._left = self._left[:MAX_LEAVING], self._left[MAX_LEAVING:]
+                keys, streams = zip(*some, strict=True)
+                await self._calls.call(self._leave, keys, streams)
+        except Unavailable as error:
+            log.warning("ended streams not noted; they will be in time", error=error.detail)
+        finally:
+            self._leaver = None
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,28 @@
+"""Whose address a request comes from, as limits count it."""
+
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from starlette.requests import HTTPConnection
+
+IPV6_PREFIX = 64  # what one subscriber gets at least: counting single addresses would limit nobody
+
+
+def network_of(connection: HTTPConnection) -> str:
+    """The client's IPv4 address or IPv6 /64, as a trusted proxy tells it; "" for who is not to be counted.
+
+    The server gives a forwarded client the port 0. A loopback client with a port of its own came without a proxy: it
+    is on this machine, and no address at all.
+    """
+    if connection.client is None:
+        return ""
+    try:
+        address = ip_address(connection.client.host)
+    except ValueError:
+        return "unknown"  # a trusted proxy that forwards no address: all of its clients are one
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            if address.is_loopback and connection.client.port:
+                return ""
+            return str(ip_network((address, IPV6_PREFIX), strict=False))
+        address = address.ipv4_mapped
+    return "" if address.is_loopback and connection.client.port else str(address)

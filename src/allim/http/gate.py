@@ -1,0 +1,117 @@
+"""Who comes in: by session cookie, by bearer token, and to a stream also by ticket.
+
+Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
+"""
+
+import asyncio
+from typing import NamedTuple
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from allim.errors import Forbidden, Unauthenticated
+from allim.http.addresses import network_of
+from allim.http.rates import Policy, Rates
+from allim.http.tickets import Tickets
+from allim.http.tokens import Tokens
+from allim.hub import Ledger, refuse_ended
+from allim.identity import OPERATOR, Identity, Visitor
+
+COOKIE = "allim_session"
+
+
+class Limits(NamedTuple):
+    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user."""
+
+    user_calls: Policy
+    address_calls: Policy
+    sign_in_tries: Policy
+
+
+class Gate:
+    """Knows the signed-in user of a request: token good, session not ended, not asking too often."""
+
+    def __init__(self, tokens: Tokens, tickets: Tickets, ledger: Ledger, rates: Rates, limits: Limits) -> None:
+        self._tokens = tokens
+        self._tickets = tickets
+        self._ledger = ledger
+        self._rates = rates
+        self._limits = limits
+
+    async def identify(self, request: Request) -> Identity:
+        """Who asks.
+
+        Raises: Unauthenticated (SignedOut, Kicked); TooMany; Unavailable when it cannot be known now.
+        """
+        identity = await self._tokens.verify(token_of(request))
+        # Together, so that both travel in one pipeline.
+        standings, _ = await asyncio.gather(
+            self._ledger.standings([identity]), self._rates.take(request, (self._limits.user_calls, identity.subject))
+        )
+        refuse_ended(standings[0])
+        return identity
+
+    async def require_operator(self, request: Request) -> Identity:
+        """Who asks, when that is an operator.
+
+        Raises: as `identify`; Forbidden.
+        """
+        identity = await self.identify(request)
+        if identity.role != OPERATOR:
+            raise Forbidden("Only an operator may do this.")
+        return identity
+
+    async def visit(self, request: Request) -> Visitor:
+        """Who wants a stream. Whether the session was ended is judged when the stream is admitted.
+
+        Raises: Unauthenticated, TooMany, Unavailable.
+        """
+        ticket = request.query_params.get("ticket")
+        if ticket is not None:
+            visitor = self._tickets.visitor(ticket, request)
+        else:
+            visitor = Visitor(await self._tokens.verify(token_of(request)))
+        await self._rates.take(request, (self._limits.user_calls, visitor.identity.subject))
+        return visitor._replace(address=network_of(request))
+
+    async def stop_guessing(self, request: Request, email: str = "") -> None:
+        """Count a call of somebody who is not signed in, and a try to sign in as somebody.
+
+        The tries are counted by address too: who tries passwords elsewhere keeps nobody out.
+        Raises: TooMany.
+        """
+        network = network_of(request) or "this machine"
+        wanted = [(self._limits.address_calls, network)]
+        if email:
+            wanted.append((self._limits.sign_in_tries, f"{email.casefold()} {network}"))
+        await self._rates.take(request, *wanted)
+
+
+def bearer_of(connection: HTTPConnection) -> str | None:
+    """The credentials of `Authorization: Bearer`."""
+    scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else None
+
+
+def token_of(connection: HTTPConnection) -> str:
+    """The request's token: `Authorization: Bearer` wins, then the session cookie.
+
+    Raises: Unauthenticated.
+    """
+    token = bearer_of(connection)
+    if token is None:
+        token = connection.cookies.get(COOKIE)
+    if not token:
+        raise Unauthenticated("Sign in first.")
+    return token
+
+
+def set_cookie(connection: HTTPConnection, response: Response, token: str, max_age_s: int) -> None:
+    """Keep the token in the browser, out of reach of scripts and of other sites' requests."""
+    secure = connection.url.scheme == "https"
+    response.set_cookie(COOKIE, token, max_age=max_age_s, path="/", httponly=True, samesite="lax", secure=secure)
+
+
+def clear_cookie(connection: HTTPConnection, response: Response) -> None:
+    """Have the browser forget the token."""
+    set_cookie(connection, response, "", 0)

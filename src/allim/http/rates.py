@@ -1,0 +1,68 @@
+"""How often: rates over all replicas, told in every answer.
+
+Source: draft-ietf-httpapi-ratelimit-headers-10 (RateLimit, RateLimit-Policy).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import structlog
+from starlette.requests import HTTPConnection
+
+from allim.errors import TooMany, Unavailable
+from allim.hub import Demand, Ledger, Quota
+
+log = structlog.get_logger(__name__)
+
+
+class Policy(NamedTuple):
+    """A limit granted to each of many: `limit` per `period_s` seconds. `name` stands in headers and metrics."""
+
+    name: str
+    limit: int
+    period_s: int
+
+    def demand(self, who: str, cost: int = 1) -> Demand:
+        return Demand(f"{self.name}:{who}", self.limit, self.period_s, cost)
+
+
+class Rates:
+    """Asks the ledger; while that does not answer, `substitute` counts for this replica alone, so nothing is free.
+
+    Shape: `refused` is told the name of the policy that refused.
+    """
+
+    def __init__(self, ledger: Ledger, substitute: Ledger, refused: Callable[[str], None]) -> None:
+        self._ledger = ledger
+        self._substitute = substitute
+        self._refused = refused
+
+    async def take(self, connection: HTTPConnection, *wanted: tuple[Policy, str], cost: int = 1) -> None:
+        """Grant all that is wanted or nothing, each for somebody, and tell it in the answer's headers.
+
+        Raises: TooMany.
+        """
+        policies = [policy for policy, _ in wanted]
+        quotas = await self._ask([policy.demand(who, cost) for policy, who in wanted])
+        headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
+        headers["ratelimit-policy"] = ", ".join(
+            f'"{name}";q={limit};w={period_s}' for name, limit, period_s in policies
+        )
+        headers["ratelimit"] = ", ".join(
+            f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}'
+            for policy, quota in zip(policies, quotas, strict=True)
+        )
+        over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
+        if over:
+            for policy, _ in over:
+                self._refused(policy.name)
+            wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))
+            raise TooMany("There were too many of these calls; wait a little.", wait_s)
+
+    async def _ask(self, demands: Sequence[Demand]) -> Sequence[Quota]:
+        try:
+            return await self._ledger.take(demands)
+        except Unavailable as error:
+            log.warning("rates are counted by this replica alone", error=error.detail)
+            return await self._substitute.take(demands)

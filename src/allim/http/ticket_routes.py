@@ -1,0 +1,46 @@
+"""`POST /api/tickets`."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from allim.http.bodies import Body, parse, read_json_or_nothing
+from allim.http.gate import Gate
+from allim.http.routing import route
+from allim.http.tickets import Tickets
+from allim.hub import check_topic
+from allim.permission import Permission
+
+MAX_TOPICS = 100
+_MAX_BODY_BYTES = 32 * 1024
+
+
+class NewTicket(Body):
+    """`POST /api/tickets`: the further topics of the stream."""
+
+    topics: list[Annotated[str, StringConstraints(max_length=256)]] = Field([], max_length=MAX_TOPICS)
+
+
+class TicketView(Body):
+    """A ticket, good for one stream within so many seconds."""
+
+    ticket: str
+    expires_in_s: int
+
+
+def routes(gate: Gate, tickets: Tickets, permission: Permission) -> list[Route]:
+    """The route of tickets."""
+
+    async def create_ticket(request: Request) -> Response:
+        identity = await gate.identify(request)
+        new = parse(NewTicket, await read_json_or_nothing(request, _MAX_BODY_BYTES))
+        topics = [check_topic(topic, f"topics[{index}]") for index, topic in enumerate(new.topics)]
+        await permission.require(identity, topics)
+        ticket = tickets.issue(identity, tuple(dict.fromkeys(topics)))
+        view = TicketView.model_construct(ticket=ticket, expires_in_s=tickets.lifetime_s)
+        return JSONResponse(view.model_dump(), 201, {"Cache-Control": "no-store"})
+
+    return [route("/api/tickets", post=create_ticket)]

@@ -1,0 +1,287 @@
+"""Session tokens (JWT): issued here, or by a service that holds the secret, or by one outside issuer.
+
+Owns keys, signatures and claims. Knows no request and no cookie, and not who was signed out since.
+Source: RFC 7515 (JWS), RFC 7519 (JWT), RFC 8725 (what goes wrong with them), OpenID Connect Core 2 (`auth_time`).
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from joserfc import jws, jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+from joserfc.jws import CompactSignature, JWSRegistry
+
+from allim.errors import Invalid, Unauthenticated
+from allim.http.jwks import Jwks
+from allim.identity import OPERATOR, USER, Identity
+
+OURS = "HS256"
+THEIRS = ("RS256", "ES256", "EdDSA")
+
+_MIN_SECRET_BYTES = 32  # RFC 7518, 3.2
+_MAX_TOKEN_CHARS = 8192
+_MAX_TOPICS = 256
+_MAX_SKEW_S = 60
+_SUBJECT = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+_GRANT = re.compile(r"[a-z][a-z0-9_-]*(:(\*|[A-Za-z0-9._~-]{1,128}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """An outside issuer whose tokens are taken as ours: it says who somebody is, what they may read, and their role.
+
+    Shape: `name` is its tokens' `iss`, to the letter; `audience` is what their `aud` must be or contain.
+    """
+
+    name: str
+    jwks: Jwks
+    audience: str
+
+
+class Tokens:
+    """Issues, renews and verifies tokens. The algorithm decides whose key may have signed, and nothing else does.
+
+    HS256: one of our keys. RS256, ES256, EdDSA: a key of the outside issuer. Anything else: nobody.
+    """
+
+    def __init__(
+        self,
+        secret_keys: Sequence[str],
+        lifetime_s: int,
+        *,
+        audience: str = "allim",
+        max_s: int = 30 * 86400,
+        issuer: Issuer | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """The first key signs, all verify: a new one is put first, the old one stays until its tokens have expired.
+
+        Units: `max_s` is how long after its sign-in a session may be renewed.
+        Raises: ValueError when a key is short, or there twice, or there is none.
+        """
+        self._keys = {_kid(secret): _imported(secret) for secret in secret_keys}
+        if not self._keys or len(self._keys) < len(secret_keys):
+            raise ValueError("there must be a secret key, and none of them twice")
+        self.lifetime_s = lifetime_s
+        self._audience = audience
+        self._max_s = max_s
+        self._issuer = issuer
+        self._now = now
+
+    def issue(
+        self,
+        subject: str,
+        *,
+        session: str | None = None,
+        role: str = USER,
+        topics: Sequence[str] = (),
+        auth_time: float | None = None,
+    ) -> str:
+        """A token of `subject`, for a new session unless one is named, good until `auth_time + max_s` at most.
+
+        Units: `auth_time` in Unix seconds: when the person signed in; now, if not given.
+        Raises: Unauthenticated when that is longer ago than a session may last.
+        """
+        claims: dict[str, object] = {"sub": subject, "sid": session or secrets.token_urlsafe(16)}
+        if role != USER:
+            claims["role"] = role
+        if topics:
+            claims["topics"] = list(topics)
+        return self._signed(claims, auth_time, self.lifetime_s)
+
+    def renew(self, token: str) -> str:
+        """A new token of the same session, with the rights, the sign-in time and the audience of the old one.
+
+        It lasts as long as the old one did from `iat` to `exp`, and never longer than ours do: a service that issues
+        tokens for five minutes gets five minutes again. (So a longer `lifetime_s` counts from the next sign-in on.)
+        Where `auth_time` is missing, `iat` counts as the sign-in; where both are, the first renewal does.
+
+        Raises: Unauthenticated when it is expired or not valid, or its session has lasted `max_s`; Invalid when it is
+        an outside issuer's, who alone can renew it.
+        """
+        envelope = _opened(token)
+        if self._issuer and envelope.protected["alg"] in THEIRS:
+            raise Invalid.field("token", "was not issued here; get a new one from its issuer")
+        claims = self._claims_by_us(envelope)
+        identity = self._identity(token, claims)
+        lifetime_s: float = self.lifetime_s
+        if "iat" in claims:
+            lifetime_s = lifetime_s
+        kept: dict[str, object] = {name: claims[name] for name in ("sub", "role", "topics", "aud") if name in claims}
+        started_at = next((_seconds(claims[name]) for name in ("auth_time", "iat") if name in claims), None)
+        return self._signed({**kept, "sid": identity.session}, started_at, lifetime_s)
+
+    async def verify(self, token: str) -> Identity:
+        """Who the token speaks for. It waits for an outside issuer's keys alone, and only when one is not known.
+
+        A token without `sid` is a session of its own, named by what is signed in it, so that it can be revoked.
+
+        Raises: Unauthenticated, in the same words whatever is wrong, except that an expired token is named;
+        Unavailable when the issuer's keys cannot be read.
+        """
+        envelope = _opened(token)
+        if envelope.protected["alg"] == OURS:
+            claims = self._claims_by_us(envelope)
+        else:
+            claims = await self._claims_by_issuer(envelope)
+        return self._identity(token, claims)
+
+    def _signed(self, claims: Mapping[str, object], auth_time: float | None, lifetime_s: float) -> str:
+        issued_at = round(self._now(), 3)  # so that a sign-in can be told from a kick within the same second
+        auth_time = issued_at if auth_time is None else min(auth_time, issued_at)
+        expires_at = round(min(issued_at + lifetime_s, auth_time + self._max_s), 3)
+        if expires_at <= issued_at:
+            raise Unauthenticated("The session has lasted as long as it may; sign in again.")
+        times = {"iat": issued_at, "exp": expires_at, "auth_time": auth_time}
+        kid, key = next(iter(self._keys.items()))
+        return jwt.encode({"alg": OURS, "kid": kid}, {**claims, **times}, key, registry=_ALGORITHMS)
+
+    def _claims_by_us(self, envelope: CompactSignature) -> dict[str, object]:
+        kid = envelope.protected.get("kid")
+        keys = self._keys.values() if kid is None else [self._keys[kid]] if kid in self._keys else []
+        if not any(_is_signed(envelope, key) for key in keys):
+            raise _bad_token()
+        claims = _claims(envelope)
+        if self._issuer and claims.get("iss") == self._issuer.name:
+            raise _bad_token()  # its tokens are signed with keys that we do not hold
+        if "aud" in claims and not _is_meant_for(self._audience, claims):
+            raise _bad_token()
+        return claims
+
+    async def _claims_by_issuer(self, envelope: CompactSignature) -> dict[str, object]:
+        header, claims = envelope.protected, _claims(envelope)
+        if self._issuer is None or header["alg"] not in THEIRS or claims.get("iss") != self._issuer.name:
+            raise _bad_token()  # first of all: a token of somebody else is no reason to ask this issuer for its keys
+        key = await self._issuer.jwks.key(header.get("kid"), header["alg"])
+        if key is None or not _is_signed(envelope, key) or not _is_meant_for(self._issuer.audience, claims):
+            raise _bad_token()
+        return claims
+
+    def _identity(self, token: str, claims: Mapping[str, object]) -> Identity:
+        now = self._now()
+        expires_at = _seconds(claims.get("exp"))
+        issued_at = _seconds(claims.get("iat", 0))
+        if expires_at <= now:
+            raise Unauthenticated("The token has expired; sign in again.")
+        if _seconds(claims.get("nbf", 0)) > now or issued_at > now + _MAX_SKEW_S:
+            raise _bad_token()
+        return Identity(
+            subject=_matching(_SUBJECT, claims.get("sub")),
+            session=_matching(_SUBJECT, claims["sid"]) if "sid" in claims else _own_session(token),
+            expires_at=expires_at,
+            topics=_topics(claims.get("topics", [])),
+            role=_role(claims.get("role", USER)),
+            issued_at=issued_at,
+        )
+
+
+class _Algorithms(JWSRegistry):
+    # Divergence: `EdDSA` leaves the curve open, of which joserfc warns at every use; here it means Ed25519 alone.
+    # It may go when issuers write `Ed25519` (RFC 9864).
+    algorithms = {  # noqa: RUF012 - as the class above declares it
+        **{name: JWSRegistry.algorithms[name] for name in (OURS, "RS256", "ES256")},
+        "EdDSA": JWSRegistry.algorithms["Ed25519"],
+    }
+
+
+# Header parameters that we do not know are ignored (RFC 7515, 4); those we must not ignore say so by `crit`.
+_ALGORITHMS = _Algorithms(algorithms=[OURS, *THEIRS], strict_check_header=False)
+
+
+def _imported(secret: str) -> OctKey:
+    if len(secret.encode()) < _MIN_SECRET_BYTES:
+        raise ValueError(f"a secret key must have at least {_MIN_SECRET_BYTES} bytes")
+    return OctKey.import_key(secret.encode())
+
+
+def _kid(secret: str) -> str:
+    """A name for the key that tells as little of it as its signatures do."""
+    return hashlib.sha256(b"allim token key\0" + secret.encode()).hexdigest()[:16]
+
+
+def _opened(token: str) -> CompactSignature:
+    """The token's parts, of which nothing is to be believed yet, but that the header has the right types."""
+    if len(token) > _MAX_TOKEN_CHARS:
+        raise _bad_token()
+    try:
+        envelope = jws.extract_compact(token.encode(), registry=_ALGORITHMS)
+        _ALGORITHMS.check_header(envelope.protected)
+    except (JoseError, ValueError, TypeError, RecursionError):
+        raise _bad_token() from None
+    if "crit" in envelope.protected:
+        raise _bad_token()  # an extension that must be understood, and we understand none
+    return envelope
+
+
+def _is_signed(envelope: CompactSignature, key: OctKey | RSAKey | ECKey | OKPKey) -> bool:
+    """Whether this key signed it, by the header's algorithm, which must be one for keys of this type."""
+    try:
+        return jws.validate_compact(envelope, key, registry=_ALGORITHMS)
+    except (JoseError, ValueError):
+        return False
+
+
+def _claims(envelope: CompactSignature) -> dict[str, object]:
+    try:
+        claims = json.loads(envelope.payload)
+    except (ValueError, RecursionError):
+        raise _bad_token() from None
+    if not isinstance(claims, dict):
+        raise _bad_token()
+    return claims
+
+
+def _own_session(token: str) -> str:
+    # Of what is signed, without the signature: anybody can turn an ECDSA signature into another that fits (n - s for
+    # s), and with it would get out of a revoked session.
+    signed, _, _ = token.rpartition(".")
+    return "t." + base64.urlsafe_b64encode(hashlib.sha256(signed.encode()).digest()).decode()[:22]
+
+
+def _is_meant_for(audience: str, claims: Mapping[str, object]) -> bool:
+    named = claims.get("aud")
+    return audience in named if isinstance(named, list) else audience == named
+
+
+def _seconds(claim: object) -> float:
+    if isinstance(claim, bool) or not isinstance(claim, int | float):
+        raise _bad_token()
+    try:
+        seconds = float(claim)
+    except OverflowError:
+        raise _bad_token() from None
+    if not math.isfinite(seconds):
+        raise _bad_token()
+    return seconds
+
+
+def _topics(claim: object) -> tuple[str, ...]:
+    if not isinstance(claim, list) or len(claim) > _MAX_TOPICS:
+        raise _bad_token()
+    return tuple(_matching(_GRANT, topic) for topic in claim)
+
+
+def _role(claim: object) -> str:
+    if claim == OPERATOR:
+        return OPERATOR
+    if claim == USER:
+        return USER
+    raise _bad_token()
+
+
+def _matching(form: re.Pattern[str], claim: object) -> str:
+    if not isinstance(claim, str) or not form.fullmatch(claim):
+        raise _bad_token()
+    return claim
+
+
+def _bad_token() -> Unauthenticated:
+    return Unauthenticated("The token is not valid; sign in again.")

@@ -1,0 +1,101 @@
+"""The promise of a ledger: what all replicas must agree on about people. Implementations: `allim.brokers`.
+
+Promised: what one call has written every later call sees, on whatever replica; each call is atomic. Entries keep for
+as long as they mean something, and no longer.
+Not promised: that it outlives its store. A Redis without persistence that restarts has forgotten all of it.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from allim.identity import Ticket
+
+
+class Standing(StrEnum):
+    """Whether a session, or a ticket, may still be used."""
+
+    GOOD = "good"
+    SIGNED_OUT = "signed_out"
+    KICKED = "kicked"
+    SPENT = "spent"
+
+
+class Holder(Protocol):
+    """Who holds a session: an identity, or one of its streams.
+
+    Units: `issued_at` in Unix seconds, 0 when the token does not say: then it counts as older than every kick.
+    """
+
+    @property
+    def subject(self) -> str: ...
+
+    @property
+    def session(self) -> str: ...
+
+    @property
+    def issued_at(self) -> float: ...
+
+
+class Admission(NamedTuple):
+    """What a stream that wants to open is told; `displaced` are the IDs of the user's oldest, which are too many."""
+
+    standing: Standing
+    displaced: Sequence[str] = ()
+
+
+class Demand(NamedTuple):
+    """A wish to do something that is limited to `limit` per `period_s`, all replicas together, and costs `cost`.
+
+    Shape: `name` says what is limited and for whom: `user:42`. Any text.
+    """
+
+    name: str
+    limit: int
+    period_s: int
+    cost: int = 1
+
+
+class Quota(NamedTuple):
+    """What a demand got.
+
+    Units: `remaining` as in the demand's limit; `reset_s` until all of it is there again, `retry_after_s` until the
+    same demand would be granted (0 when it was), both in seconds.
+    """
+
+    granted: bool
+    remaining: int
+    reset_s: float
+    retry_after_s: float
+
+
+class Ledger(Protocol):
+    """Every call raises Unavailable when the store does not answer."""
+
+    async def close(self) -> None: ...
+
+    async def sign_out(self, holder: Holder, keep_s: float) -> None:
+        """The holder's session may not be used any more."""
+
+    async def kick(self, subject: str, keep_s: float) -> float:
+        """No session of the user from before now may be used any more; gives now, in Unix seconds."""
+        ...
+
+    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...
+
+    async def admit(
+        self, holder: Holder, stream: str, most: int, keep_s: float, ticket: Ticket | None = None
+    ) -> Admission:
+        """Note a stream of the user and spend its ticket, when both are good; of more than `most` the oldest are
+        displaced.
+
+        Units: `keep_s`, after which the stream has certainly ended, also if nobody can say so any more.
+        """
+        ...
+
+    def leave(self, subject: str, stream: str) -> None:
+        """The stream has ended. Returns at once; if it cannot be noted, `keep_s` does."""
+
+    async def take(self, demands: Sequence[Demand]) -> Sequence[Quota]:
+        """Grant all demands or none. One that costs more than its limit is granted when nothing of it is used."""
+        ...

@@ -1,0 +1,168 @@
+"""What every ledger promises, over memory and Redis."""
+
+import asyncio
+import time
+
+import pytest
+
+from allim.hub import Demand, Ledger, Quota, Standing
+from allim.identity import Identity, Ticket
+from tests.contracts.conftest import MakeLedger
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def ledger(make_ledger: MakeLedger) -> Ledger:
+    return make_ledger()
+
+
+def holder(subject: str = "42", session: str = "s1", issued_at: float | None = None) -> Identity:
+    return Identity(subject, session, time.time() + 60, issued_at=time.time() if issued_at is None else issued_at)
+
+
+async def standing(ledger: Ledger, who: Identity) -> Standing:
+    return (await ledger.standings([who]))[0]
+
+
+async def admit(ledger: Ledger, who: Identity, stream: str, most: int = 2, keep_s: float = 60.0) -> list[str]:
+    admission = await ledger.admit(who, stream, most, keep_s)
+    assert admission.standing is Standing.GOOD
+    return list(admission.displaced)
+
+
+async def test_a_signed_out_session_is_known_everywhere_and_no_other_ends(make_ledger: MakeLedger) -> None:
+    here, there = make_ledger(), make_ledger()
+
+    await here.sign_out(holder(), 60)
+
+    found = await there.standings([holder(), holder(session="s2"), holder(subject="43")])
+    assert list(found) == [Standing.SIGNED_OUT, Standing.GOOD, Standing.GOOD]
+    assert (await there.admit(holder(), "a", 10, 60)).standing is Standing.SIGNED_OUT
+
+
+async def test_a_kick_ends_what_was_issued_before_and_nothing_after(make_ledger: MakeLedger) -> None:
+    here, there = make_ledger(), make_ledger()
+    before = holder()
+
+    moment = await here.kick("42", 60)
+
+    assert abs(moment - time.time()) < 5
+    after = holder(issued_at=moment + 0.001)
+    found = await there.standings([before, holder(issued_at=0), after, holder(subject="43", issued_at=0)])
+    assert list(found) == [Standing.KICKED, Standing.KICKED, Standing.GOOD, Standing.GOOD]
+
+
+async def test_revocations_are_forgotten_in_their_time(ledger: Ledger) -> None:
+    await ledger.sign_out(holder(), 0.2)
+    await ledger.kick("43", 0.2)
+    assert await standing(ledger, holder()) is Standing.SIGNED_OUT
+
+    await asyncio.sleep(0.25)  # what is waited for is that nothing is there
+
+    assert await standing(ledger, holder()) is Standing.GOOD
+    assert await standing(ledger, holder(subject="43", issued_at=0)) is Standing.GOOD
+
+
+async def test_the_oldest_streams_of_a_user_are_displaced_over_all_replicas(make_ledger: MakeLedger) -> None:
+    here, there = make_ledger(), make_ledger()
+
+    assert await admit(here, holder(), "a") == []
+    assert await admit(there, holder(session="s2"), "b") == []
+    assert await admit(there, holder(), "c") == ["a"]
+    assert await admit(here, holder(), "d") == ["b"]
+    assert await admit(here, holder(subject="43"), "e") == []
+
+
+async def test_a_stream_that_has_left_takes_no_place(ledger: Ledger) -> None:
+    who = holder("left")
+    await admit(ledger, who, "a", most=1)
+    ledger.leave("left", "a")
+
+    async def free() -> bool:
+        displaced = await admit(ledger, who, "b", most=1)
+        ledger.leave("left", "b")
+        return displaced == []
+
+    for _ in range(50):
+        if await free():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the place was never free")
+
+
+async def test_a_stream_nobody_ends_takes_no_place_for_ever(ledger: Ledger) -> None:
+    await admit(ledger, holder(), "a", most=1, keep_s=0.2)
+    await asyncio.sleep(0.25)  # what is waited for is that nothing is there
+
+    assert await admit(ledger, holder(), "b", most=1, keep_s=0.2) == []
+
+
+async def test_a_ticket_is_spent_once_by_whoever_is_first(make_ledger: MakeLedger) -> None:
+    ledgers = [make_ledger(), make_ledger()]
+    ticket = Ticket("t1", 60)
+
+    found = await asyncio.gather(
+        *(ledgers[number % 2].admit(holder(), f"stream-{number}", 100, 60, ticket) for number in range(20))
+    )
+
+    standings = [admission.standing for admission in found]
+    assert (standings.count(Standing.GOOD), standings.count(Standing.SPENT)) == (1, 19)
+
+
+async def test_an_ended_session_spends_no_ticket(ledger: Ledger) -> None:
+    await ledger.sign_out(holder(), 60)
+    assert (await ledger.admit(holder(), "a", 10, 60, Ticket("t2", 60))).standing is Standing.SIGNED_OUT
+
+    assert (await ledger.admit(holder(session="s2"), "a", 10, 60, Ticket("t2", 60))).standing is Standing.GOOD
+
+
+async def test_a_rate_is_one_over_all_replicas(make_ledger: MakeLedger) -> None:
+    ledgers = [make_ledger(), make_ledger()]
+
+    taken = [await ledgers[number % 2].take([Demand("user:42", 10, 60)]) for number in range(12)]
+
+    quotas = [quotas[0] for quotas in taken]
+    assert [quota.granted for quota in quotas] == [True] * 10 + [False] * 2
+    assert [quota.remaining for quota in quotas[:10]] == list(range(9, -1, -1))
+    assert 5 < quotas[-1].retry_after_s <= 6
+    assert 58 < quotas[-1].reset_s <= 60
+
+
+async def test_a_rate_comes_back_with_time(ledger: Ledger) -> None:
+    demand = Demand("fast", 20, 1)
+    for _ in range(20):
+        await ledger.take([demand])
+    refused = (await ledger.take([demand]))[0]
+    assert not refused.granted
+
+    await asyncio.sleep(refused.retry_after_s + 0.01)
+
+    assert (await ledger.take([demand]))[0].granted
+
+
+async def test_all_demands_are_granted_or_none_is_charged(ledger: Ledger) -> None:
+    roomy, tight = Demand("roomy", 10, 60), Demand("tight", 1, 60)
+    await ledger.take([tight])
+
+    both = await ledger.take([roomy, tight])
+
+    assert [quota.granted for quota in both] == [True, False]
+    assert (await ledger.take([roomy]))[0].remaining == 9
+
+
+async def test_what_costs_more_than_its_limit_is_granted_when_nothing_is_used(ledger: Ledger) -> None:
+    batch = Demand("batch", 10, 1, cost=25)
+
+    first, second = [(await ledger.take([batch]))[0] for _ in range(2)]
+
+    assert isinstance(first, Quota)
+    assert (first.granted, second.granted, second.remaining) == (True, False, 0)
+    assert 2 < second.retry_after_s <= 2.5
+
+
+async def test_a_name_may_be_any_text(ledger: Ledger) -> None:
+    odd = [Demand(name, 1, 60) for name in ("a\r\nb", "{x}", "*", "", "\ud7ff\x00")]
+
+    assert all(quota.granted for quota in await ledger.take(odd))
+    assert not any(quota.granted for quota in await ledger.take(odd))

@@ -1,0 +1,28 @@
+"""A gate over memory, and who comes through it."""
+
+from allim.brokers.memory_ledger import MemoryLedger
+from allim.http.gate import Gate, Limits
+from allim.http.rates import Policy, Rates
+from allim.http.tickets import Tickets
+from allim.http.tokens import Tokens
+from allim.hub import Ledger
+from allim.identity import USER
+
+SECRET = "0123456789abcdef0123456789abcdef"
+TOKENS = Tokens([SECRET], lifetime_s=3600)
+AMPLE = Policy("ample", 1_000_000, 1)
+
+
+def gate_of(ledger: Ledger | None = None, **limits: Policy) -> Gate:
+    """Without further word, nobody meets a limit."""
+    ledger = ledger or MemoryLedger()
+    ample = {name: AMPLE._replace(name=name) for name in Limits._fields}
+    return Gate(TOKENS, Tickets([SECRET], 30), ledger, rates_of(ledger), Limits(**{**ample, **limits}))
+
+
+def rates_of(ledger: Ledger | None = None, refused: list[str] | None = None) -> Rates:
+    return Rates(ledger or MemoryLedger(), MemoryLedger(), (refused if refused is not None else []).append)
+
+
+def bearer(subject: str, role: str = USER) -> dict[str, str]:
+    return {"authorization": f"Bearer {TOKENS.issue(subject, role=role)}"}
