@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import httpx
 import pytest
@@ -344,6 +345,150 @@ def test_retry_after_is_obeyed_within_reason(retry_after: str, seconds: float) -
 def test_what_is_no_json_is_never_sent(data: object) -> None:
     with Publisher("http://127.0.0.1:1", "k") as publisher, pytest.raises((ValueError, TypeError)):
         publisher.publish("a", "t", data)
+
+
+# -- following -----------------------------------------------------------------------------------------------------
+
+
+class Door:
+    """A server that gives these answers to those who follow, each once, and remembers what it was asked."""
+
+    def __init__(self, *answers: httpx.Response) -> None:
+        self.answers = list(answers)
+        self.asked: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        return self.answers.pop(0)
+
+    @property
+    def tokens(self) -> list[str]:
+        return [request.headers["authorization"].removeprefix("Bearer ") for request in self.asked]
+
+
+def stream(*frames: tuple[str, object]) -> httpx.Response:
+    """An answer that writes these frames and ends."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for type_, data in frames:
+            yield f"event: {type_}\ndata: {json.dumps(data)}\n\n".encode()
+
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=chunks())
+
+
+def close(reason: str, *, reconnect: bool = False) -> tuple[str, object]:
+    return "stream.close", {"reason": reason, "reconnect": reconnect}
+
+
+@asynccontextmanager
+async def subscribed(
+    door: Door, who: str | Callable[[], Awaitable[str]] = "the-token"
+) -> AsyncIterator[AsyncIterator[Message]]:
+    async with Subscriber("http://allim", who) as subscriber:
+        await subscriber._http.aclose()
+        subscriber._http = httpx.AsyncClient(transport=httpx.MockTransport(door))
+        yield aiter(subscriber)
+
+
+async def follow_until_kicked(door: Door, who: str | Callable[[], Awaitable[str]] = "the-token") -> list[Message]:
+    got: list[Message] = []
+
+    async def follow() -> None:
+        async with subscribed(door, who) as messages:
+            async for message in messages:
+                got.append(message)
+
+    with pytest.raises(ClientError, match="kicked"):
+        await follow()
+    return got
+
+
+@pytest.mark.anyio
+async def test_an_expiring_token_is_told_like_any_event() -> None:
+    got = await follow_until_kicked(Door(stream(("stream.expiring", {"expires_in_s": 60}), close("kicked"))))
+
+    assert got[0] == m({"expires_in_s": 60}, "stream.expiring")
+
+
+@pytest.mark.anyio
+async def test_a_function_gives_the_token_of_each_connection() -> None:
+    tokens = iter(["t1", "t2", "t3"])
+
+    async def fresh() -> str:
+        return next(tokens)
+
+    door = Door(stream(close("rotate", reconnect=True)), httpx.Response(502), stream(close("kicked")))
+    await follow_until_kicked(door, fresh)
+
+    assert door.tokens == ["t1", "t2", "t3"]
+
+
+@pytest.mark.anyio
+async def test_with_a_function_an_expired_token_is_replaced() -> None:
+    tokens = iter(["old", "new"])
+
+    async def fresh() -> str:
+        return next(tokens)
+
+    door = Door(stream(close("token_expired")), stream(close("kicked")))
+    await follow_until_kicked(door, fresh)
+
+    assert door.tokens == ["old", "new"]
+
+
+@pytest.mark.anyio
+async def test_a_function_that_finds_no_network_is_asked_again() -> None:
+    answers: list[str | Exception] = [httpx.ConnectError("refused"), "the-token"]
+
+    async def fresh() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    door = Door(stream(close("kicked")))
+    await follow_until_kicked(door, fresh)
+
+    assert door.tokens == ["the-token"]
+
+
+@pytest.mark.anyio
+async def test_what_a_function_for_the_token_raises_is_raised_to_the_reader() -> None:
+    async def broken() -> str:
+        raise LookupError("no token today")
+
+    async with subscribed(Door(), broken) as messages:
+        with pytest.raises(LookupError, match="no token today"):
+            await anext(messages)
+
+
+@pytest.mark.anyio
+async def test_no_content_says_not_to_come_back() -> None:
+    door = Door(httpx.Response(204))
+    async with subscribed(door) as messages:
+        with pytest.raises(ClientError, match="not to come back") as caught:
+            await anext(messages)
+
+    assert caught.value.status == 204
+    assert len(door.asked) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_follower_comes_back_when_it_is_told_to(status: int) -> None:
+    door = Door(httpx.Response(status, headers={"retry-after": "1"}), stream(close("kicked")))
+
+    began = time.monotonic()
+    await follow_until_kicked(door)
+
+    assert time.monotonic() - began >= 1
+
+
+def test_a_follower_waits_longer_than_a_publish() -> None:
+    def patience(seconds: int) -> float:
+        return client._NotNow(httpx.Response(429, headers={"retry-after": str(seconds)})).retry_after_s
+
+    assert [patience(60), patience(86400)] == [60, 300]
 
 
 # -- against a real replica ----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from allim.domains import accounts, keys, snapshots
 from allim.http import health, problems, publish, ticket_routes, users
 from allim.http.gate import Gate, Limits
 from allim.http.jwks import Jwks
+from allim.http.origins import PAGE_POLICY, Origins
 from allim.http.publishers import Publishers, SettingsKeys, read_grants
 from allim.http.rates import Policy, Rates
 from allim.http.requests import Requests
@@ -120,7 +121,11 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
             _metrics_route(metrics),
             *_page_routes(),
         ],
-        middleware=[Middleware(Requests, leaving=lambda: hub.draining), Middleware(problems.UnexpectedErrors)],
+        middleware=[
+            Middleware(Requests, leaving=lambda: hub.draining),
+            Middleware(problems.UnexpectedErrors),
+            Middleware(Origins, listed=settings.cors_origins),
+        ],
         exception_handlers=problems.handlers,
         lifespan=lifespan,
     )
@@ -227,7 +232,8 @@ def _page_routes() -> list[BaseRoute]:
     page = PAGE
 
     async def index(_: Request) -> Response:
-        return FileResponse(page / "index.html", headers={"cache-control": "no-cache"})
+        headers = {"cache-control": "no-cache", "content-security-policy": PAGE_POLICY}
+        return FileResponse(page / "index.html", headers=headers)
 
     async def favicon(_: Request) -> Response:
         return FileResponse(page / "favicon.svg")

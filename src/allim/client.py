@@ -15,7 +15,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -24,6 +24,7 @@ import httpx
 
 MAX_ATTEMPTS = 5
 BACKOFF_S, MAX_BACKOFF_S = 0.25, 10.0
+MAX_STREAM_PAUSE_S = 300.0  # a follower is in no hurry, a publish is
 _RETRYABLE = frozenset({429, 502, 503, 504})
 _LINE_END = re.compile("\r\n|\n|\r")
 _SILENCE_S = 40.0  # over two heartbeats of the default; `stream.open` tells the server's own
@@ -191,7 +192,8 @@ class Message(NamedTuple):
     """One event of a stream.
 
     Shape: `id` is the position to resume from, the last one seen when the event brings none; `data` is decoded
-    JSON. Beside domain events come `stream.open`, `stream.gap`, `stream.close` and `heartbeat`: docs/protocol.md.
+    JSON. Beside domain events come `stream.open`, `stream.gap`, `stream.expiring`, `stream.close` and `heartbeat`:
+    docs/protocol.md.
     """
 
     type: str
@@ -260,13 +262,34 @@ class Parser:
         return Message(type_, json.loads(text) if text else "", self.last_event_id)
 
 
+class _NotNow(Exception):
+    """The server refused this attempt and may grant the next.
+
+    Units: `retry_after_s` is 0 when it did not say when.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(f"HTTP status {response.status_code}")
+        self.retry_after_s = _retry_after_s(response, MAX_STREAM_PAUSE_S)
+
+
 class Subscriber:
     """Follows a stream for as long as it is iterated, and resumes it where it was lost.
 
     Nothing is kept on disk: keep `last_event_id` yourself to resume after a restart.
+
+    Shape: `token` is a token, or a function that is awaited for one before each connection; with a function an
+    expired token is no end. It renews nothing by itself: `stream.expiring` comes a minute before the end.
     """
 
-    def __init__(self, url: str, token: str, *, topics: Sequence[str] = (), last_event_id: str = "") -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | Callable[[], Awaitable[str]],
+        *,
+        topics: Sequence[str] = (),
+        last_event_id: str = "",
+    ) -> None:
         self.last_event_id = last_event_id
         self._url = url.rstrip("/") + "/events"
         self._token = token
@@ -278,7 +301,8 @@ class Subscriber:
     def __aiter__(self) -> AsyncIterator[Message]:
         """Messages in order, over all reconnects.
 
-        Raises: ClientError when the server refuses the stream, or ends it and says not to come back.
+        Raises: ClientError when the server refuses the stream, or ends it and says not to come back; and what the
+        function for the token raises, except httpx.TransportError, after which both are tried again.
         """
         self._following = self._follow()
         return self._following
@@ -287,28 +311,40 @@ class Subscriber:
         failures = 0
         while True:
             parser = Parser(self.last_event_id)
+            retry_after_s = 0.0
             try:
                 async with aclosing(self._once(parser)) as messages:
                     async for message in messages:
                         failures = 0
                         yield message
-                        if message.type == "stream.close" and not message.data["reconnect"]:
+                        if message.type == "stream.close" and self._is_final(message.data):
                             raise ClientError(200, {"detail": f"the stream was ended: {message.data['reason']}"})
+            except _NotNow as refusal:
+                failures += 1
+                retry_after_s = refusal.retry_after_s
             except httpx.TransportError:
                 failures += 1
             retry_s = (parser.retry_ms or 0) / 1000
-            # A pause in any case: a proxy may end every answer at once.
-            await asyncio.sleep(max(retry_s, _backoff_s(failures)))
+            # A pause in any case: a proxy may end every answer at once. The server tells all it refuses the same
+            # `Retry-After`, so what keeps them apart is added to it.
+            await asyncio.sleep(max(retry_s, retry_after_s + _backoff_s(failures)))
+
+    def _is_final(self, close: dict[str, Any]) -> bool:
+        can_renew = close["reason"] == "token_expired" and callable(self._token)
+        return not (close["reconnect"] or can_renew)
 
     async def _once(self, parser: Parser) -> AsyncGenerator[Message, None]:
-        headers = {"authorization": f"Bearer {self._token}", "accept": "text/event-stream"}
+        token = await self._token() if callable(self._token) else self._token
+        headers = {"authorization": f"Bearer {token}", "accept": "text/event-stream"}
         if self.last_event_id:
             headers["last-event-id"] = self.last_event_id
         params = {"topics": self._topics} if self._topics else {}
         timeout = httpx.Timeout(10.0, read=self._silence_s)
         async with self._http.stream("GET", self._url, params=params, headers=headers, timeout=timeout) as response:
             if response.status_code in _RETRYABLE:
-                raise httpx.RemoteProtocolError(f"HTTP status {response.status_code}")
+                raise _NotNow(response)
+            if response.status_code == 204:
+                raise ClientError(204, {"detail": "the stream was refused: the server says not to come back"})
             if response.status_code != 200:
                 await response.aread()
                 raise _refusal(response)
@@ -345,9 +381,9 @@ def _backoff_s(attempt: int) -> float:
     return random.uniform(0, min(MAX_BACKOFF_S, BACKOFF_S * 2**attempt))
 
 
-def _retry_after_s(response: httpx.Response) -> float:
+def _retry_after_s(response: httpx.Response, at_most_s: float = MAX_BACKOFF_S) -> float:
     value = response.headers.get("retry-after", "")
-    return min(float(value), MAX_BACKOFF_S) if value.isascii() and value.isdigit() else 0.0
+    return min(float(value), at_most_s) if value.isascii() and value.isdigit() else 0.0
 
 
 def _refusal(response: httpx.Response) -> ClientError:

@@ -4,6 +4,7 @@ Every setting, its unit and default stands in docs/operations.md.
 """
 
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
@@ -71,14 +72,16 @@ def _http_url(value: str | None) -> str | None:
     return value
 
 
+_HOST = r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
+_ORIGIN = re.compile(rf"https://{_HOST}(?!:443$)(?::\d{{1,5}})?|http://{_HOST}(?!:80$)(?::\d{{1,5}})?", re.ASCII)
+
+
 def _origin(value: str | None) -> str | None:
-    parts = urlsplit(value or "http://none")
-    if (
-        parts.scheme not in {"http", "https"}
-        or not parts.netloc
-        or f"{parts.scheme}://{parts.netloc}" != (value or "http://none")
-    ):
-        raise ValueError("must be an origin, such as https://app.example.org, without a path")
+    if value is not None and not _ORIGIN.fullmatch(value):
+        raise ValueError(
+            "must be an origin as browsers write it, such as https://app.example.org: "
+            "small letters, no path, no default port"
+        )
     return value
 
 

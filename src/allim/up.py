@@ -83,7 +83,7 @@ def run(replicas: int, host: str, port: int, environ: Mapping[str, str]) -> int:
             raise StartError("ALLIM_DURABILITY: the Redis started here keeps nothing; bring yours: ALLIM_REDIS_URL")
         drain_s = settings.drain_s
         with _Stop(drain_s) as stop, private_folder() as folder:
-            write_files(folder, plan, drain_s, redis=redis, nginx=nginx)
+            write_files(folder, plan, drain_s, redis=redis, nginx=nginx, origins=settings.cors_origins)
             check_nginx(nginx, folder / "nginx")
             return _supervised(folder, plan, shared, stop)
     except (StartError, SettingsError) as why:
@@ -176,18 +176,20 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_files(folder: Path, plan: Plan, drain_s: float, *, redis: str | None, nginx: str) -> None:
+def write_files(
+    folder: Path, plan: Plan, drain_s: float, *, redis: str | None, nginx: str, origins: Sequence[str] = ()
+) -> None:
     """Lay out the folder: `supervisord.conf`, `redis/` and `nginx/`."""
     (folder / "redis").mkdir(mode=0o700)
     servers = [_address(LOOPBACK, port) for port in plan.replica_ports]
-    write_nginx(folder / "nginx", listen=_address(plan.host, plan.port), servers=servers)
+    write_nginx(folder / "nginx", listen=_address(plan.host, plan.port), servers=servers, origins=origins)
     (folder / "supervisord.conf").write_text(supervisord_conf(folder, plan, drain_s, redis=redis, nginx=nginx))
 
 
-def write_nginx(folder: Path, *, listen: str, servers: Sequence[str]) -> None:
+def write_nginx(folder: Path, *, listen: str, servers: Sequence[str], origins: Sequence[str] = ()) -> None:
     """A folder for `nginx -p`: its configuration, and room for its pid and temporary files."""
     folder.mkdir()
-    conf = nginx_conf(nginx_template().read_text(), listen=listen, servers=servers)
+    conf = nginx_conf(nginx_template().read_text(), listen=listen, servers=servers, origins=origins)
     (folder / "nginx.conf").write_text(conf)
 
 
@@ -201,12 +203,12 @@ def nginx_template() -> Path:
     raise StartError("nginx.conf.template is missing from this installation")
 
 
-def nginx_conf(template: str, *, listen: str, servers: Sequence[str]) -> str:
+def nginx_conf(template: str, *, listen: str, servers: Sequence[str], origins: Sequence[str] = ()) -> str:
     """Fill the template in. A line that names ALLIM_NGINX_SERVER is repeated for each server.
 
     Raises: KeyError for an ALLIM_ name the template should not have.
     """
-    values = {"LISTEN": listen, "FILES": str(_allowed_files()), "RESOLVER": ""}
+    values = {"LISTEN": listen, "FILES": str(_allowed_files()), "RESOLVER": "", "ORIGINS": ",".join(origins)}
     lines: list[str] = []
     for line in template.splitlines():
         if line.lstrip().startswith("#"):

@@ -71,6 +71,40 @@ def test_the_stream_comes_back_by_itself_when_its_replica_is_killed(page: Page, 
         expect(page.locator("[data-testid=event-row][data-type='orders.shipped']")).to_have_count(1)
 
 
+def test_a_sign_out_in_one_window_ends_the_other(page: Page, system: Cluster) -> None:
+    sign_up(page, system, "windows@example.org")
+    other = page.context.new_page()
+    other.goto(system.url)
+    expect(other.get_by_test_id("line-state")).to_have_attribute("data-state", "open", timeout=WAIT_MS)
+
+    other.get_by_test_id("sign-out").click()
+
+    expect(page.get_by_test_id("notice")).to_have_text("You have signed out.", timeout=WAIT_MS)
+    expect(page.get_by_test_id("signin-form")).to_be_visible()
+
+
+def test_how_signing_in_went_is_told_once(page: Page, system: Cluster) -> None:
+    page.goto(f"{system.url}/?sign_in=cancelled")
+
+    expect(page.get_by_test_id("notice")).to_contain_text("cancelled")
+    expect(page).to_have_url(f"{system.url}/")
+    page.reload()
+    expect(page.get_by_test_id("signup-form")).to_be_visible()
+    expect(page.get_by_test_id("notice")).to_have_count(0)
+
+
+def test_the_page_works_under_its_own_security_policy(page: Page, system: Cluster) -> None:
+    violations: list[str] = []
+    page.on("console", lambda message: violations.append(message.text) if "Security Policy" in message.text else None)
+    with page.expect_response(f"{system.url}/") as answered:
+        sign_up(page, system, "policy@example.org")
+    page.get_by_test_id("request-snapshot").click()
+    expect(page.get_by_test_id("snapshot-row").locator("[data-testid=worker]").first).to_be_visible(timeout=WAIT_MS)
+
+    assert "script-src 'self'" in answered.value.headers["content-security-policy"]
+    assert violations == []
+
+
 def test_what_is_wrong_is_shown_beside_its_field(page: Page, system: Cluster) -> None:
     taken = {"email": "taken@example.org", "name": "Ada", "password": "correct horse battery"}
     assert httpx.post(f"{system.url}/api/accounts", json=taken).status_code == 201

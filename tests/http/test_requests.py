@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from allim.http import requests as requests_module
 from allim.http.problems import UnexpectedErrors
-from allim.http.requests import Requests
+from allim.http.requests import SECURITY_HEADERS, Requests
 from allim.telemetry import configure_logging
 
 pytestmark = pytest.mark.anyio
@@ -51,12 +51,19 @@ async def fail(_: Request) -> Response:
     raise RuntimeError("a bug")
 
 
-async def get(path: str = "/ok", **headers: str) -> httpx.Response:
-    routes = [Route("/fail", fail), Route("/{path:path}", answer)]
+async def wish(request: Request) -> Response:
+    """It has headers of its own, and wishes for more."""
+    request.state.answer_headers.update({"vary": "Origin", "x-mine": "wished", "x-other": "wished"})
+    policy = {"Content-Security-Policy": "default-src 'self'", "Vary": "Cookie", "X-Mine": "said"}
+    return PlainTextResponse("", headers=policy)
+
+
+async def get(path: str = "/ok", base_url: str = "http://test", **headers: str) -> httpx.Response:
+    routes = [Route("/fail", fail), Route("/wish", wish), Route("/{path:path}", answer)]
     app = Starlette(routes=routes, middleware=[Middleware(Requests), Middleware(UnexpectedErrors)])
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("10.0.0.7", 1))
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
         return await client.get(path, headers=raw)
 
 
@@ -149,6 +156,42 @@ async def test_a_request_id_does_not_stay_for_the_next(logged: io.StringIO) -> N
 
     lines = [json.loads(line) for line in logged.getvalue().splitlines()]
     assert "request_id" not in next(line for line in lines if line["event"] == "between")
+
+
+# -- The headers of every answer --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/ok", "/wrong", "/fail"])
+async def test_every_answer_tells_the_browser_to_be_strict(path: str) -> None:
+    headers = (await get(path)).headers
+
+    assert {name: headers.get_list(name) for name in SECURITY_HEADERS} == {
+        name: [value] for name, value in SECURITY_HEADERS.items()
+    }
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(("base_url", "times"), [("http://test", 0), ("https://test", 1)])
+async def test_only_a_secure_answer_asks_for_secure_ones(base_url: str, times: int) -> None:
+    headers = (await get(base_url=base_url)).headers
+
+    assert headers.get_list("strict-transport-security") == ["max-age=31536000"] * times
+
+
+async def test_what_is_wished_for_is_added_and_what_an_answer_says_itself_stays() -> None:
+    headers = (await get("/wish")).headers
+
+    assert headers["x-other"] == "wished"
+    assert headers.get_list("x-mine") == ["said"]
+    assert headers.get_list("content-security-policy") == ["default-src 'self'"]
+    assert headers.get_list("vary") == ["Cookie, Origin"]
+
+
+async def test_wishes_do_not_stay_for_the_next() -> None:
+    await get("/wish")
+
+    assert "x-other" not in (await get()).headers
 
 
 async def test_other_kinds_of_connection_pass_untouched() -> None:

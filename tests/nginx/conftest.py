@@ -3,10 +3,11 @@
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import anyio
@@ -42,12 +43,15 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def start(folder: Path) -> Start:
-    """Start nginx in front of these addresses."""
+    """Start nginx in front of these addresses; `changed` are texts of its configuration, with others for them."""
 
     @asynccontextmanager
-    async def start(*servers: str) -> AsyncIterator[Front]:
+    async def start(
+        *servers: str, origins: Sequence[str] = (), changed: Mapping[str, str] = MappingProxyType({})
+    ) -> AsyncIterator[Front]:
         port = free_port()
-        write_nginx(folder / "nginx", listen=f"127.0.0.1:{port}", servers=servers)
+        write_nginx(folder / "nginx", listen=f"127.0.0.1:{port}", servers=servers, origins=origins)
+        _change(folder / "nginx" / "nginx.conf", changed)
         with ExitStack() as stack:
             output = stack.enter_context((folder / "output").open("wb"))
             process = _spawn(folder / "nginx", output)
@@ -71,6 +75,14 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _change(conf: Path, changed: Mapping[str, str]) -> None:
+    text = conf.read_text()
+    for old, new in changed.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    conf.write_text(text)
 
 
 def _spawn(folder: Path, output: BinaryIO) -> subprocess.Popen[bytes]:

@@ -7,15 +7,18 @@ import pwd
 import re
 import shutil
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 
+from allim.http.requests import SECURITY_HEADERS
 from allim.up import nginx_command, write_nginx
 from tests.nginx.conftest import Front, Start, free_port
-from tests.nginx.stub import STREAM_HEAD, Asked, Stub, hang_up, plain
+from tests.nginx.stub import STREAM_HEAD, Answer, Asked, Stub, hang_up, plain
 
 pytestmark = pytest.mark.anyio
 
@@ -293,7 +296,7 @@ async def test_the_query_string_is_in_no_log(start: Start) -> None:
 async def test_the_log_cannot_be_forged(start: Start) -> None:
     path = '/api/","forged":"1\\'
     async with Stub() as stub, start(stub.address) as front:
-        await raw_get(front, path, {"X-Request-ID": 'a","forged":"1'})
+        await raw(front, "GET", path, {"X-Request-ID": 'a","forged":"1'})
         log = await until_logged(front, '"path":"/api/')
 
     (line,) = [json.loads(line) for line in log.splitlines()]
@@ -324,37 +327,199 @@ async def test_a_body_up_to_the_limit_reaches_the_app(start: Start) -> None:
     assert answer.json() == {"detail": "The limit is 2 MiB."}
 
 
-@pytest.mark.parametrize(
-    ("path", "headers", "status", "code"),
-    [
-        ("/api/" + "a" * 9000, {}, 414, "uri_too_long"),
-        ("/api/", {"Cookie": "a" * 9000}, 431, "head_too_large"),
-        ("/api/%zz", {}, 400, "bad_request"),
-    ],
-)
+MIB = 1024 * 1024
+REFUSED = [
+    ("GET", "/api/" + "a" * 100 * 1024, {}, 414, "uri_too_long"),
+    ("GET", "/events?topics=" + "a" * 17_000, {}, 414, "uri_too_long"),
+    ("GET", "/api/", {"Cookie": "a" * MIB}, 431, "head_too_large"),
+    ("GET", "/events", {"Authorization": "Bearer " + "a" * 17_000}, 431, "head_too_large"),
+    ("GET", "/api/", {f"X-{i}": "a" * 15_000 for i in range(10)}, 431, "head_too_large"),
+    ("POST", "/api/publish", {"Content-Length": str(64 * MIB)}, 413, "too_large"),  # and not one byte of it
+    ("POST", "/events", {"Content-Length": str(64 * MIB)}, 413, "too_large"),
+    ("GET", "/api/%zz", {}, 400, "bad_request"),
+    ("GET", "/.own/problem", {}, 404, "not_found"),
+    ("GET", "/.own/come_back", {}, 404, "not_found"),
+    ("TRACE", "/api/", {}, 405, "method_not_allowed"),
+    ("POST", "/api/", {"Transfer-Encoding": "odd"}, 501, "not_implemented"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "headers", "status", "code"), REFUSED)
 async def test_what_nginx_itself_refuses_is_a_problem(
-    start: Start, path: str, headers: dict[str, str], status: int, code: str
+    start: Start, method: str, path: str, headers: dict[str, str], status: int, code: str
 ) -> None:
     async with Stub() as stub, start(stub.address) as front:
-        answer = await raw_get(front, path, headers)
+        answer = await raw(front, method, path, headers)
 
     assert answer.status_code == status
     assert answer.headers["content-type"] == PROBLEM
     assert (answer.json()["status"], answer.json()["code"]) == (status, code)
+    assert_strict(answer)
     assert not stub.asked
 
 
-async def raw_get(front: Front, path: str, headers: dict[str, str]) -> httpx.Response:
-    """Like a client that repairs nothing."""
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/api/accounts/me", {"Authorization": "Bearer " + "a" * 8192}),  # the longest token the app reads
+        ("/events?topics=" + ",".join(["user%3A" + "a" * 128] * 100), {}),  # as many topics as a stream may have
+        ("/api/accounts/me", {f"X-{i}": "a" * 10_000 for i in range(3)}),
+    ],
+)
+async def test_a_large_head_that_the_app_can_use_reaches_it(start: Start, path: str, headers: dict[str, str]) -> None:
+    async with Stub() as stub, start(stub.address) as front:
+        answer = await raw(front, "GET", path, headers)
+
+    assert (answer.status_code, stub.asked[0].target) == (200, path)
+    assert headers.items() <= {name.title(): value for name, value in stub.asked[0].headers.items()}.items()
+
+
+async def raw(front: Front, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
+    """Like a client that repairs nothing, and writes all before it reads."""
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(front.url).port)
     lines = [f"{name}: {value}" for name, value in {"Host": "x", "Connection": "close", **headers}.items()]
-    writer.write("\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode())
+    writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode())
     with anyio.fail_after(5):
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        await writer.drain()
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        fields = httpx.Headers([(name, value) for name, _, value in (line.partition(": ") for line in lines)])
+        body = await reader.readexactly(int(fields["content-length"]))  # nginx stays a while when it refused a body
     writer.close()
-    first, *lines = head.decode().split("\r\n")
-    fields = dict(line.split(": ", 1) for line in lines)
     return httpx.Response(int(first.split()[1]), headers=fields, content=body)
+
+
+QUICK = {"client_header_timeout 20s": "client_header_timeout 1s", "keepalive_timeout 20s": "keepalive_timeout 1s"}
+WHOLE = b"GET /api/ HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "trickled"),
+    [
+        (b"", False),
+        (b"GET /api/ HTTP/1.1\r\nHo", False),
+        (b"GET /api/ HTTP/1.1\r\nX: ", True),  # each byte in time, the head never whole
+        (WHOLE, False),
+        (WHOLE + b"GET /api/ HTTP/1.1\r\nX: ", True),
+    ],
+)
+async def test_a_socket_that_is_silent_or_whose_head_is_slow_is_ended(
+    start: Start, before: bytes, trickled: bool
+) -> None:
+    async with Stub() as stub, start(stub.address, changed=QUICK) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(front.url).port)
+        writer.write(before)
+        began = time.monotonic()
+        with anyio.fail_after(10):
+            trickle = asyncio.create_task(_trickle(writer) if trickled else asyncio.sleep(0))
+            with suppress(ConnectionResetError):
+                while await reader.read(65536):
+                    pass
+            took_s = time.monotonic() - began
+            trickle.cancel()
+        writer.transport.abort()
+
+    assert 0.8 < took_s < 2.8
+    assert len(stub.asked) == before.count(WHOLE)
+
+
+async def _trickle(writer: asyncio.StreamWriter) -> None:
+    while not writer.is_closing():
+        writer.write(b"a")
+        await asyncio.sleep(0.1)
+
+
+# -- What browsers are told -------------------------------------------------------------------------------
+
+
+def assert_strict(answer: httpx.Response) -> None:
+    """It has the security headers, each once, whoever answered."""
+    assert {name: answer.headers.get_list(name) for name in SECURITY_HEADERS} == {
+        name: [value] for name, value in SECURITY_HEADERS.items()
+    }
+    for name in ("x-request-id", "cache-control", "content-type", "vary"):
+        assert len(answer.headers.get_list(name)) <= 1, name
+    assert "strict-transport-security" not in answer.headers  # this is http
+
+
+def as_the_app(status: str = "200 OK") -> Answer:
+    headers = {name.replace("-", "_"): value for name, value in SECURITY_HEADERS.items()}
+    return plain(status, b"{}", Content_Type=PROBLEM, X_Request_ID="r1", Strict_Transport_Security="x", **headers)
+
+
+@pytest.mark.parametrize("path", ["/", "/assets/x.js", "/api/x", "/events", "/healthz", "/readyz", "/metrics"])
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "500 Internal Server Error"])
+async def test_the_apps_own_headers_are_not_doubled(start: Start, path: str, status: str) -> None:
+    async with Stub(as_the_app(status)) as stub, start(stub.address, origins=[LISTED]) as front:
+        answer = await raw(front, "GET", path, {"Origin": LISTED})
+
+    assert answer.headers.get_list("strict-transport-security") == ["x"]  # the app's: it was told the scheme
+    del answer.headers["strict-transport-security"]
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+    assert answer.content == b"{}"
+    assert_strict(answer)
+
+
+@pytest.mark.parametrize("path", ["/", "/api/x", "/events", "/healthz", "/readyz", "/metrics"])
+async def test_what_nginx_says_without_replicas_is_as_strict(start: Start, path: str) -> None:
+    async with start(nobody_listens()) as front:
+        answer = await raw(front, "GET", path, {"X-Request-ID": "r1"})
+
+    assert answer.status_code == (200 if path == "/events" else 502)
+    assert answer.headers["x-request-id"] == "r1"
+    assert_strict(answer)
+
+
+LISTED = "https://app.example.org"
+OTHER = "http://127.0.0.1:3000"
+LISTS = [[LISTED], [LISTED, OTHER], [OTHER, LISTED], [OTHER, LISTED, "https://third.example"]]
+
+
+@pytest.mark.parametrize("path", ["/events", "/api/x"])
+@pytest.mark.parametrize("listed", LISTS)
+async def test_a_listed_page_may_read_when_to_come_back(start: Start, path: str, listed: list[str]) -> None:
+    async with start(nobody_listens(), origins=listed) as front:
+        headers = (await raw(front, "GET", path, {"Origin": LISTED})).headers
+
+    assert headers.get_list("access-control-allow-origin") == [LISTED]
+    assert headers.get_list("access-control-allow-credentials") == ["true"]
+    assert headers.get_list("access-control-expose-headers") == ["Retry-After, X-Request-ID"]
+    assert headers.get_list("vary") == ["Origin"]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "null",
+        "",
+        "https://app.example.org.evil.example",
+        "https://app.example.or",
+        "http://app.example.org",
+        "https://evil.example|,https://evil.example,",
+        f"https://evil.example,{LISTED}",
+        f"{LISTED},https://evil.example",
+        f"{LISTED}|x",
+        ".*",
+        "|",
+        ",",
+    ],
+)
+async def test_no_other_page_may(start: Start, origin: str) -> None:
+    async with start(nobody_listens(), origins=[LISTED, OTHER]) as front:
+        answers = [await raw(front, "GET", path, {"Origin": origin}) for path in ("/events", "/api/x")]
+
+    for answer in answers:
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+        assert answer.headers.get_list("vary") == ["Origin"]
+
+
+@pytest.mark.parametrize("origin", [LISTED, ""])
+async def test_without_a_list_there_is_no_word_of_origins(start: Start, origin: str) -> None:
+    async with start(nobody_listens()) as front:
+        answer = await raw(front, "GET", "/events", {"Origin": origin})
+
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+    assert "vary" not in answer.headers
 
 
 # -- For those who watch, and the page --------------------------------------------------------------------

@@ -10,6 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect
 
 import allim.domains.accounts
+import allim.domains.keys
 import allim.domains.snapshots  # noqa: F401 - the rooms put their tables on `metadata`
 from allim.storage import metadata, migrate, open_engine, reading
 

@@ -10,14 +10,19 @@ type Who =
   | { is: "signed-out"; notice: string | null }
   | { is: "signed-in"; account: Account };
 
-export function App() {
+interface AppProps {
+  /** To show to whoever is not signed in. */
+  notice: string | null;
+}
+
+export function App({ notice }: AppProps) {
   const [who, setWho] = useState<Who>({ is: "unknown", error: null });
 
   useEffect(() => {
     const leave = new AbortController();
-    void findAccount(leave.signal, setWho);
+    void findAccount(leave.signal, notice, setWho);
     return () => leave.abort();
-  }, []);
+  }, [notice]);
 
   const signOut = useCallback((notice: string | null) => {
     // The next account must not resume where this one stood.
@@ -37,14 +42,14 @@ export function App() {
   );
 }
 
-async function findAccount(signal: AbortSignal, tell: (who: Who) => void): Promise<void> {
+async function findAccount(signal: AbortSignal, notice: string | null, tell: (who: Who) => void): Promise<void> {
   for (let attempt = 0; !signal.aborted; attempt += 1) {
     try {
       const account = await api.account(signal);
       return tell({ is: "signed-in", account });
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof ApiError && error.status === 401) return tell({ is: "signed-out", notice: null });
+      if (error instanceof ApiError && error.status === 401) return tell({ is: "signed-out", notice });
       tell({ is: "unknown", error: wordsFor(error) });
     }
     await new Promise((resolve) => setTimeout(resolve, fullJitterMs(attempt)));

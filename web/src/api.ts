@@ -2,7 +2,8 @@
 
 export interface Account {
   id: string;
-  email: string;
+  /** None, when the account came from a provider that told none. */
+  email: string | null;
   name: string;
   createdAt: string;
 }
@@ -72,6 +73,7 @@ export const api = {
     call<{ account: Account }>("POST", "/api/accounts", { body: account }),
   signIn: (credentials: { email: string; password: string }) =>
     call<{ account: Account }>("POST", "/api/session", { body: credentials }),
+  providers: (signal?: AbortSignal) => call<{ providers: string[] }>("GET", "/api/session/providers", { signal }),
   signOut: () => call<void>("DELETE", "/api/session"),
   account: (signal?: AbortSignal) => call<Account>("GET", "/api/accounts/me", { signal }),
   requestSnapshot: () => call<Snapshot>("POST", SNAPSHOTS),
@@ -124,6 +126,11 @@ async function problemOf(response: Response): Promise<Problem> {
 function retryAfter(response: Response): number | null {
   const seconds = Number(response.headers.get("Retry-After") ?? NaN);
   return Number.isFinite(seconds) ? seconds : null;
+}
+
+/** Where the browser goes to sign in over a provider; it comes back to the page. */
+export function providerUrl(name: string): string {
+  return `/api/session/providers/${encodeURIComponent(name)}`;
 }
 
 /** What to tell somebody about a failed call. */

@@ -1,6 +1,7 @@
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 import { App } from "./App";
+import { takeSignInNotice } from "./signInNotice";
 import "./styles/base.css";
 import "./styles/welcome.css";
 import "./styles/line.css";
@@ -10,8 +11,10 @@ import "./styles/event-log.css";
 const root = document.getElementById("root");
 if (!root) throw new Error("index.html has no #root");
 
+const notice = takeSignInNotice();
+
 createRoot(root).render(
   <StrictMode>
-    <App />
+    <App notice={notice} />
   </StrictMode>,
 );

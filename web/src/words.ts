@@ -1,5 +1,5 @@
 /** What the page says about the line, in whole sentences; pure. */
-import type { CloseReason, LineView, TopicReset } from "./events";
+import type { EndReason, LineView, TopicReset } from "./events";
 
 export interface LineWords {
   title: string;
@@ -15,7 +15,7 @@ export function lineWords(line: LineView): LineWords {
     case "lost":
       return { title: "Reconnecting", detail: lostWords(line.closeReason) };
     case "ended":
-      return { title: "Ended", detail: endWords(line.closeReason) };
+      return { title: endTitle(line.closeReason), detail: endWords(line.closeReason) };
     case "signed-out":
       return { title: "Signed out", detail: "Sign in again to open a new stream." };
   }
@@ -28,18 +28,35 @@ function openWords({ resume, replayed }: LineView): LineWords {
   return { title: "Caught up", detail: `Back again. ${replayed} missed ${replayed === 1 ? "event was" : "events were"} replayed.` };
 }
 
-function lostWords(reason: CloseReason | null): string {
+function lostWords(reason: EndReason | null): string {
   if (reason === "drain") return "The replica is going out of service. Moving to another one.";
   if (reason === "rotate") return "The stream has reached its lifetime. The next one follows.";
-  if (reason === "token_expired") return "The session has expired.";
+  if (reason === "busy") return "The server takes no further stream right now. The next try follows.";
   return "The connection was lost. Once it is back, what was missed is replayed.";
 }
 
-export function endWords(reason: CloseReason | null): string {
-  if (reason === "signed_out") return "You have signed out.";
-  if (reason === "token_expired") return "Your session has expired.";
-  if (reason === "kicked") return "An operator has ended this stream.";
-  return "The server has ended this stream.";
+function endTitle(reason: EndReason | null): string {
+  if (reason === "replaced") return "Open elsewhere";
+  if (reason === "kicked") return "Ended by an operator";
+  if (reason === "forbidden") return "Not permitted";
+  return "Ended";
+}
+
+export function endWords(reason: EndReason | null): string {
+  switch (reason) {
+    case "signed_out":
+      return "You have signed out.";
+    case "token_expired":
+      return "Your session has expired.";
+    case "kicked":
+      return "An operator has ended your streams. This page does not come back by itself.";
+    case "replaced":
+      return "Another window took over: this account has as many streams open as it may have.";
+    case "forbidden":
+      return "This account may not open this stream.";
+    default:
+      return "The server has ended this stream.";
+  }
 }
 
 const RESETS: Record<TopicReset["reason"], string> = {

@@ -1,12 +1,12 @@
-"""Request IDs and the access log, as pure ASGI middleware: streams pass through untouched.
+"""What every request gets, as pure ASGI middleware: an ID, a line in the access log, the headers of every answer.
 
-The query string is never logged: it may hold a last event ID or, one day, a ticket.
+Streams pass through untouched. The query string is never logged: it may hold a last event ID or a ticket.
 """
 
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +17,18 @@ log = structlog.get_logger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
+# nginx gives the same to the answers it makes itself: nginx/nginx.conf.template.
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # data; a page brings its own policy
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",  # not asked in CORS mode, where origins are checked by name
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",  # for browsers that do not know `frame-ancestors`
+}
+_TRANSPORT_SECURITY = {"strict-transport-security": "max-age=31536000"}  # a year; subdomains are not ours to bind
+
 
 class Requests:
     """Gives every request an ID, puts it into the answer and every log line, and logs how the request ended.
@@ -25,6 +37,10 @@ class Requests:
 
     A proxy's `X-Request-ID` is kept when it is one; anything else gets a new one. A request whose connection is
     handed over starts no response here: the hub logs when its stream opens and closes.
+
+    Shape: `scope["state"]["answer_headers"]` is a dict of lower-case names. What anybody inside puts there goes into
+    whatever answer follows, unless that answer says it itself (`vary` is added to); who writes a response head past
+    this middleware takes them along. The security headers and the request's ID are in it from the start.
     """
 
     def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
@@ -37,26 +53,24 @@ class Requests:
             return
         asked = Headers(scope=scope).get("x-request-id", "")
         request_id = asked if _REQUEST_ID.match(asked) else secrets.token_hex(8)
-        added: dict[str, str] = {}
-        scope.setdefault("state", {}).update(request_id=request_id, answer_headers=added)
+        answer_headers = _first_headers(scope, request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, answer_headers=answer_headers)
         started_at = time.perf_counter()
         status: int | None = None
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                for name, value in added.items():
-                    headers.setdefault(name, value)
+                _add(headers, answer_headers)
                 if self.leaving():
                     headers["connection"] = "close"
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self.app(scope, receive, send_with_id)
+                await self.app(scope, receive, send_with_headers)
             finally:
                 if status is not None and scope["path"] not in _QUIET:
                     client = scope.get("client")
@@ -68,3 +82,16 @@ class Requests:
                         duration_ms=round((time.perf_counter() - started_at) * 1000, 2),
                         client=client[0] if client else None,
                     )
+
+
+def _first_headers(scope: Scope, request_id: str) -> dict[str, str]:
+    transport = _TRANSPORT_SECURITY if scope["scheme"] == "https" else {}  # over http, browsers must ignore it
+    return {"x-request-id": request_id, **SECURITY_HEADERS, **transport}
+
+
+def _add(headers: MutableHeaders, wanted: Mapping[str, str]) -> None:
+    for name, value in wanted.items():
+        if name == "vary":
+            headers.add_vary_header(value)
+        else:
+            headers.setdefault(name, value)

@@ -291,13 +291,6 @@ async def test_a_sign_out_that_reached_nobody_says_so(client: httpx.AsyncClient,
     assert "set-cookie" not in response.headers
 
 
-async def test_another_sites_page_cannot_sign_out(client: httpx.AsyncClient, hub: RecordingHub) -> None:
-    await client.post("/api/accounts", json=JIWOO)
-
-    assert_problem(await client.delete("/api/session", headers={"Sec-Fetch-Site": "cross-site"}), 403, "forbidden")
-    assert hub.ended == []
-
-
 async def test_an_identity_without_account_is_told(client: httpx.AsyncClient) -> None:
     bearer = {"Authorization": f"Bearer {TOKENS.issue('service-made')}"}
 

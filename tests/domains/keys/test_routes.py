@@ -290,7 +290,7 @@ async def test_what_operators_do_is_logged_without_secrets(replica: Replica) -> 
     with capture_logs() as logs:
         key = await replica.create()
         new = await replica.rotate(key, graceS=60)
-        await replica.client.delete(f"{PATH}/{key['id']}", headers={"x-who": "op2"})
+        await replica.client.delete(f"{PATH}/{key['id']}", headers=bearer("op2", OPERATOR))
         await replica.client.delete(f"{PATH}/{key['id']}")
 
     told = [(line["event"], line["key"], line["publisher"], line["operator"]) for line in logs]

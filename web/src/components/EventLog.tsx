@@ -1,5 +1,5 @@
 import { memo, useRef, useState } from "react";
-import { isEventType, pageLine, useEvents } from "../events";
+import { isEventType, LINE_TYPES, pageLine, useEvents } from "../events";
 import { timeWords } from "../words";
 import { TypeForm } from "./TypeForm";
 
@@ -13,7 +13,7 @@ interface Entry {
 
 const KEPT = 50;
 // EventSource hears named types only, so the log has to know their names.
-const KNOWN_TYPES = ["stream.open", "heartbeat", "stream.gap", "stream.close", "snapshots.progress", "snapshots.generated"];
+const KNOWN_TYPES = [...LINE_TYPES, "snapshots.progress", "snapshots.generated"];
 
 /** The raw frames as they came, newest first. */
 export function EventLog() {

@@ -41,7 +41,7 @@ export function Home({ account, onSignedOut }: HomeProps) {
         <Brand />
         <div className="account" data-testid="account">
           <span className="account-name">{account.name}</span>
-          <span className="account-email muted">{account.email}</span>
+          {account.email !== null && <span className="account-email muted">{account.email}</span>}
         </div>
         <button type="button" className="button" data-testid="sign-out" onClick={() => void signOut()}>
           Sign out

@@ -56,8 +56,8 @@ function Resets({ line: { state, resume, resets, gap } }: { line: LineView }) {
   );
 }
 
-function ReopenButton({ line: { state, nextTryAt } }: { line: LineView }) {
-  if (state === "ended") return <Reopen label="Open a new stream" />;
+function ReopenButton({ line: { state, closeReason, nextTryAt } }: { line: LineView }) {
+  if (state === "ended") return <Reopen label={closeReason === "replaced" ? "Continue here" : "Try again"} />;
   if (nextTryAt === null) return null;
   return <Reopen label="Try now" />;
 }

@@ -4,6 +4,7 @@ import type { Account } from "../api";
 import { AccountForm } from "./AccountForm";
 import type { FieldName, Typed } from "./AccountForm";
 import { Brand } from "./Brand";
+import { ProviderLinks } from "./ProviderLinks";
 
 interface WelcomeProps {
   notice: string | null;
@@ -68,6 +69,7 @@ export function Welcome({ notice, onSignedIn }: WelcomeProps) {
             {...form}
           />
         )}
+        <ProviderLinks />
         <p className="welcome-switch">
           {isNew ? "You have an account?" : "No account yet?"}{" "}
           <button type="button" className="link" data-testid={isNew ? "show-signin" : "show-signup"} onClick={() => setNew(!isNew)}>

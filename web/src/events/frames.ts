@@ -21,7 +21,11 @@ export interface StreamGap {
   reason: "origin" | "trimmed";
 }
 
-export type CloseReason = "drain" | "rotate" | "token_expired" | "kicked" | "signed_out";
+export interface StreamExpiring {
+  expires_in_s: number;
+}
+
+export type CloseReason = "drain" | "rotate" | "token_expired" | "kicked" | "signed_out" | "replaced";
 
 export interface StreamClose {
   reason: CloseReason;
@@ -45,6 +49,7 @@ export interface SnapshotGenerated {
 export interface EventData {
   "stream.open": StreamOpen;
   "stream.gap": StreamGap;
+  "stream.expiring": StreamExpiring;
   "stream.close": StreamClose;
   heartbeat: Record<string, never>;
   "snapshots.progress": SnapshotProgress;
@@ -54,12 +59,21 @@ export interface EventData {
 export type DataOf<Type extends string> = Type extends keyof EventData ? EventData[Type] : unknown;
 
 /** Frames the line reads for itself, whether or not anybody else listens. */
-export const LINE_TYPES = ["stream.open", "heartbeat", "stream.gap", "stream.close"] as const;
+export const LINE_TYPES = ["stream.open", "heartbeat", "stream.gap", "stream.expiring", "stream.close"] as const;
 
 const TYPE_PATTERN = /^[a-z][a-z0-9_.-]{0,127}$/;
 
 export function isEventType(text: string): boolean {
   return TYPE_PATTERN.test(text);
+}
+
+/**
+ * The position in an id. A stream opened with a ticket has `<position>~<proof>`,
+ * and the proof goes back to the server in the browser's own header only, never
+ * in a URL.
+ */
+export function positionOf(id: string): string {
+  return id.split("~", 1)[0] ?? "";
 }
 
 /** The JSON of a `data:` line, or `undefined` when it is none. */

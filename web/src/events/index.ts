@@ -1,7 +1,9 @@
 export { fullJitterMs } from "./backoff";
-export { isEventType } from "./frames";
-export type { CloseReason, DataOf, EventData, SnapshotGenerated, SnapshotProgress, TopicReset } from "./frames";
+export { isEventType, LINE_TYPES } from "./frames";
+export type { DataOf, EventData, SnapshotGenerated, SnapshotProgress, TopicReset } from "./frames";
 export { useEvents, useLine } from "./hooks";
-export type { Handler } from "./line";
+export { Line } from "./line";
+export type { Handler, LineOptions } from "./line";
 export { pageLine } from "./page";
-export type { LineState, LineView } from "./view";
+export { Refusal } from "./refusal";
+export type { EndReason, LineState, LineView } from "./view";

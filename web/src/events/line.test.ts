@@ -1,8 +1,11 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { FakeEventSource } from "./fake-event-source";
 import { Line, LINGER_MS } from "./line";
+import { Refusal } from "./refusal";
 
-const whoAmI = vi.fn<() => Promise<"signed-in" | "signed-out" | "unknown">>();
+const ask = vi.fn<() => Promise<void>>();
+const ticket = vi.fn<() => Promise<string>>();
+const renew = vi.fn<() => Promise<void>>();
 let line: Line;
 let leaves: (() => void)[];
 
@@ -20,9 +23,10 @@ beforeEach(() => {
   vi.useFakeTimers();
   vi.stubGlobal("EventSource", FakeEventSource);
   FakeEventSource.all = [];
-  whoAmI.mockReset().mockResolvedValue("signed-in");
+  ask.mockReset().mockResolvedValue();
+  renew.mockReset().mockResolvedValue();
   leaves = [];
-  line = new Line({ url: "/events", whoAmI, random: () => 0.5 });
+  line = new Line({ url: "/events", ask, renew, random: () => 0.5 });
 });
 
 afterEach(() => {
@@ -235,11 +239,11 @@ describe("coming back", () => {
     FakeEventSource.last.frame("a", 1, "200-1");
     FakeEventSource.last.refuse();
     expect(line.view()).toMatchObject({ state: "lost", nextTryAt: Date.now() + 500 });
-    expect(whoAmI).not.toHaveBeenCalled();
+    expect(ask).not.toHaveBeenCalled();
 
     await vi.advanceTimersByTimeAsync(500);
 
-    expect(whoAmI).toHaveBeenCalledOnce();
+    expect(ask).toHaveBeenCalledOnce();
     expect(FakeEventSource.all).toHaveLength(2);
     expect(FakeEventSource.last.url).toBe("/events?last_event_id=200-1");
     expect(FakeEventSource.last.listened).toContain("a");
@@ -262,20 +266,69 @@ describe("coming back", () => {
     expect(waits).toEqual([500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 500]);
   });
 
-  test("an account that is signed out is not asked for again", async () => {
-    whoAmI.mockResolvedValue("signed-out");
+  test.each([
+    [401, { state: "signed-out" }],
+    [204, { state: "ended", closeReason: "kicked" }],
+    [403, { state: "ended", closeReason: "forbidden" }],
+  ])("a stream that would be refused with %i is not asked for again", async (status, ending) => {
+    ask.mockRejectedValue(new Refusal(status));
     subscribe();
     FakeEventSource.last.refuse();
     await vi.advanceTimersByTimeAsync(600_000);
     page("visibilitychange");
 
-    expect(line.view().state).toBe("signed-out");
+    expect(line.view()).toMatchObject({ ...ending, nextTryAt: null });
     expect(FakeEventSource.all).toHaveLength(1);
-    expect(whoAmI).toHaveBeenCalledOnce();
+    expect(ask).toHaveBeenCalledOnce();
+  });
+
+  test.each([429, 503])("after %i with Retry-After it asks again no sooner, however often the page is seen", async (status) => {
+    ask.mockRejectedValueOnce(new Refusal(status, 20));
+    subscribe();
+    FakeEventSource.last.refuse();
+    await vi.advanceTimersByTimeAsync(500);
+    expect(line.view()).toMatchObject({ state: "lost", closeReason: "busy", nextTryAt: Date.now() + 20_000 + 1_000 });
+
+    await vi.advanceTimersByTimeAsync(19_999);
+    page("visibilitychange");
+    expect(ask).toHaveBeenCalledOnce();
+    expect(FakeEventSource.all).toHaveLength(1);
+
+    await vi.advanceTimersByTimeAsync(1_001);
+    expect(ask).toHaveBeenCalledTimes(2);
+    expect(FakeEventSource.all).toHaveLength(2);
+  });
+
+  test("whoever presses the button does not wait for Retry-After", async () => {
+    ask.mockRejectedValueOnce(new Refusal(429, 20));
+    subscribe();
+    FakeEventSource.last.refuse();
+    await vi.advanceTimersByTimeAsync(500);
+    line.reopen();
+
+    expect(FakeEventSource.unclosed).toHaveLength(1);
+  });
+
+  test.each([429, 500])("a refusal with %i that names no time is tried at once: it has waited already", async (status) => {
+    ask.mockRejectedValue(new Refusal(status));
+    subscribe();
+    FakeEventSource.last.refuse();
+    await vi.advanceTimersByTimeAsync(500);
+
+    expect(FakeEventSource.unclosed).toHaveLength(1);
+  });
+
+  test("a line that cannot ask tries again", async () => {
+    line = new Line({ url: "/events", random: () => 0.5 });
+    subscribe();
+    FakeEventSource.last.refuse();
+    await vi.advanceTimersByTimeAsync(500);
+
+    expect(FakeEventSource.unclosed).toHaveLength(1);
   });
 
   test("a question that fails is no answer: it goes on trying", async () => {
-    whoAmI.mockRejectedValue(new TypeError("network"));
+    ask.mockRejectedValue(new TypeError("network"));
     subscribe();
     FakeEventSource.last.refuse();
     await vi.advanceTimersByTimeAsync(500);
@@ -284,14 +337,14 @@ describe("coming back", () => {
   });
 
   test("an answer that comes after everybody has left opens nothing", async () => {
-    let answer: (who: "signed-in") => void = () => {};
-    whoAmI.mockReturnValue(new Promise((resolve) => (answer = resolve)));
+    let answer = () => {};
+    ask.mockReturnValue(new Promise((resolve) => (answer = resolve)));
     const leave = subscribe();
     FakeEventSource.last.refuse();
     await vi.advanceTimersByTimeAsync(500);
     leave();
     await vi.advanceTimersByTimeAsync(LINGER_MS);
-    answer("signed-in");
+    answer();
     await vi.advanceTimersByTimeAsync(0);
 
     expect(FakeEventSource.all).toHaveLength(1);
@@ -320,7 +373,7 @@ describe("the watchdog", () => {
     vi.advanceTimersByTime(500);
 
     expect(FakeEventSource.last.url).toBe("/events?last_event_id=300-0");
-    expect(whoAmI).not.toHaveBeenCalled();
+    expect(ask).not.toHaveBeenCalled();
   });
 
   test("any frame is a sign of life", () => {
@@ -399,15 +452,15 @@ describe("the page", () => {
 });
 
 describe("stream.close", () => {
-  test("reconnect false ends the line for good, with its reason", async () => {
+  test.each(["kicked", "replaced", "signed_out", "token_expired"])("%s ends the line for good", async (reason) => {
     subscribe();
     FakeEventSource.last.open();
-    FakeEventSource.last.frame("stream.close", { reason: "kicked", reconnect: false });
+    FakeEventSource.last.frame("stream.close", { reason, reconnect: false });
     await vi.advanceTimersByTimeAsync(600_000);
     page("pageshow");
     subscribe(["b"]);
 
-    expect(line.view()).toMatchObject({ state: "ended", closeReason: "kicked" });
+    expect(line.view()).toMatchObject({ state: "ended", closeReason: reason });
     expect(FakeEventSource.all).toHaveLength(1);
     expect(FakeEventSource.unclosed).toHaveLength(0);
   });
@@ -439,5 +492,177 @@ describe("stream.close", () => {
     FakeEventSource.last.frame("stream.close", { reason: "signed_out", reconnect: false });
 
     expect(line.view().state).toBe("connecting");
+  });
+});
+
+describe("tickets", () => {
+  beforeEach(() => {
+    let count = 0;
+    ticket.mockReset().mockImplementation(async () => `t${(count += 1)}`);
+    line = new Line({ url: "https://api.example/events?topics=news", ticket, random: () => 0.5 });
+  });
+
+  const settle = () => vi.advanceTimersByTimeAsync(0);
+
+  test("a stream is opened with a ticket, one whatever is subscribed meanwhile", async () => {
+    subscribe(["a"]);
+    subscribe(["b"]);
+    page("visibilitychange");
+    expect(FakeEventSource.all).toHaveLength(0);
+    expect(line.view().state).toBe("connecting");
+    await settle();
+
+    expect(FakeEventSource.all.map(({ url }) => url)).toEqual(["https://api.example/events?topics=news&ticket=t1"]);
+    expect(FakeEventSource.last.listened).toEqual(expect.arrayContaining(["a", "b"]));
+  });
+
+  test("a lost connection is left to the browser, which has ticket and proof", async () => {
+    subscribe();
+    await settle();
+    FakeEventSource.last.open({}, "100-7~proof");
+    FakeEventSource.last.lose();
+    await vi.advanceTimersByTimeAsync(30_000);
+
+    expect(FakeEventSource.all).toHaveLength(1);
+    expect(ticket).toHaveBeenCalledOnce();
+  });
+
+  test("a new EventSource has a new ticket, and the position without its proof", async () => {
+    subscribe();
+    await settle();
+    FakeEventSource.last.open({}, "100-7~proof");
+    FakeEventSource.last.refuse();
+    await vi.advanceTimersByTimeAsync(500);
+
+    expect(FakeEventSource.last.url).toBe("https://api.example/events?topics=news&ticket=t2&last_event_id=100-7");
+    expect(line.view().lastEventId).toBe("100-7");
+  });
+
+  test.each([
+    [401, { state: "signed-out" }],
+    [403, { state: "ended", closeReason: "forbidden" }],
+  ])("a ticket refused with %i ends the line", async (status, ending) => {
+    ticket.mockRejectedValue(new Refusal(status));
+    subscribe();
+    await vi.advanceTimersByTimeAsync(600_000);
+
+    expect(line.view()).toMatchObject(ending);
+    expect(ticket).toHaveBeenCalledOnce();
+    expect(FakeEventSource.all).toHaveLength(0);
+  });
+
+  test.each([
+    ["the network is away", new TypeError("network"), 500],
+    ["there are too many", new Refusal(429, 7), 7_500],
+  ])("when %s, the ticket is asked for again", async (_, error, wait) => {
+    ticket.mockRejectedValueOnce(error);
+    subscribe();
+    await settle();
+    expect(line.view()).toMatchObject({ state: "lost", nextTryAt: Date.now() + wait });
+
+    await vi.advanceTimersByTimeAsync(wait - 1);
+    expect(ticket).toHaveBeenCalledOnce();
+    await vi.advanceTimersByTimeAsync(1);
+    expect(FakeEventSource.all).toHaveLength(1);
+  });
+
+  test("a ticket that never comes is given up like a silent stream", async () => {
+    ticket.mockReturnValueOnce(new Promise(() => {}));
+    subscribe();
+    await vi.advanceTimersByTimeAsync(40_000 + 500);
+
+    expect(ticket).toHaveBeenCalledTimes(2);
+    expect(FakeEventSource.all).toHaveLength(1);
+  });
+
+  test("a ticket that comes after everybody has left opens nothing", async () => {
+    let deliver: (ticket: string) => void = () => {};
+    ticket.mockReturnValueOnce(new Promise((resolve) => (deliver = resolve)));
+    subscribe()();
+    await vi.advanceTimersByTimeAsync(LINGER_MS);
+    deliver("late");
+    await settle();
+
+    expect(FakeEventSource.all).toHaveLength(0);
+  });
+});
+
+describe("renewal", () => {
+  beforeEach(() => {
+    subscribe();
+    FakeEventSource.last.open();
+  });
+
+  const expiring = (expires_in_s = 60) => FakeEventSource.last.frame("stream.expiring", { expires_in_s });
+  /** Time passes, and the stream is alive. */
+  const pass = async (ms: number) => {
+    await vi.advanceTimersByTimeAsync(ms);
+    FakeEventSource.last.frame("heartbeat", {});
+  };
+
+  test("the session is renewed well before it expires, once, and the stream stays", async () => {
+    expiring();
+    expiring();
+    await pass(14_999);
+    expect(renew).not.toHaveBeenCalled();
+
+    await pass(1);
+    await pass(30_000);
+    await pass(30_000);
+    expect(renew).toHaveBeenCalledOnce();
+    expect(FakeEventSource.all).toHaveLength(1);
+    expect(line.view().state).toBe("open");
+  });
+
+  test("the renewed session expires as well", async () => {
+    expiring();
+    await pass(15_000);
+    expiring();
+    await pass(15_000);
+
+    expect(renew).toHaveBeenCalledTimes(2);
+  });
+
+  test("while it fails it is tried again, up to the end", async () => {
+    renew.mockRejectedValueOnce(new TypeError("network")).mockRejectedValueOnce(new Refusal(503, 30));
+    expiring();
+    await pass(15_000); // of the 45 s left a quarter
+    await pass(11_250);
+    expect(renew).toHaveBeenCalledTimes(2);
+
+    await pass(29_999);
+    expect(renew).toHaveBeenCalledTimes(2);
+    await pass(1);
+    expect(renew).toHaveBeenCalledTimes(3);
+  });
+
+  test("nothing is tried after the end", async () => {
+    renew.mockRejectedValue(new TypeError("network"));
+    expiring(4);
+    await pass(4_000);
+    const tries = renew.mock.calls.length;
+    await pass(30_000);
+
+    expect(tries).toBeGreaterThan(1);
+    expect(renew).toHaveBeenCalledTimes(tries);
+  });
+
+  test("a session past its maximum is let go", async () => {
+    renew.mockRejectedValue(new Refusal(401));
+    expiring();
+    await pass(15_000);
+    await pass(30_000);
+    expect(renew).toHaveBeenCalledOnce();
+
+    FakeEventSource.last.frame("stream.close", { reason: "token_expired", reconnect: false });
+    expect(line.view()).toMatchObject({ state: "ended", closeReason: "token_expired" });
+  });
+
+  test("a line that is forgotten renews nothing", async () => {
+    expiring();
+    line.forget();
+    await vi.advanceTimersByTimeAsync(60_000);
+
+    expect(renew).not.toHaveBeenCalled();
   });
 });

@@ -5,11 +5,13 @@
  * `EventSource` comes back by itself from a lost connection; it gives up for
  * good on any status but 200, and it cannot see a connection that went silent.
  * Both are healed here, with the last event ID in the query, because only the
- * browser's own reconnect sends it as a header.
+ * browser's own reconnect sends it as a header. It knows nothing of sessions:
+ * what it asks the server for beside the stream is handed in.
  */
-import { fullJitterMs } from "./backoff";
-import { LINE_TYPES, parseData } from "./frames";
-import type { DataOf, StreamClose, StreamOpen } from "./frames";
+import { BASE_MS, fullJitterMs } from "./backoff";
+import { LINE_TYPES, parseData, positionOf } from "./frames";
+import type { DataOf, StreamClose, StreamExpiring, StreamOpen } from "./frames";
+import { Refusal } from "./refusal";
 import { NO_STREAM, readFrame, silenceLimitMs } from "./view";
 import type { LineView } from "./view";
 
@@ -19,10 +21,15 @@ type FrameOf<Type extends string> = Type extends string ? [type: Type, data: Dat
 /** While it runs, `view().lastEventId` is the id of the frame it was called for. */
 export type Handler<Type extends string = string> = (...frame: FrameOf<Type>) => void;
 
+/** What a line asks for throws a `Refusal` when the server says no; after any other error it tries again. */
 export interface LineOptions {
   url: string;
-  /** Asks who is signed in: `EventSource` hides the status it was refused with. */
-  whoAmI: () => Promise<"signed-in" | "signed-out" | "unknown">;
+  /** Asks whether a stream would be granted, once the browser has given up: `EventSource` hides the status. */
+  ask?: () => Promise<void>;
+  /** A fresh ticket for each new `EventSource`, for pages whose requests carry no session. */
+  ticket?: () => Promise<string>;
+  /** Renews the session, so that its streams go on; called some time before the session expires. */
+  renew?: () => Promise<void>;
   random?: () => number;
 }
 
@@ -47,9 +54,14 @@ export class Line {
   // Last sign of life, be it only the browser's own attempt to come back.
   // Wall clock: the monotonic one stands still while some machines sleep.
   #aliveAt = 0;
+  // Runs from the moment a stream is wanted, so a ticket that never comes is seen as well.
   #watchdog: Timer | undefined;
   #retry: Timer | undefined;
+  #retryNotBefore = 0;
+  #renewal: Timer | undefined;
   #linger: Timer | undefined;
+  // What was asked for in an earlier turn comes too late.
+  #turn = 0;
 
   constructor(options: LineOptions) {
     this.#options = options;
@@ -115,7 +127,7 @@ export class Line {
     this.#subscribers += 1;
     if (this.#subscribers === 1) this.#hearPage();
     if (this.#source) for (const type of types) this.#listen(this.#source, type);
-    else if (this.#retry === undefined && this.#isWanted()) this.#open();
+    else if (this.#watchdog === undefined && this.#retry === undefined && this.#isWanted()) this.#open();
   }
 
   #leave(): void {
@@ -142,23 +154,34 @@ export class Line {
 
   #open(): void {
     this.#stop();
-    const source = new EventSource(this.#url());
+    this.#alive();
+    const { ticket } = this.#options;
+    if (ticket) this.#request(ticket, (fresh) => this.#connect({ ticket: fresh }), this.#onNoTicket);
+    else this.#connect({});
+    // A line that was lost stays so until a stream says otherwise.
+    this.#show({ state: this.#view.state === "lost" ? "lost" : "connecting", nextTryAt: null });
+  }
+
+  #connect(query: { ticket?: string }): void {
+    const source = new EventSource(this.#url(query));
     this.#source = source;
     this.#listening.clear();
     source.onerror = () => this.#onError(source);
     for (const type of LINE_TYPES) this.#listen(source, type);
     for (const type of this.#handlers.keys()) this.#listen(source, type);
-    this.#alive();
-    // A line that was lost stays so until a stream says otherwise.
-    this.#show({ state: this.#view.state === "lost" ? "lost" : "connecting", nextTryAt: null });
   }
 
-  #url(): string {
+  #url(query: Record<string, string>): string {
     const { url } = this.#options;
     const { lastEventId } = this.#view;
-    if (lastEventId === null) return url;
-    return `${url}${url.includes("?") ? "&" : "?"}last_event_id=${encodeURIComponent(lastEventId)}`;
+    const text = String(new URLSearchParams({ ...query, ...(lastEventId !== null && { last_event_id: lastEventId }) }));
+    return text === "" ? url : `${url}${url.includes("?") ? "&" : "?"}${text}`;
   }
+
+  #onNoTicket = (refusal: Refusal | null): void => {
+    if (refusal?.ending) this.#end(refusal.ending);
+    else this.#retryLater({ atLeast_s: refusal?.retryAfter_s ?? 0 });
+  };
 
   #listen(source: EventSource, type: string): void {
     if (this.#listening.has(type)) return;
@@ -169,23 +192,36 @@ export class Line {
   #stop(): void {
     clearTimeout(this.#watchdog);
     clearTimeout(this.#retry);
-    this.#watchdog = this.#retry = undefined;
+    clearTimeout(this.#renewal);
+    this.#watchdog = this.#retry = this.#renewal = undefined;
     this.#source?.close();
     this.#source = null;
+    this.#turn += 1;
+  }
+
+  /** Calls back within the same turn only: meanwhile the line may have been reopened, forgotten or left. */
+  #request<Answer>(ask: () => Promise<Answer>, got: (answer: Answer) => void, failed: (why: Refusal | null) => void): void {
+    const turn = this.#turn;
+    void ask().then(
+      (answer) => turn === this.#turn && got(answer),
+      (error: unknown) => turn === this.#turn && failed(error instanceof Refusal ? error : null),
+    );
   }
 
   #onFrame(source: EventSource, event: MessageEvent<string>): void {
     if (source !== this.#source) return;
     this.#alive();
-    const { type, lastEventId: id } = event;
+    const { type } = event;
+    const id = positionOf(event.lastEventId);
     const data = parseData(event.data);
     const said = data === undefined ? {} : readFrame(type, data);
     if (type === "stream.open" && data !== undefined) this.#onOpen(data as StreamOpen);
+    if (type === "stream.expiring" && data !== undefined) this.#onExpiring(data as StreamExpiring);
     this.#show({ lastEventId: id || this.#view.lastEventId, lastFrameAt: this.#aliveAt, ...said });
     this.#dispatch(type, data, id);
     const close = type === "stream.close" ? (data as StreamClose | undefined) : undefined;
     // A handler may have closed or replaced the stream already.
-    if (close?.reconnect === false && source === this.#source) this.#end("ended");
+    if (close?.reconnect === false && source === this.#source) this.#end({ state: "ended" });
   }
 
   #onOpen(open: StreamOpen): void {
@@ -207,9 +243,35 @@ export class Line {
     }
   }
 
-  #end(state: "ended" | "signed-out"): void {
+  #end(ending: Partial<LineView>): void {
     this.#stop();
-    this.#show({ state, nextTryAt: null });
+    this.#show({ ...ending, nextTryAt: null });
+  }
+
+  // The session
+
+  #onExpiring({ expires_in_s }: StreamExpiring): void {
+    if (this.#renewal === undefined) this.#renewBy(Date.now() + expires_in_s * 1_000);
+  }
+
+  // Not at once: every page of the session is told at the same moment, and any renewal serves them all.
+  #renewBy(deadline: number, atLeast_ms = 0): void {
+    const { renew, random = Math.random } = this.#options;
+    const left = deadline - Date.now();
+    const delay = Math.max(atLeast_ms, (random() * left) / 2);
+    this.#renewal = undefined;
+    // Too late: `stream.close` tells the end.
+    if (!renew || delay > left) return;
+    this.#renewal = setTimeout(() => {
+      this.#request(
+        renew,
+        () => (this.#renewal = undefined),
+        (refusal) => {
+          if (refusal?.ending) this.#renewal = undefined;
+          else this.#renewBy(deadline, Math.max(BASE_MS, (refusal?.retryAfter_s ?? 0) * 1_000));
+        },
+      );
+    }, delay);
   }
 
   // Coming back
@@ -222,23 +284,27 @@ export class Line {
     this.#show({ state: "lost" });
   }
 
-  #retryLater({ askFirst }: { askFirst: boolean }): void {
+  #retryLater({ askFirst = false, atLeast_s = 0 }): void {
     this.#stop();
-    const delayMs = fullJitterMs(this.#attempt, this.#options.random);
+    this.#retryNotBefore = Date.now() + atLeast_s * 1_000;
+    const nextTryAt = this.#retryNotBefore + fullJitterMs(this.#attempt, this.#options.random);
     this.#attempt += 1;
     // The question waits as well: every page of a lost replica may have it.
-    const retry = setTimeout(() => void this.#tryAgain(retry, askFirst), delayMs);
-    this.#retry = retry;
-    this.#show({ state: "lost", nextTryAt: Date.now() + delayMs });
+    this.#retry = setTimeout(() => this.#tryAgain(askFirst), nextTryAt - Date.now());
+    this.#show({ state: "lost", nextTryAt, ...(atLeast_s > 0 && { closeReason: "busy" }) });
   }
 
-  async #tryAgain(retry: Timer, askFirst: boolean): Promise<void> {
-    const who = askFirst ? await this.#options.whoAmI().catch(() => "unknown" as const) : "unknown";
-    // Meanwhile the line may have been reopened, forgotten or left.
-    if (retry !== this.#retry) return;
-    if (who === "signed-out") this.#end("signed-out");
+  #tryAgain(askFirst: boolean): void {
+    const { ask } = this.#options;
+    if (askFirst && ask) this.#request(ask, () => this.#open(), this.#onRefusal);
     else this.#open();
   }
+
+  #onRefusal = (refusal: Refusal | null): void => {
+    if (refusal?.ending) this.#end(refusal.ending);
+    else if (refusal?.retryAfter_s) this.#retryLater({ askFirst: true, atLeast_s: refusal.retryAfter_s });
+    else this.#open();
+  };
 
   #alive(): void {
     this.#aliveAt = Date.now();
@@ -248,7 +314,7 @@ export class Line {
   // One timer that looks back when it fires, instead of a new one per frame.
   #watchFor(ms: number): void {
     this.#watchdog = setTimeout(() => {
-      if (this.#isSilent()) this.#retryLater({ askFirst: false });
+      if (this.#isSilent()) this.#retryLater({});
       else this.#watchFor(Math.min(this.#limitMs, this.#aliveAt + this.#limitMs - Date.now()));
     }, ms);
   }
@@ -273,7 +339,9 @@ export class Line {
 
   #onPage = (): void => {
     if (document.visibilityState === "hidden" || !this.#isWanted()) return;
-    const gaveUp = this.#source === null || this.#source.readyState === EventSource.CLOSED;
+    // The server has asked for patience; only somebody's own press of a button goes before it.
+    if (Date.now() < this.#retryNotBefore) return;
+    const gaveUp = this.#watchdog === undefined || this.#source?.readyState === EventSource.CLOSED;
     if (gaveUp || this.#isSilent()) this.reopen();
   };
 }

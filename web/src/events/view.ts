@@ -1,6 +1,9 @@
 /** What the line looks like from outside, and what each frame changes in it; pure. */
 import type { CloseReason, Resume, StreamClose, StreamGap, StreamOpen, TopicReset } from "./frames";
 
+/** `forbidden` and `busy` stand in no `stream.close`: a new stream was refused, for good or for now. */
+export type EndReason = CloseReason | "forbidden" | "busy";
+
 export type LineState = "connecting" | "open" | "lost" | "ended" | "signed-out";
 
 export interface LineView {
@@ -16,8 +19,8 @@ export interface LineView {
   readonly lastFrameAt: number | null;
   /** The last gap told on the current stream. */
   readonly gap: StreamGap | null;
-  /** Why the last stream ended, when it could be told; null again once one is open. */
-  readonly closeReason: CloseReason | null;
+  /** Why there is no stream, when that could be told; null again once one is open. */
+  readonly closeReason: EndReason | null;
   /** Wall-clock ms of the next try, while one is scheduled. */
   readonly nextTryAt: number | null;
 }

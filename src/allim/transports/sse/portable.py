@@ -5,7 +5,7 @@ Dearer than the handover (several tasks and a queue per stream), and the fallbac
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -85,11 +85,10 @@ class PortableResponse(Response):
     and a grace period it leaves that to us, and the hub spreads the endings.
     """
 
-    def __init__(self, stream: PortableStream, begin: Start, headers: Mapping[str, str]) -> None:
+    def __init__(self, stream: PortableStream, begin: Start) -> None:
         super().__init__()
         self.stream = stream
         self.begin = begin
-        self.stream_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = self.stream
@@ -102,7 +101,7 @@ class PortableResponse(Response):
 
         response = EventSourceResponse(
             stream.wires(),
-            headers={**frames.HEADERS, **self.stream_headers},
+            headers=frames.HEADERS,
             ping=0,  # the hub's heartbeat is a frame that pages can see
             send_timeout=SEND_TIMEOUT_S,
             data_sender_callable=feed,

@@ -33,7 +33,6 @@ def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> li
 
     async def stream(request: Request, visitor: Visitor) -> Response:
         topics = await _topics(request, visitor, permission)
-        headers = {"x-request-id": request.state.request_id, **request.state.answer_headers}
         if request.method == "HEAD":
             return Response(headers=frames.HEADERS)
         stream = _kind(request, visitor)(hub, speech, visitor, topics)
@@ -41,8 +40,8 @@ def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> li
         if stream.ended:
             raise _refusal(stream)
         if isinstance(stream, HandoverStream):
-            return HandoverResponse(stream, begin, headers)
-        return PortableResponse(stream, begin, headers)
+            return HandoverResponse(stream, begin, request.state.answer_headers)
+        return PortableResponse(stream, begin)
 
     return [Route("/events", events, methods=["GET"])]
 

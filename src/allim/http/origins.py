@@ -1,0 +1,91 @@
+"""Which web pages may speak to this application: its own, and those of the listed origins.
+
+Two sides of one question. A page that is neither may change nothing, not even by a form, with cookies or without
+(signing a visitor in as somebody else is a change). A page of a listed origin may, and may read the answers.
+
+Source: Fetch, 3.2 (CORS) and Fetch Metadata; the order of the checks is that of Go's `http.CrossOriginProtection`.
+"""
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from allim.errors import Forbidden
+from allim.http.problems import problem
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_METHODS = ("GET", "POST", "DELETE")
+_REQUEST_HEADERS = ("Authorization", "Idempotency-Key", "Last-Event-ID", "X-Request-ID")  # besides the safe ones
+_ANSWER_HEADERS = ("Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
+_PREFLIGHT_AGE_S = 600
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+"""The `content-security-policy` of the page: everything from its own origin, nothing inline."""
+
+
+class Origins(CORSMiddleware):
+    """ASGI middleware inside `Requests`: refuses changes by pages of other origins, and lets listed origins in.
+
+    Who sends neither `Sec-Fetch-Site` nor `Origin` is no browser, and holds no visitor's cookies.
+
+    Shape: `listed` are origins as browsers write them, such as `https://app.example.org`; never `*`.
+    """
+
+    def __init__(self, app: ASGIApp, listed: Sequence[str] = ()) -> None:
+        super().__init__(
+            app,
+            allow_origins=listed,
+            allow_methods=_METHODS,
+            allow_headers=_REQUEST_HEADERS,
+            allow_credentials=True,
+            expose_headers=_ANSWER_HEADERS,
+            max_age=_PREFLIGHT_AGE_S,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        listed = headers.get("origin") in self.allow_origins
+        if listed:
+            await super().__call__(scope, receive, send)
+        elif scope["method"] in _SAFE_METHODS or _from_here(headers):
+            await self.simple_response(scope, receive, send, headers)
+        else:
+            refusal = Forbidden("A page of another origin may not change anything here.")
+            await problem(HTTPConnection(scope), refusal)(scope, receive, send)
+
+    async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:
+        """Diverges from Starlette's, which wraps `send`: a stream that is handed over never calls it."""
+        scope["state"]["answer_headers"].update(self._answer_headers(request_headers.get("origin")))
+        await self.app(scope, receive, send)
+
+    def _answer_headers(self, origin: str | None) -> dict[str, str]:
+        if not self.allow_origins:
+            return {}
+        if origin is None or origin not in self.allow_origins:
+            return {"vary": "Origin"}  # a cache must not give this answer to a listed one
+        return {
+            "vary": "Origin",
+            "access-control-allow-origin": origin,
+            **{name.lower(): value for name, value in self.simple_headers.items()},
+        }
+
+
+def _from_here(headers: Headers) -> bool:
+    """Whether our own page sends this, or no page at all.
+
+    Without `Sec-Fetch-Site` (older browsers, plain http) hosts are compared and schemes are not, for TLS may end
+    before us. `Origin: null`, of a page that hides where it comes from, is no host's.
+    """
+    site, origin, host = (headers.get(name) for name in ("sec-fetch-site", "origin", "host"))
+    if site is not None:
+        return site in ("same-origin", "none")
+    return origin is None or bool(host and origin.partition("://")[2] == host)
