@@ -237,7 +237,7 @@ class Hub:
         address has too many; Unauthenticated (SignedOut, Kicked) when its session was ended or its ticket used. The
         stream is forgotten then.
         """
-        self._check_room(stream)
+        self._check_room(stream.address)
         self._registry.add(stream)
         self._addresses[stream.address] += 1
         try:
@@ -258,7 +258,15 @@ class Hub:
                 topic.last = begin.reading.now
         return begin
 
-    def _check_room(self, stream: Stream) -> None:
+    async def would_admit(self, holder: Holder, address: str) -> None:
+        """Return when a stream of theirs would be let in at this moment. Nothing is opened, noted or spent.
+
+        Raises: as `join`.
+        """
+        self._check_room(address)
+        refuse_ended((await self._ledger.standings([holder]))[0])
+
+    def _check_room(self, address: str) -> None:
         if self.draining:
             raise Unavailable("this replica is draining")
         settings = self.settings
@@ -268,7 +276,7 @@ class Hub:
         if excess is not None:
             self._metrics.refused(excess)
             raise Unavailable("this replica has no room for another stream")
-        if stream.address and self._addresses[stream.address] >= settings.streams_per_address:
+        if address and self._addresses[address] >= settings.streams_per_address:
             self._metrics.refused("streams_per_address")
             raise TooMany("There are too many streams from this address.", ADDRESS_RETRY_S)
 

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from allim.errors import Invalid, Kicked, Unauthenticated, Unavailable
-from allim.hub import Hub, check_topic
+from allim.hub import CloseReason, Hub, check_topic
 from allim.identity import Visitor
 from allim.permission import Permission
 from allim.transports.sse import frames
@@ -27,13 +27,14 @@ def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> li
 
     async def events(request: Request) -> Response:
         try:
-            return await stream(request, await visit(request))
+            return await answer(request, await visit(request))
         except Kicked:
             return Response(status_code=204)  # the one answer after which a browser does not come back by itself
 
-    async def stream(request: Request, visitor: Visitor) -> Response:
+    async def answer(request: Request, visitor: Visitor) -> Response:
         topics = await _topics(request, visitor, permission)
-        if request.method == "HEAD":
+        if request.method == "HEAD":  # how a page asks why its EventSource gave up
+            await hub.would_admit(visitor.identity, visitor.address)
             return Response(headers=frames.HEADERS)
         stream = _kind(request, visitor)(hub, speech, visitor, topics)
         begin = await hub.join(stream, _last_event_id(request), visitor.ticket)
@@ -87,4 +88,6 @@ def _refusal(stream: HandoverStream | PortableStream) -> Unauthenticated | Unava
     stream.hub.leave(stream, stream.close_reason)
     if stream.close_reason.reconnect:
         return Unavailable("this replica is closing its streams")
+    if stream.close_reason is CloseReason.KICKED:
+        return Kicked("the session was ended")
     return Unauthenticated("the session has ended")
