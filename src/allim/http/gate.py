@@ -9,15 +9,16 @@ from typing import NamedTuple
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from allim.errors import Forbidden, Unauthenticated
+from allim.errors import Forbidden, Unauthenticated, Unavailable
 from allim.http.addresses import network_of
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
-from allim.hub import Ledger, refuse_ended
+from allim.hub import Ledger, Standing, refuse_ended
 from allim.identity import OPERATOR, Identity, Visitor
 
 COOKIE = "allim_session"
+PATIENCE_S = 2.0  # with the ledger: a call fails then, rather than be let in unchecked
 
 
 class Limits(NamedTuple):
@@ -45,11 +46,18 @@ class Gate:
         """
         identity = await self._tokens.verify(token_of(request))
         # Together, so that both travel in one pipeline.
-        standings, _ = await asyncio.gather(
-            self._ledger.standings([identity]), self._rates.take(request, (self._limits.user_calls, identity.subject))
+        standing, _ = await asyncio.gather(
+            self._standing(identity), self._rates.take(request, (self._limits.user_calls, identity.subject))
         )
-        refuse_ended(standings[0])
+        refuse_ended(standing)
         return identity
+
+    async def _standing(self, identity: Identity) -> Standing:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return (await self._ledger.standings([identity]))[0]
+        except TimeoutError:
+            raise Unavailable("It cannot be told now whether the session has ended.") from None
 
     async def require_operator(self, request: Request) -> Identity:
         """Who asks, when that is an operator.

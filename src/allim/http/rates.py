@@ -3,6 +3,7 @@
 Source: draft-ietf-httpapi-ratelimit-headers-10 (RateLimit, RateLimit-Policy).
 """
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from allim.errors import TooMany, Unavailable
 from allim.hub import Demand, Ledger, Quota
 
 log = structlog.get_logger(__name__)
+
+PATIENCE_S = 0.5  # with the ledger: what is limited has a deadline of its own
 
 
 class Policy(NamedTuple):
@@ -62,7 +65,8 @@ class Rates:
 
     async def _ask(self, demands: Sequence[Demand]) -> Sequence[Quota]:
         try:
-            return await self._ledger.take(demands)
-        except Unavailable as error:
-            log.warning("rates are counted by this replica alone", error=error.detail)
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._ledger.take(demands)
+        except (Unavailable, TimeoutError) as error:
+            log.warning("rates are counted by this replica alone", error=str(error) or type(error).__name__)
             return await self._substitute.take(demands)
