@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     with naming("PUBLISH_KEYS"):
         settings_keys = SettingsKeys(settings.publish_keys, grants)
 
-    issuer = _issuer(settings)
+    issuer = _issuer(settings, metrics)
     tokens = _tokens(settings, issuer)
     tickets = Tickets((settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s)
     rates = Rates(ledger, MemoryLedger(), metrics.refused)
@@ -171,10 +171,14 @@ def _ledger(settings: Settings) -> Ledger:
     return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix)
 
 
-def _issuer(settings: Settings) -> Issuer | None:
+def _issuer(settings: Settings, metrics: Metrics) -> Issuer | None:
     if settings.jwt_issuer is None or settings.jwt_jwks_url is None:
         return None
-    return Issuer(settings.jwt_issuer, Jwks(settings.jwt_jwks_url), settings.jwt_audience)
+    return Issuer(
+        settings.jwt_issuer,
+        Jwks(settings.jwt_jwks_url, on_failure=metrics.issuer_keys_not_read),
+        settings.jwt_audience,
+    )
 
 
 def _tokens(settings: Settings, issuer: Issuer | None) -> Tokens:

@@ -447,6 +447,7 @@ async def test_where_the_issuers_keys_cannot_be_read_nobody_is_called_a_stranger
     async with with_issuer(KeyServer(refused)) as verifier:
         with pytest.raises(Unavailable):
             await verifier.verify(signed_by("ES256", ec_key(), THEIRS, kid="ES256"))
+        await assert_refused(verifier, f"{part({'alg': 'none'})}.{part(THEIRS)}.")  # whatever its keys are
         assert (await verifier.verify(verifier.issue("u1"))).subject == "u1"
 
 

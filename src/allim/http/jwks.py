@@ -151,13 +151,13 @@ def parse(content: bytes) -> dict[tuple[str | None, str], PublicKey]:
     jwk_set = json.loads(content)
     if not isinstance(jwk_set, dict) or not isinstance(jwks := jwk_set.get("keys"), list):
         raise ValueError("not a JWK set")  # noqa: TRY004 - the content is wrong, not the caller
-    found = [usable for jwk in jwks if isinstance(jwk, dict) and (usable := _usable(jwk))]
+    found = [usable for jwk in jwks if (usable := _usable(jwk))]
     if not found:
         raise ValueError("a JWK set without a usable key")
     return {(kid, alg): key for kid, alg, key in reversed(found)}  # of two with one name, the first
 
 
-def _usable(jwk: dict[str, Any]) -> tuple[str | None, str, PublicKey] | None:
+def _usable(jwk: Any) -> tuple[str | None, str, PublicKey] | None:
     """A key's name, algorithm and value, if it is one that verifies signatures we know."""
     match jwk:
         case {"kty": "RSA"}:

@@ -114,7 +114,7 @@ class Tokens:
         identity = self._identity(token, claims)
         lifetime_s: float = self.lifetime_s
         if "iat" in claims:
-            lifetime_s = lifetime_s
+            lifetime_s = min(lifetime_s, identity.expires_at - identity.issued_at)
         kept: dict[str, object] = {name: claims[name] for name in ("sub", "role", "topics", "aud") if name in claims}
         started_at = next((_seconds(claims[name]) for name in ("auth_time", "iat") if name in claims), None)
         return self._signed({**kept, "sid": identity.session}, started_at, lifetime_s)

@@ -38,6 +38,7 @@ EXPIRING_S = 60.0  # how long before its token expires a stream is told
 AUDIT_STREAMS = 500  # streams whose sessions are looked up in one step of an audit
 AUDIT_RETRY_S = 0.5
 ADDRESS_RETRY_S = 30  # when a stream that was one too many from its address may be tried again
+LONGEST_S = 10 * 365 * 86400.0  # that the end of a session is remembered, whatever its token says
 SURE_S = 60.0  # beyond a stream's lifetime, when it has certainly ended
 
 
@@ -188,7 +189,8 @@ class Hub:
 
         Raises: Unavailable.
         """
-        await self._ledger.sign_out(holder, self.settings.revocation_s)
+        left_s = min(holder.expires_at - time.time(), LONGEST_S)
+        await self._ledger.sign_out(holder, max(left_s, self.settings.revocation_s))
         await self._order(Control(holder.subject, CloseReason.SIGNED_OUT, session=holder.session))
 
     async def kick(self, subject: str) -> None:

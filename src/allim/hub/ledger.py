@@ -24,7 +24,7 @@ class Standing(StrEnum):
 class Holder(Protocol):
     """Who holds a session: an identity, or one of its streams.
 
-    Units: `issued_at` in Unix seconds, 0 when the token does not say: then it counts as older than every kick.
+    Units: Unix seconds; `issued_at` is 0 when the token does not say: then it counts as older than every kick.
     """
 
     @property
@@ -35,6 +35,9 @@ class Holder(Protocol):
 
     @property
     def issued_at(self) -> float: ...
+
+    @property
+    def expires_at(self) -> float: ...
 
 
 class Admission(NamedTuple):

@@ -39,6 +39,9 @@ class Metrics:
         self._refused = Counter(
             "allim_refusals_total", "Streams and calls refused or displaced by a limit", ["limit"], registry=r
         )
+        self._issuer_failures = Counter(
+            "allim_issuer_key_failures_total", "Times the outside issuer's keys could not be read", registry=r
+        )
         self._repairs = Counter("allim_link_repairs_total", "Broker links made anew", registry=r)
         self._bad_entries = Counter(
             "allim_bad_entries_total", "Entries in the broker that could not be read", registry=r
@@ -77,6 +80,9 @@ class Metrics:
 
     def refused(self, limit: str) -> None:
         self._refused.labels(limit).inc()
+
+    def issuer_keys_not_read(self) -> None:
+        self._issuer_failures.inc()
 
     def link_repaired(self) -> None:
         self._repairs.inc()
