@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -151,6 +152,21 @@ def test_tail_needs_somebody_to_be() -> None:
     result = run("tail")
 
     assert (result.exit_code, result.stderr) == (2, "allim: give --token or --user\n")
+
+
+def test_token_makes_somebody_an_operator(server: Replica) -> None:
+    made = run("token", "ops", "--operator", ALLIM_SECRET_KEY=SECRET)
+    headers = {"authorization": f"Bearer {made.stdout.strip()}"}
+
+    assert httpx.delete(f"{server.url}/api/users/nobody/streams", headers=headers).status_code == 204
+
+
+@pytest.mark.parametrize("args", [("a b",), ("u1", "--topics", "News"), ("u1", "--lifetime-s", "0")])
+def test_token_says_that_it_would_be_none(args: tuple[str, ...]) -> None:
+    result = run("token", *args, ALLIM_SECRET_KEY=SECRET)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "allim: this would be no valid token: see USER, --topics and --lifetime-s\n"
 
 
 def test_doctor_prints_what_is_wrong_and_what_to_do() -> None:

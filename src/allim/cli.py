@@ -1,4 +1,4 @@
-"""The command line: `allim serve | up | publish | tail | doctor`."""
+"""The command line: `allim serve | up | publish | tail | token | doctor`."""
 
 import asyncio
 import json
@@ -11,7 +11,9 @@ import httpx
 
 from allim import __version__
 from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
+from allim.errors import Unauthenticated
 from allim.http.tokens import Tokens
+from allim.identity import OPERATOR, USER
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings
 from allim.telemetry import configure_logging
 
@@ -91,6 +93,23 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
         _fail(str(error))
     except KeyboardInterrupt:
         pass
+
+
+@main.command()
+@click.argument("user")
+@click.option("--operator", is_flag=True, help="With the role that may kick users and manage publish keys.")
+@click.option("--topics", default="", help="Further topics it may read, separated by commas: exact, or `prefix:*`.")
+@click.option("--lifetime-s", default=3600, show_default=True)
+def token(user: str, operator: bool, topics: str, lifetime_s: int) -> None:
+    """Print a session token for a user, signed with the settings' own key. Who has it is that user."""
+    grants = [topic for topic in topics.split(",") if topic]
+    tokens = Tokens([_settings().secret_key], lifetime_s)
+    try:
+        issued = tokens.issue(user, role=OPERATOR if operator else USER, topics=grants)
+        asyncio.run(tokens.verify(issued))
+    except Unauthenticated:
+        _fail("this would be no valid token: see USER, --topics and --lifetime-s")
+    click.echo(issued)
 
 
 @main.command()
