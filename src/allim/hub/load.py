@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-MAX_LAG_S = 0.5
+MAX_LAG_S = 1.0
 _STATM = Path("/proc/self/statm")
 _CGROUP_MAX = Path("/sys/fs/cgroup/memory.max")
 

@@ -3,12 +3,21 @@
 Source: RFC 9106.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+
+from allim.errors import Unavailable
+
+Result = TypeVar("Result")
+
+
+MAX_WAITING = 500  # for their turn: who would wait longer than about 12 s is told to come back
 
 
 class Passwords:
@@ -21,17 +30,28 @@ class Passwords:
         self._nobodys_hash = self._hasher.hash("nobody")
 
     async def hash(self, password: str) -> str:
-        """A salted hash that names its own parameters."""
-        return await run_sync(self._hasher.hash, password, limiter=self._limiter)
+        """A salted hash that names its own parameters.
+
+        Raises: Unavailable when too many wait.
+        """
+        return await self._in_turn(partial(self._hasher.hash, password))
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
-        """Whether the password is the hashed one; with None it is not, after the same work."""
+        """Whether the password is the hashed one; with None it is not, after the same work.
+
+        Raises: Unavailable when too many wait.
+        """
         work = partial(self._matches, password_hash or self._nobodys_hash, password)
-        return await run_sync(work, limiter=self._limiter) and password_hash is not None
+        return await self._in_turn(work) and password_hash is not None
 
     def is_outdated(self, password_hash: str) -> bool:
         """Whether the hash was made with other parameters than today's."""
         return self._hasher.check_needs_rehash(password_hash)
+
+    async def _in_turn(self, work: Callable[[], Result]) -> Result:
+        if self._limiter.statistics().tasks_waiting >= MAX_WAITING:
+            raise Unavailable("Too many sign in at this moment.")
+        return await run_sync(work, limiter=self._limiter)
 
     def _matches(self, password_hash: str, password: str) -> bool:
         try:
