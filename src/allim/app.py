@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import httpx
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -92,6 +93,9 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     account_service = accounts.Service(
         engine, tokens, accounts.Passwords(), snapshot_service, hub.sign_out, hub.extend, settings.operators
     )
+    http = accounts.back_channel()
+    providers = _providers(settings, http)
+    flows = accounts.Flows((settings.secret_key, *settings.old_secret_keys))
     key_service = keys.Service(engine)
     publishers = Publishers(settings_keys, key_service.publisher)
 
@@ -104,6 +108,9 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         finally:
             if issuer is not None:
                 await issuer.jwks.close()
+            for provider in providers:
+                await provider.close()
+            await http.aclose()
             await engine.dispose()
 
     speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
@@ -111,6 +118,9 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     app = Starlette(
         routes=[
             *accounts.routes(account_service, gate, settings.session_lifetime_s),
+            *accounts.provider_routes(
+                providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url
+            ),
             *snapshots.routes(snapshot_service, gate),
             *keys.routes(key_service, gate),
             *users.routes(gate, hub.kick),
@@ -169,6 +179,19 @@ def _ledger(settings: Settings) -> Ledger:
     if settings.redis_url is None:
         return MemoryLedger()
     return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix)
+
+
+def _providers(settings: Settings, http: httpx.AsyncClient) -> list[accounts.Provider]:
+    """Those that have an ID and a secret."""
+    found = []
+    for name in accounts.PROVIDERS:
+        issuer, client_id, client_secret = (
+            getattr(settings, f"{name}_{part}") for part in ("issuer", "client_id", "client_secret")
+        )
+        if client_id and client_secret:
+            with naming(f"{name.upper()}_ISSUER"):
+                found.append(accounts.Provider(name, issuer, client_id, client_secret, http))
+    return found
 
 
 def _issuer(settings: Settings, metrics: Metrics) -> Issuer | None:

@@ -240,6 +240,10 @@ def _completed(settings: Settings) -> dict[str, Any]:
         raise SettingsError(f"{PREFIX}OLD_SECRET_KEYS: each must have at least {MIN_SECRET_CHARS} characters")
     if (settings.jwt_issuer is None) != (settings.jwt_jwks_url is None):
         raise SettingsError(f"{PREFIX}JWT_ISSUER, {PREFIX}JWT_JWKS_URL: give both, or neither")
+    for name in ("google", "kakao", "naver"):
+        if bool(getattr(settings, f"{name}_client_id")) != bool(getattr(settings, f"{name}_client_secret")):
+            setting = f"{PREFIX}{name.upper()}_CLIENT_"
+            raise SettingsError(f"{setting}ID, {setting}SECRET: give both, or neither")
     if settings.durability != "memory" and not settings.clustered:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not settings.secret_key:

@@ -5,14 +5,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import IntegrityError
 
 import allim.domains.accounts
 import allim.domains.keys
 import allim.domains.snapshots  # noqa: F401 - the rooms put their tables on `metadata`
-from allim.storage import metadata, migrate, open_engine, reading
+from allim.storage import metadata, migrate, open_engine, reading, writing
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +33,14 @@ def columns(connection: Connection) -> dict[str, list[tuple[str, bool]]]:
     }
 
 
+def migrate_to(connection: Connection, version: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", "allim:storage/migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, version)
+
+
 async def test_the_migrated_schema_is_what_the_rooms_declare(database_url: str) -> None:
     engine = open_engine(database_url)
 
@@ -44,6 +55,23 @@ async def test_the_migrated_schema_is_what_the_rooms_declare(database_url: str) 
     }
     migrated.pop("alembic_version")
     assert migrated == declared
+    await engine.dispose()
+
+
+async def test_accounts_from_before_there_were_providers_stay(database_url: str) -> None:
+    engine = open_engine(database_url)
+    async with writing(engine) as connection:
+        await connection.run_sync(migrate_to, "0001")
+        await connection.execute(text("INSERT INTO accounts VALUES ('a', 'a@example.org', 'A', 'hash', 1.5)"))
+
+    await migrate(engine)
+
+    async with reading(engine) as connection:
+        rows = (await connection.execute(text("SELECT * FROM accounts"))).all()
+    assert [tuple(row) for row in rows] == [("a", "a@example.org", "A", "hash", 1.5)]
+    with pytest.raises(IntegrityError):
+        async with writing(engine) as connection:
+            await connection.execute(text("INSERT INTO accounts VALUES ('b', 'a@example.org', 'B', NULL, 1.5)"))
     await engine.dispose()
 
 

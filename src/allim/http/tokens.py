@@ -183,7 +183,9 @@ class Tokens:
         )
 
 
-class _Algorithms(JWSRegistry):
+class Algorithms(JWSRegistry):
+    """The signatures that are known here."""
+
     # Divergence: `EdDSA` leaves the curve open, of which joserfc warns at every use; here it means Ed25519 alone.
     # It may go when issuers write `Ed25519` (RFC 9864).
     algorithms = {  # noqa: RUF012 - as the class above declares it
@@ -193,7 +195,7 @@ class _Algorithms(JWSRegistry):
 
 
 # Header parameters that we do not know are ignored (RFC 7515, 4); those we must not ignore say so by `crit`.
-_ALGORITHMS = _Algorithms(algorithms=[OURS, *THEIRS], strict_check_header=False)
+_ALGORITHMS = Algorithms(algorithms=[OURS, *THEIRS], strict_check_header=False)
 
 
 def _imported(secret: str) -> OctKey:

@@ -45,6 +45,17 @@ def _name(text: str) -> str:
     return name
 
 
+def clean_name(text: object) -> str | None:
+    """A name that somebody else chose, made to follow the rules of names; None when nothing of it can be seen."""
+    if not isinstance(text, str):
+        return None
+    visible = "".join(char for char in text if not _is_hidden(char))
+    try:
+        return _name(unicodedata.normalize("NFC", visible).strip()[:_NAME_MAX])
+    except ValueError:
+        return None
+
+
 def _is_hidden(char: str) -> bool:
     # Other format characters (Cf) stay: joiners belong to names in Persian, and to emoji.
     return unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or char in _BIDI
@@ -66,10 +77,10 @@ class Credentials(Body):
 
 
 class AccountView(Body):
-    """An account as its owner sees it."""
+    """An account as its owner sees it; one that was made by a provider may have no email."""
 
     id: str
-    email: str
+    email: str | None
     name: str
     created_at: str
 

@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from allim.domains.accounts import store
 from allim.domains.accounts.models import AccountView, NewAccount, normal_email, view
 from allim.domains.accounts.passwords import Passwords
+from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account
-from allim.errors import NotFound, Unauthenticated
+from allim.errors import Conflict, NotFound, Unauthenticated
 from allim.http.tokens import Tokens
 from allim.identity import OPERATOR, USER, Identity
 from allim.storage import reading, writing
@@ -89,10 +90,7 @@ class Service:
             password_hash=await self._passwords.hash(new.password),
             created_at=self._now(),
         )
-        async with writing(self._engine) as connection:
-            await store.add(connection, account)
-            snapshot_id = await self._snapshots.request_in(connection, account.id)
-        await self._snapshots.start(snapshot_id)
+        await self._open(account)
         return self._session(account)
 
     async def sign_in(self, email: str, password: str) -> Session:
@@ -102,11 +100,21 @@ class Service:
         the password is wrong.
         """
         account = await self._find(email)
-        verified = await self._passwords.verify(account.password_hash if account else None, password)
-        if account is None or not verified:
+        password_hash = account.password_hash if account else None
+        verified = await self._passwords.verify(password_hash, password)
+        if account is None or password_hash is None or not verified:
             raise Unauthenticated("The email or the password is wrong.")
-        if self._passwords.is_outdated(account.password_hash):
+        if self._passwords.is_outdated(password_hash):
             await self._rehash(account, password)
+        return self._session(account)
+
+    async def sign_in_as(self, person: Person) -> Session:
+        """A new session of the account that this person signs in to. The first time makes it, as `register` does.
+
+        Raises: Conflict naming `email` when the address belongs to another account. The two are not joined: to
+        have an address at a provider does not prove to be the one who registered it here.
+        """
+        account = await self._known(person) or await self._welcome(person)
         return self._session(account)
 
     async def sign_out(self, identity: Identity) -> None:
@@ -145,6 +153,37 @@ class Service:
             return None
         async with reading(self._engine) as connection:
             return await store.by_email(connection, normal)
+
+    async def _known(self, person: Person) -> Account | None:
+        async with reading(self._engine) as connection:
+            return await store.by_identity(connection, person.issuer, person.subject)
+
+    async def _welcome(self, person: Person) -> Account:
+        account = Account(
+            id=secrets.token_urlsafe(16),
+            email=person.email,
+            name=person.name,
+            password_hash=None,
+            created_at=self._now(),
+        )
+        try:
+            await self._open(account, person)
+        except Conflict:
+            # Either the address is somebody else's, or this same person was welcomed a moment ago.
+            known = await self._known(person)
+            if known is None:
+                raise
+            return known
+        return account
+
+    async def _open(self, account: Account, person: Person | None = None) -> None:
+        """Store the account with all that belongs to it, or nothing."""
+        async with writing(self._engine) as connection:
+            await store.add(connection, account)
+            if person is not None:
+                await store.add_identity(connection, person.issuer, person.subject, account)
+            snapshot_id = await self._snapshots.request_in(connection, account.id)
+        await self._snapshots.start(snapshot_id)
 
     async def _rehash(self, account: Account, password: str) -> None:
         password_hash = await self._passwords.hash(password)

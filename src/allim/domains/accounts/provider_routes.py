@@ -1,0 +1,101 @@
+"""Sign-in over a provider, for browsers: two redirects and a cookie in between."""
+
+from collections.abc import Sequence
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from allim.domains.accounts.providers import FLOW_LIFETIME_S, Cancelled, Flow, Flows, Provider
+from allim.domains.accounts.service import Service
+from allim.errors import AllimError, Conflict, NotFound, TooMany, Unavailable
+from allim.http.gate import Gate, set_cookie
+from allim.http.routing import route
+
+log = structlog.get_logger(__name__)
+
+FLOW_COOKIE = "allim_sign_in"
+
+_PATH = "/api/session/providers"
+_OUTCOMES = {
+    Cancelled: "cancelled",
+    Conflict: "email_taken",
+    TooMany: "unavailable",
+    Unavailable: "unavailable",
+}
+
+
+def provider_routes(
+    providers: Sequence[Provider],
+    flows: Flows,
+    service: Service,
+    gate: Gate,
+    session_lifetime_s: int,
+    public_url: str | None,
+) -> list[Route]:
+    """`/api/session/providers`, and for each of them where a sign-in begins and where it comes back.
+
+    Shape: `public_url` is the origin under which browsers know this service; None takes each request's own.
+    """
+    by_name = {provider.name: provider for provider in providers}
+
+    async def names(_: Request) -> Response:
+        return JSONResponse({"providers": list(by_name)})
+
+    async def begin(request: Request) -> Response:
+        provider = named(request)
+        await gate.stop_guessing(request)
+        flow = flows.begin(provider.name, callback_url(request, provider))
+        response = RedirectResponse(await provider.authorization_url(flow), 302, {"Cache-Control": "no-store"})
+        _set_flow(request, response, flows.seal(flow), FLOW_LIFETIME_S)
+        return response
+
+    async def come_back(request: Request) -> Response:
+        provider = named(request)
+        home = request.scope.get("root_path", "") + "/"
+        try:
+            await gate.stop_guessing(request)
+            person = await provider.person(begun(request, provider), request.query_params)
+            session = await service.sign_in_as(person)
+        except AllimError as error:
+            outcome = _OUTCOMES.get(type(error), "failed")
+            log.info("sign-in over a provider failed", provider=provider.name, outcome=outcome, reason=error.detail)
+            response = RedirectResponse(f"{home}?sign_in={outcome}", 303)
+        else:
+            response = RedirectResponse(home, 303)
+            set_cookie(request, response, session.token, session_lifetime_s)
+        response.headers["Cache-Control"] = "no-store"
+        _set_flow(request, response, "", 0)
+        return response
+
+    def named(request: Request) -> Provider:
+        provider = by_name.get(request.path_params["name"])
+        if provider is None:
+            raise NotFound("There is no such provider.")
+        return provider
+
+    def callback_url(request: Request, provider: Provider) -> str:
+        origin = public_url or f"{request.url.scheme}://{request.url.netloc}"
+        return f"{origin}{request.scope.get('root_path', '')}{_PATH}/{provider.name}/callback"
+
+    def begun(request: Request, provider: Provider) -> Flow:
+        return flows.open(request.cookies.get(FLOW_COOKIE, ""), provider.name)
+
+    return [
+        route(_PATH, get=names),
+        route(_PATH + "/{name}", get=begin),
+        route(_PATH + "/{name}/callback", get=come_back),
+    ]
+
+
+def _set_flow(request: Request, response: Response, sealed: str, max_age_s: int) -> None:
+    response.set_cookie(
+        FLOW_COOKIE,
+        sealed,
+        max_age=max_age_s,
+        path=request.scope.get("root_path", "") + _PATH,
+        httponly=True,
+        samesite="lax",  # the provider's redirect comes from another site
+        secure=request.url.scheme == "https",
+    )
