@@ -26,13 +26,14 @@ from allim.brokers.redis import RedisBroker
 from allim.brokers.redis_ledger import RedisLedger
 from allim.brokers.server import pool_of
 from allim.domains import accounts, keys, snapshots
-from allim.http import health, problems, publish, ticket_routes, users
+from allim.http import health, openapi, problems, publish, ticket_routes, users
 from allim.http.gate import Gate, Limits
 from allim.http.jwks import Jwks
 from allim.http.origins import PAGE_POLICY, Origins
 from allim.http.publishers import Publishers, SettingsKeys, read_grants
 from allim.http.rates import Policy, Rates
 from allim.http.requests import Requests
+from allim.http.routing import Answer, Resource, operation, route
 from allim.http.tickets import Tickets
 from allim.http.tokens import Issuer, Tokens
 from allim.hub import Broker, Hub, HubSettings, Ledger
@@ -115,22 +116,22 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
     checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(reachable, engine), "worker": worker.check}
+    resources = [
+        *accounts.routes(account_service, gate, settings.session_lifetime_s),
+        *accounts.provider_routes(
+            providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url
+        ),
+        *snapshots.routes(snapshot_service, gate),
+        *keys.routes(key_service, gate),
+        *users.routes(gate, hub.kick),
+        *ticket_routes.routes(gate, tickets, permission),
+        *publish.routes(hub, publishers, rates, Policy("publish", settings.publish_events_per_s, 1)),
+        *sse.routes(hub, speech, gate.visit, permission),
+        *health.routes(checks),
+        _metrics_route(metrics),
+    ]
     app = Starlette(
-        routes=[
-            *accounts.routes(account_service, gate, settings.session_lifetime_s),
-            *accounts.provider_routes(
-                providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url
-            ),
-            *snapshots.routes(snapshot_service, gate),
-            *keys.routes(key_service, gate),
-            *users.routes(gate, hub.kick),
-            *ticket_routes.routes(gate, tickets, permission),
-            *publish.routes(hub, publishers, rates, Policy("publish", settings.publish_events_per_s, 1)),
-            *sse.routes(hub, speech, gate.visit, permission),
-            *health.routes(checks),
-            _metrics_route(metrics),
-            *_page_routes(),
-        ],
+        routes=[*resources, *openapi.routes(resources, PAGE), *_page_routes()],
         middleware=[
             Middleware(Requests, leaving=lambda: hub.draining),
             Middleware(problems.UnexpectedErrors),
@@ -245,11 +246,13 @@ def _file_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
-def _metrics_route(metrics: Metrics) -> Route:
-    async def show(_: Request) -> Response:
+def _metrics_route(metrics: Metrics) -> Resource:
+    @operation(answers={200: Answer("Prometheus text.", str, media_type="text/plain")})
+    async def show_metrics(_: Request) -> Response:
+        """Show the replica's metrics."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return Route("/metrics", show)
+    return route("/metrics", tag="Running it", get=show_metrics)
 
 
 def _page_routes() -> list[BaseRoute]:

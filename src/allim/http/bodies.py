@@ -7,9 +7,9 @@ import json
 import math
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 
@@ -32,6 +32,22 @@ class Body(BaseModel):
         validate_by_name=False,
         serialize_by_alias=True,
     )
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""A whole number, also written as `60.0`: to JSON that is the same number."""
+
+Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+"""RFC 3339 in UTC with milliseconds, as `utc` gives it."""
+
+
+def form(pattern: str) -> Any:
+    """Tells the description the form of a text that a validator checks."""
+    return Field(json_schema_extra={"pattern": f"^(?:{pattern})$"})
 
 
 def utc(unix_s: float) -> str:

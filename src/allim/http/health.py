@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from allim.errors import AllimError
+from allim.http.bodies import Body
+from allim.http.routing import Answer, Resource, operation, route
 
 log = structlog.get_logger(__name__)
 
@@ -18,26 +20,46 @@ Check = Callable[[], Awaitable[None]]
 """Returns when all is well, and raises when it is not."""
 
 
-def routes(checks: Mapping[str, Check], timeout_s: float = CHECK_TIMEOUT_S) -> list[Route]:
+class Alive(Body):
+    """`GET /healthz`."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Readiness(Body):
+    """`GET /readyz`: `ok` or a reason for each check."""
+
+    status: Literal["ready", "not ready"]
+    checks: dict[str, str]
+
+
+def routes(checks: Mapping[str, Check], timeout_s: float = CHECK_TIMEOUT_S) -> list[Resource]:
     """`/healthz` and `/readyz`; the latter runs all checks at once, each under its own deadline."""
 
+    @operation(answers={200: Answer("Alive.", Alive)})
     async def healthz(_request: Request) -> Response:
-        return _answer(200, {"status": "alive"})
+        """Tell that the replica is alive."""
+        return _answer(200, Alive())
 
+    @operation(answers={200: Answer("Ready.", Readiness), 503: Answer("Not ready.", Readiness)})
     async def readyz(_request: Request) -> Response:
+        """Tell whether the replica is ready.
+
+        The broker carries events, the store is reachable, and the replica is not about to leave.
+        """
         results = await asyncio.gather(*(_result(name, check, timeout_s) for name, check in checks.items()))
         ready = all(result == "ok" for result in results)
-        content = {
-            "status": "ready" if ready else "not ready",
-            "checks": dict(zip(checks, results, strict=True)),
-        }
+        content = Readiness(status="ready" if ready else "not ready", checks=dict(zip(checks, results, strict=True)))
         return _answer(200 if ready else 503, content)
 
-    return [Route("/healthz", healthz), Route("/readyz", readyz)]
+    return [
+        route("/healthz", tag="Running it", get=healthz),
+        route("/readyz", tag="Running it", get=readyz),
+    ]
 
 
-def _answer(status: int, content: object) -> Response:
-    return JSONResponse(content, status, {"Cache-Control": "no-store"})
+def _answer(status: int, content: Body) -> Response:
+    return JSONResponse(content.model_dump(), status, {"Cache-Control": "no-store"})
 
 
 async def _result(name: str, check: Check, timeout_s: float) -> str:

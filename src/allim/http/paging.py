@@ -9,17 +9,27 @@ import binascii
 import json
 import math
 import re
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from pydantic import Field
 from starlette.requests import Request
 
 from allim.errors import FieldError, Invalid
+from allim.http.routing import Parameter
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 100
 
+PARAMETERS = (
+    Parameter(
+        "query", "limit", Annotated[int, Field(ge=1, le=MAX_LIMIT)], f"At most so many; {DEFAULT_LIMIT} if absent."
+    ),
+    Parameter("query", "cursor", str, "`nextCursor` of the page before; absent for the first."),
+)
+"""For the declarations of lists."""
+
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
-_KNOWN = {"limit", "cursor"}
+_KNOWN = {parameter.name for parameter in PARAMETERS}
 
 
 class After(NamedTuple):

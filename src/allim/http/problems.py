@@ -58,10 +58,18 @@ _KINDS: dict[type[AllimError], _Kind] = {
 }
 _UNEXPECTED = _Kind(500, "Internal error")
 
+KNOWN = tuple(_KINDS)
+"""The errors that have a status of their own."""
+
+
+def status_of(error: type[AllimError]) -> int:
+    """The status with which an error is answered."""
+    return _kind(error).status
+
 
 def problem(connection: HTTPConnection, error: AllimError) -> Response:
     """The answer for one of our own errors."""
-    kind = next((_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS), _UNEXPECTED)
+    kind = _kind(type(error))
     return _answer(
         connection, kind, error.code, error.detail, error.retryable, error.fields, headers=_headers_of(error)
     )
@@ -115,6 +123,10 @@ class UnexpectedErrors:
             "Something went wrong here, and it was logged.",
         )
         return await response(scope, receive, send)
+
+
+def _kind(error: type[AllimError]) -> _Kind:
+    return next((_KINDS[cls] for cls in error.__mro__ if cls in _KINDS), _UNEXPECTED)
 
 
 def _on_error(request: Request, error: Exception) -> Response:

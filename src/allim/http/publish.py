@@ -5,38 +5,74 @@ A request is judged in this order: its key, its body, what the key may publish.
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from allim.errors import FieldError, Forbidden, Invalid
-from allim.http.bodies import Body, parse, read_json
+from allim.errors import Conflict, FieldError, Forbidden, Invalid
+from allim.http.bodies import Body, form, parse, read_json
 from allim.http.publishers import Publisher, Publishers
 from allim.http.rates import Policy, Rates
-from allim.http.routing import route
-from allim.hub import Draft, Hub, check_topic
+from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
+from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Hub, check_topic
 
 MAX_BATCH = 1000
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,256}\Z", re.ASCII)
+_KEY_FORM = r"[\x21-\x7e]{1,256}"
+_IDEMPOTENCY_KEY = re.compile(_KEY_FORM + r"\Z", re.ASCII)
+
+
+Durability = Literal["memory", "replica", "disk"]
 
 
 class NewEvent(Body):
     """One event, as a service sends it."""
 
-    topic: Annotated[str, StringConstraints(max_length=256)]
-    type: Annotated[str, StringConstraints(max_length=256)]
+    topic: Annotated[str, StringConstraints(max_length=256), form(TOPIC_FORM)]
+    type: Annotated[str, StringConstraints(max_length=256), form(TYPE_FORM)]
     data: Any
 
 
-def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> list[Route]:
+class Stored(Body):
+    """The event's position, and how well it is stored."""
+
+    id: str
+    durability: Durability
+
+
+class StoredBatch(Body):
+    """The events' positions in the order given, and how well they are stored."""
+
+    ids: list[str]
+    durability: Durability
+
+
+def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> list[Resource]:
     """The publishers' route."""
 
+    @operation(
+        caller=Caller.PUBLISHER,
+        body=NewEvent | Annotated[list[NewEvent], Field(min_length=1, max_length=MAX_BATCH)],
+        parameters=[
+            Parameter(
+                "header",
+                "Idempotency-Key",
+                Annotated[str, form(_KEY_FORM)],
+                "The same key with the same events publishes them once, for 24 hours.",
+            )
+        ],
+        answers={202: Answer("Stored.", Stored | StoredBatch)},
+        fails=[Conflict],
+    )
     async def publish(request: Request) -> Response:
+        """Publish one event or a batch.
+
+        A batch is stored as a whole or not at all; the first wrong event refuses it and is named by its index. 409
+        when the idempotency key stands for other events. After a 503 it may be stored or not: repeat it with a key.
+        """
         publisher = await publishers.publisher_of(request)
         key = _idempotency_key(request)
         body = await read_json(request, MAX_BODY_BYTES)
@@ -46,10 +82,14 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         await rates.take(request, (limit, publisher.name), cost=len(drafts))
         published = await hub.publish(drafts, f"publish/{publisher.name}/{key}" if key else None, indexed=indexed)
         ids = [str(position) for position in published.positions]
-        answer = {"ids": ids} if indexed else {"id": ids[0]}
-        return JSONResponse({**answer, "durability": published.durability}, 202)
+        answer = (
+            StoredBatch.model_construct(ids=ids, durability=published.durability)
+            if indexed
+            else Stored.model_construct(id=ids[0], durability=published.durability)
+        )
+        return JSONResponse(answer.model_dump(), 202)
 
-    return [route("/api/publish", post=publish)]
+    return [route("/api/publish", tag="Events", post=publish)]
 
 
 def _drafts(body: object) -> list[Draft]:

@@ -29,9 +29,12 @@ LOOKUPS_AT_ONCE = 4  # so that made-up keys cannot take all of the store's conne
 ALL = ("*",)
 """The grants of somebody who may publish everything."""
 
-_NAME = re.compile(r"[A-Za-z0-9._~-]{1,64}")
-_TOPIC_GRANT = re.compile(r"\*|[a-z][a-z0-9_-]{0,63}(:(\*|[A-Za-z0-9._~-]{1,128}))?")
-_TYPE_GRANT = re.compile(r"\*|[a-z][a-z0-9_.-]{0,127}|[a-z][a-z0-9_.-]{0,125}\.\*")
+NAME_FORM = r"[A-Za-z0-9._~-]{1,64}"
+TOPIC_GRANT_FORM = r"\*|[a-z][a-z0-9_-]{0,63}(:(\*|[A-Za-z0-9._~-]{1,128}))?"
+TYPE_GRANT_FORM = r"\*|[a-z][a-z0-9_.-]{0,127}|[a-z][a-z0-9_.-]{0,125}\.\*"
+_NAME = re.compile(NAME_FORM)
+_TOPIC_GRANT = re.compile(TOPIC_GRANT_FORM)
+_TYPE_GRANT = re.compile(TYPE_GRANT_FORM)
 _NEW_SECRET = re.compile(rb"ak_[A-Za-z0-9_-]{43}")
 _HEX_DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
 _DIGEST_MARK = "sha256"

@@ -1,21 +1,105 @@
-"""One route per path, so that a refused method is told all the methods the path knows."""
+"""One route per path, so that a refused method is told all the methods the path knows; and what each operation
+takes, answers and refuses, declared beside its handler.
 
-from collections.abc import Awaitable, Callable
+`openapi` makes the document of the declarations. They change nothing at run time.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Literal, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from allim.errors import AllimError
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def route(path: str, *, get: Handler | None = None, **others: Handler) -> Route:
+class Caller(Enum):
+    """Who may call an operation."""
+
+    ANYONE = auto()
+    VISITOR = auto()  # anyone; a user is recognised
+    USER = auto()
+    READER = auto()  # a user, also by ticket
+    OPERATOR = auto()
+    PUBLISHER = auto()
+
+
+class Parameter(NamedTuple):
+    """What a request says beside its body. In the query a list is one value with commas."""
+
+    place: Literal["query", "path", "header"]
+    name: str
+    type: Any
+    description: str
+
+
+class Answer(NamedTuple):
+    """One way in which an operation succeeds, or fails without a problem.
+
+    Shape: `content` is the type of what is sent, None for nothing; `headers` are named in `openapi.HEADERS`.
+    """
+
+    description: str
+    content: Any = None
+    headers: Sequence[str] = ()
+    media_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A handler with its declaration."""
+
+    handler: Handler
+    caller: Caller
+    body: Any
+    parameters: Sequence[Parameter]
+    answers: Mapping[int, Answer]
+    fails: Sequence[type[AllimError]]
+
+    async def __call__(self, request: Request) -> Response:
+        return await self.handler(request)
+
+
+def operation(
+    *,
+    answers: Mapping[int, Answer],
+    caller: Caller = Caller.ANYONE,
+    body: Any = None,
+    parameters: Sequence[Parameter] = (),
+    fails: Sequence[type[AllimError]] = (),
+) -> Callable[[Handler], Operation]:
+    """Declare a handler. Its docstring is the documentation: one line of summary, then the description.
+
+    Shape: `body` is any type pydantic knows; with `| None` it may be left out. `fails` are the errors that do not
+    follow from the rest (see `openapi`).
+    """
+
+    def declare(handler: Handler) -> Operation:
+        return Operation(handler, caller, body, parameters, answers, fails)
+
+    return declare
+
+
+class Resource(Route):
+    """A path and what its methods do. `tag` groups it with others in the document."""
+
+    def __init__(self, path: str, handlers: Mapping[str, Handler], tag: str) -> None:
+        super().__init__(path, self._answer, methods=list(handlers))
+        self.handlers = handlers
+        self.tag = tag
+
+    async def _answer(self, request: Request) -> Response:
+        return await self.handlers[request.method](request)
+
+
+def route(path: str, *, tag: str = "", get: Handler | None = None, **others: Handler) -> Resource:
     """A route with a handler per method: `route("/x", get=show, post=change)`. GET answers HEAD too."""
     handlers = {method.upper(): handler for method, handler in others.items()}
     if get is not None:
         handlers |= {"GET": get, "HEAD": get}
-
-    async def endpoint(request: Request) -> Response:
-        return await handlers[request.method](request)
-
-    return Route(path, endpoint, methods=list(handlers))
+    return Resource(path, handlers, tag)

@@ -5,13 +5,12 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from allim.http.bodies import Body, parse, read_json_or_nothing
+from allim.http.bodies import Body, form, parse, read_json_or_nothing
 from allim.http.gate import Gate
-from allim.http.routing import route
+from allim.http.routing import Answer, Caller, Resource, operation, route
 from allim.http.tickets import Tickets
-from allim.hub import check_topic
+from allim.hub import TOPIC_FORM, check_topic
 from allim.permission import Permission
 
 MAX_TOPICS = 100
@@ -21,7 +20,9 @@ _MAX_BODY_BYTES = 32 * 1024
 class NewTicket(Body):
     """`POST /api/tickets`: the further topics of the stream."""
 
-    topics: list[Annotated[str, StringConstraints(max_length=256)]] = Field([], max_length=MAX_TOPICS)
+    topics: list[Annotated[str, StringConstraints(max_length=256), form(TOPIC_FORM)]] = Field(
+        [], max_length=MAX_TOPICS
+    )
 
 
 class TicketView(Body):
@@ -31,10 +32,17 @@ class TicketView(Body):
     expires_in_s: int
 
 
-def routes(gate: Gate, tickets: Tickets, permission: Permission) -> list[Route]:
+def routes(gate: Gate, tickets: Tickets, permission: Permission) -> list[Resource]:
     """The route of tickets."""
 
+    @operation(
+        caller=Caller.USER, body=NewTicket | None, answers={201: Answer("Good for one stream, soon.", TicketView)}
+    )
     async def create_ticket(request: Request) -> Response:
+        """Create a ticket for one stream.
+
+        For where neither a cookie nor a header can be sent: `GET /events?ticket=`.
+        """
         identity = await gate.identify(request)
         new = parse(NewTicket, await read_json_or_nothing(request, _MAX_BODY_BYTES))
         topics = [check_topic(topic, f"topics[{index}]") for index, topic in enumerate(new.topics)]
@@ -43,4 +51,4 @@ def routes(gate: Gate, tickets: Tickets, permission: Permission) -> list[Route]:
         view = TicketView.model_construct(ticket=ticket, expires_in_s=tickets.lifetime_s)
         return JSONResponse(view.model_dump(), 201, {"Cache-Control": "no-store"})
 
-    return [route("/api/tickets", post=create_ticket)]
+    return [route("/api/tickets", tag="Events", post=create_ticket)]

@@ -2,28 +2,40 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
 import structlog
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from allim.errors import Invalid
 from allim.http.gate import Gate
-from allim.http.routing import route
+from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 
 log = structlog.get_logger(__name__)
 
-_SUBJECT = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+_SUBJECT_FORM = r"[A-Za-z0-9._~-]{1,128}"
+_SUBJECT = re.compile(_SUBJECT_FORM)
 
 Kick = Callable[[str], Awaitable[None]]
 """Ends every session a user has until now, and all their streams on every replica."""
 
 
-def routes(gate: Gate, kick: Kick) -> list[Route]:
+def routes(gate: Gate, kick: Kick) -> list[Resource]:
     """The operators' route."""
 
+    @operation(
+        caller=Caller.OPERATOR,
+        parameters=[Parameter("path", "id", Annotated[str, Field(pattern=f"^{_SUBJECT_FORM}$")], "The user.")],
+        answers={204: Answer("Ended.")},
+        fails=[Invalid],
+    )
     async def kick_user(request: Request) -> Response:
+        """End all sessions and streams of a user.
+
+        On every replica. The user may sign in again.
+        """
         operator = await gate.require_operator(request)
         subject = request.path_params["id"]
         if not _SUBJECT.fullmatch(subject):
@@ -32,4 +44,4 @@ def routes(gate: Gate, kick: Kick) -> list[Route]:
         log.info("user kicked", user=subject, operator=operator.subject)
         return Response(status_code=204)
 
-    return [route("/api/users/{id}/streams", delete=kick_user)]
+    return [route("/api/users/{id}/streams", tag="Users", delete=kick_user)]

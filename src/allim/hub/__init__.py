@@ -10,15 +10,17 @@ from allim.hub.broker import (
     idempotency_conflict,
 )
 from allim.hub.close_reason import CloseReason
-from allim.hub.event import Draft, Entry, Event
+from allim.hub.event import TYPE_FORM, Draft, Entry, Event
 from allim.hub.hub import Hub, HubSettings, Published, refuse_ended
 from allim.hub.ledger import Admission, Demand, Holder, Ledger, Quota, Standing
 from allim.hub.position import ZERO, Position
 from allim.hub.stream import Backlog, Opening, Stream
-from allim.hub.topic import check_topic
+from allim.hub.topic import TOPIC_FORM, check_topic
 
 __all__ = [
     "IDEMPOTENCY_WINDOW_S",
+    "TOPIC_FORM",
+    "TYPE_FORM",
     "ZERO",
     "Admission",
     "Backlog",

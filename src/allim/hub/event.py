@@ -14,8 +14,10 @@ from allim.hub.close_reason import CloseReason
 from allim.hub.position import Position
 from allim.hub.topic import check_topic
 
-_TYPE = re.compile(r"[a-z][a-z0-9_.-]{0,127}\Z", re.ASCII)
 _RESERVED = ("stream.", "heartbeat")
+_ANY_TYPE = r"[a-z][a-z0-9_.-]{0,127}"
+_TYPE = re.compile(_ANY_TYPE + r"\Z", re.ASCII)
+TYPE_FORM = rf"(?!stream\.|heartbeat){_ANY_TYPE}"
 
 # A control entry travels and is kept like an event, so it is ordered and survives a link repair like one,
 # but it is obeyed and never written to a reader.

@@ -4,7 +4,8 @@ import re
 
 from allim.errors import Invalid
 
-_TOPIC = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9._~-]{1,128})?\Z", re.ASCII)
+TOPIC_FORM = r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9._~-]{1,128})?"
+_TOPIC = re.compile(TOPIC_FORM + r"\Z", re.ASCII)
 
 
 def check_topic(topic: str, field: str = "topic") -> str:

@@ -3,16 +3,19 @@
 import unicodedata
 from typing import Annotated
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator, Field
 
 from allim.domains.accounts.store import Account
-from allim.http.bodies import Body, utc
+from allim.http.bodies import Body, Instant, utc
 
 _EMAIL_MAX = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
 _LOCAL_MAX = 64
 _NAME_MAX = 100
 # Left-to-right marks and overrides: they make one name look like another.
 _BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"}  # not Cn: an emoji newer than our tables is to be seen
 
 
 def normal_email(text: str) -> str:
@@ -36,7 +39,7 @@ def normal_email(text: str) -> str:
 
 def _name(text: str) -> str:
     name = unicodedata.normalize("NFC", text.strip())
-    if not any(unicodedata.category(char)[0] not in "CZ" for char in name):
+    if all(unicodedata.category(char) in _INVISIBLE for char in name):
         raise ValueError("must have at least 1 visible character")
     if len(name) > _NAME_MAX:
         raise ValueError(f"must have at most {_NAME_MAX} characters")
@@ -61,19 +64,31 @@ def _is_hidden(char: str) -> bool:
     return unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or char in _BIDI
 
 
+# What a schema can tell of the rules above, for the description.
+_EMAIL_EXAMPLE = {"examples": ["ada@example.org"]}
+_PASSWORD_EXAMPLE = {"examples": ["correct horse battery"]}
+_PLAIN = r"@\s\x00-\x1f\x7f-\x9f"
+_EMAIL_SCHEMA = {
+    "pattern": rf"^\s*[^{_PLAIN}]{{1,{_LOCAL_MAX}}}@[^.{_PLAIN}]+(\.[^.{_PLAIN}]+)*\s*$",
+    "maxLength": _EMAIL_MAX,
+    **_EMAIL_EXAMPLE,
+}
+_NAME_SCHEMA = {"pattern": r"\S", "maxLength": _NAME_MAX, "examples": ["Ada"]}
+
+
 class NewAccount(Body):
     """`POST /api/accounts`."""
 
-    email: Annotated[str, AfterValidator(normal_email)]
-    name: Annotated[str, AfterValidator(_name)]
-    password: Annotated[str, StringConstraints(min_length=8, max_length=1024)]
+    email: Annotated[str, AfterValidator(normal_email), Field(json_schema_extra=_EMAIL_SCHEMA)]
+    name: Annotated[str, AfterValidator(_name), Field(json_schema_extra=_NAME_SCHEMA)]
+    password: Annotated[str, Field(min_length=8, max_length=1024, json_schema_extra=_PASSWORD_EXAMPLE)]
 
 
 class Credentials(Body):
     """`POST /api/session`. Judged by the service: whatever is wrong gets the same answer."""
 
-    email: Annotated[str, StringConstraints(max_length=1024)]
-    password: Annotated[str, StringConstraints(max_length=1024)]
+    email: Annotated[str, Field(max_length=1024, json_schema_extra=_EMAIL_EXAMPLE)]
+    password: Annotated[str, Field(max_length=1024, json_schema_extra=_PASSWORD_EXAMPLE)]
 
 
 class AccountView(Body):
@@ -82,7 +97,7 @@ class AccountView(Body):
     id: str
     email: str | None
     name: str
-    created_at: str
+    created_at: Instant
 
 
 class SignedIn(Body):
@@ -92,11 +107,17 @@ class SignedIn(Body):
     token: str
 
 
+class ProviderNames(Body):
+    """The providers over which one can sign in here."""
+
+    providers: list[str]
+
+
 class Renewed(Body):
     """A session's new token, and until when it is good."""
 
     token: str
-    expires_at: str
+    expires_at: Instant
 
 
 def view(account: Account) -> AccountView:

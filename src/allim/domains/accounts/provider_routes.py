@@ -5,19 +5,20 @@ from collections.abc import Sequence
 import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
 
+from allim.domains.accounts.models import ProviderNames
 from allim.domains.accounts.providers import FLOW_LIFETIME_S, Cancelled, Flow, Flows, Provider
 from allim.domains.accounts.service import Service
 from allim.errors import AllimError, Conflict, NotFound, TooMany, Unavailable
 from allim.http.gate import Gate, set_cookie
-from allim.http.routing import route
+from allim.http.routing import Answer, Parameter, Resource, operation, route
 
 log = structlog.get_logger(__name__)
 
 FLOW_COOKIE = "allim_sign_in"
 
 _PATH = "/api/session/providers"
+_NAME = Parameter("path", "name", str, "The provider.")
 _OUTCOMES = {
     Cancelled: "cancelled",
     Conflict: "email_taken",
@@ -33,17 +34,25 @@ def provider_routes(
     gate: Gate,
     session_lifetime_s: int,
     public_url: str | None,
-) -> list[Route]:
+) -> list[Resource]:
     """`/api/session/providers`, and for each of them where a sign-in begins and where it comes back.
 
     Shape: `public_url` is the origin under which browsers know this service; None takes each request's own.
     """
     by_name = {provider.name: provider for provider in providers}
 
-    async def names(_: Request) -> Response:
-        return JSONResponse({"providers": list(by_name)})
+    @operation(answers={200: Answer("Their names.", ProviderNames)})
+    async def provider_names(_: Request) -> Response:
+        """List the providers to sign in over."""
+        return JSONResponse(ProviderNames.model_construct(providers=list(by_name)).model_dump())
 
-    async def begin(request: Request) -> Response:
+    @operation(
+        parameters=[_NAME],
+        answers={302: Answer("To the provider.", headers=["Location", "Set-Cookie"])},
+        fails=[NotFound],
+    )
+    async def begin_provider(request: Request) -> Response:
+        """Begin to sign in over a provider, in a browser."""
         provider = named(request)
         await gate.stop_guessing(request)
         flow = flows.begin(provider.name, callback_url(request, provider))
@@ -51,7 +60,16 @@ def provider_routes(
         _set_flow(request, response, flows.seal(flow), FLOW_LIFETIME_S)
         return response
 
+    @operation(
+        parameters=[_NAME],
+        answers={303: Answer("To the page, signed in or told why not.", headers=["Location", "Set-Cookie"])},
+        fails=[NotFound],
+    )
     async def come_back(request: Request) -> Response:
+        """Come back from a provider.
+
+        Called by the provider's redirect, with what it puts into the query. `?sign_in=` tells the page what failed.
+        """
         provider = named(request)
         home = request.scope.get("root_path", "") + "/"
         try:
@@ -83,9 +101,9 @@ def provider_routes(
         return flows.open(request.cookies.get(FLOW_COOKIE, ""), provider.name)
 
     return [
-        route(_PATH, get=names),
-        route(_PATH + "/{name}", get=begin),
-        route(_PATH + "/{name}/callback", get=come_back),
+        route(_PATH, tag="Session", get=provider_names),
+        route(_PATH + "/{name}", tag="Session", get=begin_provider),
+        route(_PATH + "/{name}/callback", tag="Session", get=come_back),
     ]
 
 

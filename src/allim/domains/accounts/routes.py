@@ -2,39 +2,67 @@
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from allim.domains.accounts.models import Credentials, NewAccount, Renewed, SignedIn
+from allim.domains.accounts.models import AccountView, Credentials, NewAccount, Renewed, SignedIn
 from allim.domains.accounts.service import Service, Session
-from allim.errors import Unauthenticated
+from allim.errors import Conflict, Invalid, NotFound, Unauthenticated
 from allim.http.bodies import read_model, utc
 from allim.http.gate import Gate, clear_cookie, set_cookie, token_of
-from allim.http.routing import route
+from allim.http.routing import Answer, Caller, Resource, operation, route
 
 _MAX_BODY_BYTES = 16 * 1024
 _ME = "/api/accounts/me"
 
 
-def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Route]:
+def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resource]:
     """`/api/accounts`, `/api/accounts/me`, `/api/session` and `/api/session/renew`."""
 
+    @operation(
+        body=NewAccount,
+        answers={201: Answer("Created, and signed in.", SignedIn, ["Location", "Set-Cookie"])},
+        fails=[Conflict],
+    )
     async def register(request: Request) -> Response:
+        """Create an account and sign in.
+
+        Its first snapshot is requested in the same step.
+        """
         await gate.stop_guessing(request)
         session = await service.register(await read_model(request, NewAccount, _MAX_BODY_BYTES))
         return signed_in(request, session, 201, {"Location": _ME})
 
+    @operation(caller=Caller.USER, answers={200: Answer("The account.", AccountView)}, fails=[NotFound])
     async def me(request: Request) -> Response:
+        """Show the signed-in account.
+
+        404 when the token's subject has no account here.
+        """
         identity = await gate.identify(request)
         account = await service.account(identity.subject)
         return JSONResponse(account.model_dump(), headers={"Cache-Control": "no-store"})
 
+    @operation(
+        body=Credentials,
+        answers={200: Answer("Signed in.", SignedIn, ["Set-Cookie"])},
+        fails=[Unauthenticated],
+    )
     async def sign_in(request: Request) -> Response:
+        """Sign in.
+
+        401 in the same words, whatever was wrong.
+        """
         credentials = await read_model(request, Credentials, _MAX_BODY_BYTES)
         await gate.stop_guessing(request, credentials.email)
         session = await service.sign_in(credentials.email, credentials.password)
         return signed_in(request, session, 200)
 
+    @operation(caller=Caller.VISITOR, answers={204: Answer("Signed out.", headers=["Set-Cookie"])})
     async def sign_out(request: Request) -> Response:
+        """Sign out.
+
+        The cookie is cleared, and the session's streams end on every replica. 204 also for somebody who is not
+        signed in.
+        """
         # Whoever is not signed in (any more) is signed out: the wish is fulfilled, the cookie goes.
         try:
             identity = await gate.identify(request)
@@ -46,7 +74,16 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Route]
         clear_cookie(request, response)
         return response
 
+    @operation(
+        caller=Caller.USER,
+        answers={200: Answer("Renewed.", Renewed, ["Set-Cookie"])},
+        fails=[Invalid],
+    )
     async def renew(request: Request) -> Response:
+        """Renew the session's token.
+
+        The session's open streams live on with it. 422 for a token of another issuer.
+        """
         await gate.identify(request)
         renewal = await service.renew(token_of(request))
         view = Renewed.model_construct(token=renewal.token, expires_at=utc(renewal.expires_at))
@@ -62,8 +99,8 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Route]
         return response
 
     return [
-        route("/api/accounts", post=register),
-        route(_ME, get=me),
-        route("/api/session", post=sign_in, delete=sign_out),
-        route("/api/session/renew", post=renew),
+        route("/api/accounts", tag="Accounts", post=register),
+        route(_ME, tag="Accounts", get=me),
+        route("/api/session", tag="Session", post=sign_in, delete=sign_out),
+        route("/api/session/renew", tag="Session", post=renew),
     ]

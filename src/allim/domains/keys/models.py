@@ -5,8 +5,15 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from allim.domains.keys.store import PublishKey
-from allim.http.bodies import Body, utc
-from allim.http.publishers import check_name, check_topic_grant, check_type_grant
+from allim.http.bodies import Body, Instant, Whole, form, utc
+from allim.http.publishers import (
+    NAME_FORM,
+    TOPIC_GRANT_FORM,
+    TYPE_GRANT_FORM,
+    check_name,
+    check_topic_grant,
+    check_type_grant,
+)
 
 MAX_GRANTS = 100
 MAX_GRACE_S = 7 * 86400
@@ -24,15 +31,17 @@ _SOME = Field(min_length=1, max_length=MAX_GRANTS)
 class NewKey(Body):
     """`POST /api/keys`: both lists must be given, so that nobody may publish everything by an oversight."""
 
-    name: Annotated[str, AfterValidator(check_name)]
-    topics: Annotated[list[Annotated[str, AfterValidator(check_topic_grant)]], _SOME]
-    types: Annotated[list[Annotated[str, AfterValidator(check_type_grant)]], _SOME]
+    name: Annotated[str, AfterValidator(check_name), form(NAME_FORM)]
+    topics: Annotated[list[Annotated[str, AfterValidator(check_topic_grant), form(TOPIC_GRANT_FORM)]], _SOME]
+    types: Annotated[list[Annotated[str, AfterValidator(check_type_grant), form(TYPE_GRANT_FORM)]], _SOME]
 
 
 class Rotation(Body):
     """`POST /api/keys/{id}/rotation`: how long the old key is still good."""
 
-    grace_s: Annotated[int, AfterValidator(_grace)] = 3600
+    grace_s: Annotated[
+        Whole, AfterValidator(_grace), Field(json_schema_extra={"minimum": 0, "maximum": MAX_GRACE_S})
+    ] = 3600
 
 
 class KeyView(Body):
@@ -42,14 +51,21 @@ class KeyView(Body):
     name: str
     topics: list[str]
     types: list[str]
-    created_at: str
-    expires_at: str | None
+    created_at: Instant
+    expires_at: Instant | None
 
 
 class IssuedView(KeyView):
     """A new key with its secret, shown this once."""
 
     key: str
+
+
+class KeyPage(Body):
+    """A part of the list, newest first; `nextCursor` is null on the last one."""
+
+    items: list[KeyView]
+    next_cursor: str | None
 
 
 def view(key: PublishKey) -> KeyView:

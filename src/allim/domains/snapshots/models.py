@@ -1,9 +1,10 @@
 """What requests to this room send, and what its answers hold."""
 
 import json
+from typing import Any, Literal
 
 from allim.domains.snapshots.store import Snapshot
-from allim.http.bodies import Body, utc
+from allim.http.bodies import Body, Instant, utc
 
 
 class NewSnapshot(Body):
@@ -14,12 +15,25 @@ class SnapshotView(Body):
     """A snapshot as its account sees it; what is not known before it is generated is null."""
 
     id: str
-    status: str
-    requested_at: str
-    generated_at: str | None
+    status: Literal["pending", "generated"]
+    requested_at: Instant
+    generated_at: Instant | None
     snapshot_count: int | None
     server_id: str | None
     sha256: str | None
+
+
+class SnapshotPage(Body):
+    """A part of the list, newest first; `nextCursor` is null on the last one."""
+
+    items: list[SnapshotView]
+    next_cursor: str | None
+
+
+class WholeSnapshot(SnapshotView):
+    """A snapshot with its content; its `sha256` is that of the content in canonical JSON."""
+
+    content: dict[str, Any] | None
 
 
 def view(snapshot: Snapshot) -> SnapshotView:
@@ -35,7 +49,7 @@ def view(snapshot: Snapshot) -> SnapshotView:
     )
 
 
-def whole(snapshot: Snapshot) -> dict[str, object]:
-    """The snapshot with its content; its `sha256` is that of the content in canonical JSON."""
+def whole(snapshot: Snapshot) -> WholeSnapshot:
+    """The snapshot with its content."""
     content = None if snapshot.content is None else json.loads(snapshot.content)
-    return {**view(snapshot).model_dump(), "content": content}
+    return WholeSnapshot.model_construct(**dict(view(snapshot)), content=content)

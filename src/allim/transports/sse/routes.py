@@ -1,13 +1,15 @@
 """`GET /events`: who, topics, permission; then the stream, by handover where the server offers it."""
 
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from allim.errors import Invalid, Kicked, Unauthenticated, Unavailable
-from allim.hub import CloseReason, Hub, check_topic
+from allim.errors import Forbidden, Invalid, Kicked, Unauthenticated, Unavailable
+from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
+from allim.hub import TOPIC_FORM, CloseReason, Hub, check_topic
 from allim.identity import Visitor
 from allim.permission import Permission
 from allim.transports.sse import frames
@@ -16,16 +18,50 @@ from allim.transports.sse.portable import PortableResponse, PortableStream, Prov
 from allim.transports.sse.stream import Speech
 
 MAX_TOPICS = 100
+_TopicOrNothing = Annotated[str, Field(pattern=f"^({TOPIC_FORM})?$")]
+_PARAMETERS = (
+    Parameter(
+        "query",
+        "topics",
+        list[_TopicOrNothing],
+        f"At most {MAX_TOPICS} further topics; the user's own and `system` are always there. A ticket holds its own.",
+    ),
+    Parameter("query", "last_event_id", str, "Where to resume, if the header is absent."),
+    Parameter("header", "Last-Event-ID", str, "Where to resume."),
+)
 _KNOWN = frozenset({"topics", "last_event_id", "ticket"})
 
 Visit = Callable[[Request], Awaitable[Visitor]]
 """Says who wants a stream, or raises Unauthenticated."""
 
 
-def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> list[Route]:
+class Frame(BaseModel):
+    """One frame of the stream, as a reader parses it; the data is JSON."""
+
+    event: str
+    data: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
+    id: str = Field(default_factory=str)
+    retry: int = Field(default_factory=int)
+
+
+def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> list[Resource]:
     """The stream's route."""
 
+    @operation(
+        caller=Caller.READER,
+        parameters=_PARAMETERS,
+        answers={
+            200: Answer("The stream: frame after frame.", Frame, media_type="text/event-stream"),
+            204: Answer("An operator ended the session: do not come back."),
+        },
+        fails=[Forbidden],
+    )
     async def events(request: Request) -> Response:
+        """Open a stream.
+
+        The first event is `stream.open`, with the verdict on the resume; then come the events of the stream's topics,
+        a `heartbeat` in silence, and `stream.close` before an end that can be told.
+        """
         try:
             return await answer(request, await visit(request))
         except Kicked:
@@ -44,7 +80,7 @@ def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> li
             return HandoverResponse(stream, begin, request.state.answer_headers)
         return PortableResponse(stream, begin)
 
-    return [Route("/events", events, methods=["GET"])]
+    return [route("/events", tag="Events", get=events)]
 
 
 def _kind(request: Request, visitor: Visitor) -> type[HandoverStream] | type[PortableStream]:

@@ -1,0 +1,292 @@
+"""The description of the routes, made of their declarations (`routing`), and the page that shows it.
+
+What follows from a declaration stands here and nowhere else: the problems an operation may answer, and the headers of
+its answers. Knows no room.
+Source: OpenAPI 3.1.1, JSON Schema 2020-12.
+"""
+
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, Union, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic.alias_generators import to_camel
+from pydantic.json_schema import GenerateJsonSchema
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute
+
+from allim import __version__
+from allim.errors import (
+    AllimError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+    Unavailable,
+)
+from allim.http import problems
+from allim.http.gate import COOKIE
+from allim.http.origins import PAGE_POLICY
+from allim.http.problems import UnsupportedMediaType
+from allim.http.routing import Answer, Caller, Operation, Parameter, Resource, operation, route
+
+HEADERS: dict[str, tuple[str, Any]] = {
+    "Location": ("Where it is, or where to go on.", str),
+    "Set-Cookie": ("The session's cookie, or the end of it.", str),
+    "WWW-Authenticate": ("How to say who asks.", Literal["Bearer"]),
+    "Retry-After": ("Seconds after which it makes sense to try again.", Annotated[int, Field(ge=1)]),
+    "RateLimit-Policy": ("The limits that the call counts for.", str),
+    "RateLimit": ("What is left of them, and seconds until they are whole again.", str),
+    "X-Request-ID": ("Names the request in the logs.", str),
+}
+"""What the headers of answers say, and their types."""
+
+_ALWAYS = ["X-Request-ID"]
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+_ABOUT = """\
+Events to browsers and services while they happen, over any number of replicas.
+
+Bodies are JSON in UTF-8; unknown members and parameters are refused. Times are RFC 3339 in UTC. Every error is a
+`Problem` (RFC 9457). Beside the answers that are listed, any call may answer 500.
+"""
+_SECURITY_SCHEMES = {
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A user in a browser, signed in."},
+    "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A user."},
+    "ticket": {"type": "apiKey", "in": "query", "name": "ticket", "description": "A user, for one stream."},
+    "publishKey": {"type": "http", "scheme": "bearer", "description": "A service that publishes."},
+}
+_SECURITY: dict[Caller, list[dict[str, list[str]]]] = {
+    Caller.ANYONE: [],
+    Caller.VISITOR: [{}, {"session": []}, {"token": []}],
+    Caller.USER: [{"session": []}, {"token": []}],
+    Caller.READER: [{"session": []}, {"token": []}, {"ticket": []}],
+    Caller.OPERATOR: [{"session": ["operator"]}, {"token": ["operator"]}],
+    Caller.PUBLISHER: [{"publishKey": []}],
+}
+
+_Fails = Sequence[type[AllimError]]
+_REFUSALS: dict[Caller, _Fails] = {
+    Caller.ANYONE: [],
+    Caller.VISITOR: [],
+    Caller.USER: [Unauthenticated],
+    Caller.READER: [Unauthenticated],
+    Caller.OPERATOR: [Unauthenticated, Forbidden],
+    Caller.PUBLISHER: [Unauthenticated, Forbidden],
+}
+_HEADERS_OF: dict[type[AllimError], list[str]] = {
+    Unauthenticated: ["WWW-Authenticate"],
+    TooMany: ["Retry-After", "RateLimit-Policy", "RateLimit"],
+    Unavailable: ["Retry-After"],
+}
+
+
+class FieldProblem(BaseModel):
+    """One thing wrong with one field; `field` is a path as the sender wrote it, such as `[3].topic`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457).
+
+    `code` is for programs, `retryable` says whether the same request may succeed later, and `errors` is there when
+    fields are at fault.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+    errors: list[FieldProblem] = Field(default_factory=list)
+    request_id: str = Field(default_factory=str)
+
+
+def routes(described: Sequence[BaseRoute], page: Path | None) -> list[Resource]:
+    """`/api/openapi.json` for these routes and its own, and `/api/docs`; `page` is the built page's folder."""
+
+    @operation(answers={200: Answer("An OpenAPI 3.1 document.", dict[str, Any])})
+    async def openapi(request: Request) -> Response:
+        """Describe all operations."""
+        return Response(
+            content(request.scope.get("root_path", "")),
+            media_type="application/json",
+            headers={"Cache-Control": "no-cache"},
+        )
+
+    @operation(
+        answers={200: Answer("A page that needs nothing from elsewhere.", str, media_type="text/html")},
+        fails=[NotFound],
+    )
+    async def docs(_: Request) -> Response:
+        """Show the description, to be read and tried out.
+
+        404 when the page was not built.
+        """
+        if page is None or not (page / "docs.html").is_file():
+            raise NotFound("The page was not built here; the description is at /api/openapi.json.")
+        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
+        return FileResponse(page / "docs.html", headers=headers)
+
+    own = [
+        route("/api/openapi.json", tag="Description", get=openapi),
+        route("/api/docs", tag="Description", get=docs),
+    ]
+
+    @lru_cache(maxsize=1)  # it is mounted in one place
+    def content(root: str) -> bytes:
+        return json.dumps(document([*described, *own], root), ensure_ascii=False).encode()
+
+    return own
+
+
+def document(described: Iterable[BaseRoute], root: str = "") -> dict[str, Any]:
+    """The OpenAPI document of all operations that are declared, whose paths are seen from `root`."""
+    schemas = _Schemas()
+    paths = {
+        resource.path: {
+            method.lower(): _operation(schemas, resource, method, declared)
+            for method, declared in operations(resource)
+        }
+        for resource in described
+        if isinstance(resource, Resource)
+    }
+    return {
+        "openapi": "3.1.1",
+        "info": {"title": "allim", "version": __version__, "description": _ABOUT},
+        **({"servers": [{"url": root}]} if root else {}),
+        "paths": {path: item for path, item in paths.items() if item},
+        "components": {
+            "securitySchemes": _SECURITY_SCHEMES,
+            "headers": {
+                name: {"description": description, "schema": schemas.of(type_, "serialization")}
+                for name, (description, type_) in HEADERS.items()
+            },
+            "responses": {error.__name__: _failure(schemas, error) for error in problems.KNOWN},
+            "schemas": schemas.settle(),
+        },
+    }
+
+
+def operations(resource: Resource) -> Iterable[tuple[str, Operation]]:
+    """The declared operations of a path, by method. HEAD is GET's shadow and is not listed."""
+    for method, handler in resource.handlers.items():
+        if isinstance(handler, Operation) and method != "HEAD":
+            yield method, handler
+
+
+class _Schemas:
+    """Collects types, then settles them all at once, so that each model is described once."""
+
+    def __init__(self) -> None:
+        self._wanted: list[tuple[Literal["validation", "serialization"], TypeAdapter[Any], dict[str, Any]]] = []
+
+    def of(self, type_: Any, mode: Literal["validation", "serialization"]) -> dict[str, Any]:
+        """The type's schema, empty until it is settled."""
+        schema: dict[str, Any] = {}
+        self._wanted.append((mode, TypeAdapter(type_), schema))
+        return schema
+
+    def settle(self) -> dict[str, Any]:
+        """Fill in what was given out; the models that the schemas refer to."""
+        found, definitions = TypeAdapter.json_schemas(
+            [(index, mode, adapter) for index, (mode, adapter, _) in enumerate(self._wanted)],
+            ref_template="#/components/schemas/{model}",
+            schema_generator=_Untitled,
+        )
+        for index, (mode, _, schema) in enumerate(self._wanted):
+            schema.update(found[index, mode])
+        return dict(definitions.get("$defs", {}))
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without a title for each field that only repeats its name."""
+
+    def field_title_should_be_set(self, _: Any) -> bool:
+        return False
+
+
+def _operation(schemas: _Schemas, resource: Resource, method: str, declared: Operation) -> dict[str, Any]:
+    summary, _, description = (inspect.getdoc(declared.handler) or "").partition("\n")
+    fails = {problems.status_of(error): error for error in _fails(resource, method, declared)}
+    failures = {status: {"$ref": f"#/components/responses/{error.__name__}"} for status, error in fails.items()}
+    answers = {status: _answer(schemas, answer) for status, answer in declared.answers.items()}
+    described = {
+        "operationId": to_camel(declared.handler.__name__),
+        "summary": summary.removesuffix("."),
+        "description": description.strip(),
+        "tags": [resource.tag],
+        "security": _SECURITY[declared.caller],
+        "parameters": [_parameter(schemas, parameter) for parameter in declared.parameters],
+        "requestBody": _body(schemas, declared.body),
+        "responses": {str(status): answer for status, answer in sorted({**failures, **answers}.items())},
+    }
+    return {name: value for name, value in described.items() if value or name == "security"}
+
+
+def _fails(resource: Resource, method: str, declared: Operation) -> Iterable[type[AllimError]]:
+    """What an operation may refuse: what it declares, and what follows from the rest."""
+    yield from declared.fails
+    yield from _REFUSALS[declared.caller]
+    if declared.body is not None:
+        yield from (TooLarge, UnsupportedMediaType, Invalid)
+    if any(parameter.place != "path" for parameter in declared.parameters):
+        yield Invalid
+    if method not in _SAFE_METHODS:
+        yield Forbidden  # a page of another origin
+    if resource.path.startswith("/api/") or declared.caller is not Caller.ANYONE:
+        yield from (TooMany, Unavailable)
+
+
+def _parameter(schemas: _Schemas, parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": parameter.place,
+        "description": parameter.description,
+        "required": parameter.place == "path",
+        "schema": schemas.of(parameter.type, "validation"),
+        **({"explode": False} if parameter.place == "query" else {}),
+    }
+
+
+def _body(schemas: _Schemas, body: Any) -> dict[str, Any] | None:
+    if body is None:
+        return None
+    kinds = get_args(body) or (body,)
+    required = NoneType not in kinds
+    kind = body if required else Union[tuple(kind for kind in kinds if kind is not NoneType)]  # noqa: UP007
+    return {"required": required, "content": {"application/json": {"schema": schemas.of(kind, "validation")}}}
+
+
+def _answer(schemas: _Schemas, answer: Answer) -> dict[str, Any]:
+    content = {answer.media_type: {"schema": schemas.of(answer.content, "serialization")}}
+    return {
+        "description": answer.description,
+        "headers": _headers(answer.headers),
+        **({} if answer.content is None else {"content": content}),
+    }
+
+
+def _failure(schemas: _Schemas, error: type[AllimError]) -> dict[str, Any]:
+    return {
+        "description": (inspect.getdoc(error) or "").partition("\n")[0],
+        "headers": _headers(_HEADERS_OF.get(error, [])),
+        "content": {problems.MEDIA_TYPE: {"schema": schemas.of(Problem, "serialization")}},
+    }
+
+
+def _headers(names: Sequence[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in [*names, *_ALWAYS]}
