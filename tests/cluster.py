@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
+from tests.leaks import inspect
 from tests.replicas import PUBLISH_KEY, ROOT, SECRET, Replica
 from tests.servers import end, free_port
 from tests.waiting import until_sync
@@ -105,11 +106,11 @@ def cluster(replicas: int = 3, **settings: object) -> Iterator[Cluster]:
     output = folder / "output"
     with output.open("wb") as out:
         process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=ROOT)
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(inspect, output)
+        stack.callback(end, process, timeout_s=40)
         yield _started(process, output, folder / "data" / "allim.db")
-    finally:
-        end(process, timeout_s=40)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _started(process: "subprocess.Popen[bytes]", output: Path, database: Path) -> Cluster:

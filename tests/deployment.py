@@ -20,9 +20,10 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from allim.up import find_program, nginx_command, write_nginx
+from tests.leaks import inspect
 from tests.proxy import FaultProxy, fault_proxy
 from tests.replicas import Replica, launch_replica
-from tests.servers import Redis, end, lasting_port, redis_server
+from tests.servers import Redis, lasting_port, redis_server
 from tests.waiting import accepts, until_sync
 
 
@@ -83,6 +84,7 @@ class Nginx:
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait(10)
+        inspect(self.log)
 
 
 def _leaves(worker: int) -> bool:
@@ -164,7 +166,7 @@ def deployment(
         for port in ports:
             url = _at_port(server.url, port)
             running.append(launch_replica(home, redis_url=url, **settings))
-            stack.callback(_end_replica, running[-1])
+            stack.callback(running[-1].end)
         front = Nginx(lasting_port(), home / "nginx", home / "nginx.log", nginx_changed or {}) if nginx else None
         if front:
             front.configure(*(replica.port for replica in running))
@@ -178,7 +180,3 @@ def deployment(
 def _at_port(url: str, port: int) -> str:
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=f"{parts.hostname}:{port}"))
-
-
-def _end_replica(replica: Replica) -> None:
-    end(replica.process, timeout_s=30)  # the one that runs now, and not the one that was started first

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,11 +19,12 @@ import httpx
 
 from allim.client import Message, Parser
 from allim.http.tokens import Tokens
+from tests.leaks import PUBLISH_KEY as PUBLISH_KEY
+from tests.leaks import SECRET as SECRET
+from tests.leaks import inspect
 from tests.servers import end, lasting_port
 from tests.waiting import until_sync
 
-SECRET = "a secret key for tests, and for nothing else"
-PUBLISH_KEY = "publish-key-of-the-tests"
 ROOT = Path(__file__).parents[1]
 
 
@@ -92,6 +93,11 @@ class Replica:
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
+    def end(self) -> None:
+        """End the process that runs now, and look through what all of them logged."""
+        end(self.process, timeout_s=30)
+        inspect(self.log)
+
     def start(self) -> None:
         """Start it again on its port, after it ended."""
         assert self.launch is not None
@@ -125,15 +131,14 @@ def replica(
 ) -> Iterator[Replica]:
     """`allim serve`, ready to serve; with `portable` the same application under plain uvicorn, with `mounted` inside
     another one; `program` names a module that takes the place of `allim serve`."""
-    home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
-    running = launch_replica(home, portable=portable, mounted=mounted, program=program, **settings)
-    try:
+    with ExitStack() as stack:
+        home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
+        if folder is None:
+            stack.callback(shutil.rmtree, home, ignore_errors=True)
+        running = launch_replica(home, portable=portable, mounted=mounted, program=program, **settings)
+        stack.callback(running.end)
         running.until_ready()
         yield running
-    finally:
-        end(running.process, timeout_s=30)
-        if folder is None:
-            shutil.rmtree(home, ignore_errors=True)
 
 
 def launch_replica(

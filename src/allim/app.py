@@ -141,6 +141,8 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         lifespan=lifespan,
     )
 
+    app.router.redirect_slashes = False  # its redirects repeat what the client wrote as `Host`
+
     async def leave(within_s: float) -> None:
         hub.drain()
         with suppress(TimeoutError):

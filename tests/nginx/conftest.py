@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from allim.up import find_program, nginx_command, private_folder, write_nginx
+from tests.leaks import inspect
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ def start(folder: Path) -> Start:
         with ExitStack() as stack:
             output = stack.enter_context((folder / "output").open("wb"))
             process = _spawn(folder / "nginx", output)
+            stack.callback(inspect, folder / "output")
             stack.callback(_end, process)
             with anyio.fail_after(10):
                 while not _accepts(port):

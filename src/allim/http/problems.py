@@ -181,8 +181,6 @@ def _headers_of(error: AllimError) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, TooMany | Unavailable):
         return {"Retry-After": str(error.retry_after_s)}
-    if isinstance(error, TooLarge):
-        return {"Connection": "close"}  # the rest of the body was not read
     return {}
 
 

@@ -10,7 +10,11 @@ from collections.abc import Callable, Mapping
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from allim.errors import NotFound
+from allim.http.problems import problem
 
 log = structlog.get_logger(__name__)
 
@@ -68,9 +72,13 @@ class Requests:
                     headers["connection"] = "close"
             await send(message)
 
+        # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,
+        # which nginx guards under that name alone.
+        sound = scope["path"].isprintable()
+        app = self.app if sound else problem(HTTPConnection(scope), NotFound("There is nothing at this path."))
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self.app(scope, receive, send_with_headers)
+                await app(scope, receive, send_with_headers)
             finally:
                 if status is not None and scope["path"] not in _QUIET:
                     client = scope.get("client")

@@ -44,9 +44,12 @@ def configure_logging(server_id: str, level: str = "info", *, pretty: bool = Fal
 
 
 def _rendering(pretty: bool) -> list[Processor]:
+    # Tracebacks without their variables, which hold tokens and passwords; both libraries' defaults show them.
     if pretty:
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        plain = structlog.dev.plain_traceback
+        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer(ensure_ascii=False)]
 
 
 def _stamp(server_id: str) -> Processor:

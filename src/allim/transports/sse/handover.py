@@ -6,6 +6,7 @@ Source: docs/decisions/0002-handover.md, with what is bent in uvicorn and why.
 """
 
 import asyncio
+import json
 import socket
 import struct
 from collections.abc import Callable, Mapping
@@ -23,6 +24,32 @@ from allim.transports.sse.stream import Proven, SseStream
 EXTENSION = "allim.handover"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
 FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
+
+
+HEAD_TIMEOUT_S = 20.0  # from the connection, or the first byte of a later request, to the end of its head
+MAX_HEAD_BYTES = 64 * 1024
+
+
+def _problem(status: int, title: str, detail: str, code: str) -> bytes:
+    body = json.dumps(
+        {
+            "type": f"urn:allim:problem:{code}",
+            "title": title,
+            "status": status,
+            "detail": detail,
+            "code": code,
+            "retryable": False,
+        }
+    )
+    head = f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
+    return f"{head}connection: close\r\n\r\n{body}".encode()
+
+
+# Said before there is an application to say it.
+_BAD_REQUEST = _problem(400, "Bad request", "The request could not be read.", "bad_request")
+_HEAD_TOO_LARGE = _problem(
+    431, "Request header fields too large", "The head of the request is over the limit.", "head_too_large"
+)
 
 
 class HandedOver(Exception):
@@ -126,11 +153,64 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 class HandoverProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which offers in the scope to hand its connection over."""
+    """uvicorn's HTTP protocol, which offers in the scope to hand its connection over.
+
+    It also gives a head an end, in time and in size, where no proxy stands in front that does; uvicorn has neither.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.head_bytes = 0
+        self.head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.head_timer is not None:
+            self.head_bytes += len(data)
+            if self.head_bytes > MAX_HEAD_BYTES:
+                self.refuse(_HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
+        if self.head_timer is None:
+            self.await_head()
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: self.hand_over}  # type: ignore[dict-item]  # ASGI allows any value
+
+    def on_headers_complete(self) -> None:
+        self.head_came()
+        super().on_headers_complete()
+
+    def await_head(self) -> None:
+        self.head_bytes = 0
+        self.head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self.transport.abort)
+
+    def head_came(self) -> None:
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn for what is no HTTP."""
+        self.refuse(_BAD_REQUEST)
+
+    def refuse(self, answer: bytes) -> None:
+        """Answer, and read on: closing over unread bytes would reset the connection, and nginx would take the replica
+        for broken instead of passing the answer on."""
+        transport = self.transport
+        self.flow.resume_reading()
+        self.connection_lost(HandedOver())
+        transport.set_protocol(asyncio.Protocol())  # throws away what comes
+        transport.write(answer)
+        transport.write_eof()
+        asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
 
     def hand_over(self, stream: HandoverStream, head: bytes) -> bool:
         """Give the connection to the stream and write the response head; False when the client has gone."""

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from allim.errors import Forbidden, Invalid, Kicked, Unauthenticated, Unavailable
+from allim.errors import Forbidden, Invalid, Kicked, TooMany, Unauthenticated, Unavailable
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 from allim.hub import TOPIC_FORM, CloseReason, Hub, check_topic
 from allim.identity import Visitor
@@ -18,6 +18,7 @@ from allim.transports.sse.portable import PortableResponse, PortableStream, Prov
 from allim.transports.sse.stream import Speech
 
 MAX_TOPICS = 100
+REPLACED_RETRY_S = 10  # for one that was replaced before it began
 _TopicOrNothing = Annotated[str, Field(pattern=f"^({TOPIC_FORM})?$")]
 _PARAMETERS = (
     Parameter(
@@ -118,12 +119,14 @@ def _last_event_id(request: Request) -> str | None:
     return sent and sent.partition("~")[0]
 
 
-def _refusal(stream: HandoverStream | PortableStream) -> Unauthenticated | Unavailable:
+def _refusal(stream: HandoverStream | PortableStream) -> Unauthenticated | TooMany | Unavailable:
     """The stream was ended (a sign-out, a drain) between the request and its first byte."""
     assert stream.close_reason is not None
     stream.hub.leave(stream, stream.close_reason)
     if stream.close_reason.reconnect:
         return Unavailable("this replica is closing its streams")
+    if stream.close_reason is CloseReason.REPLACED:
+        return TooMany("There are too many streams of this user.", REPLACED_RETRY_S)
     if stream.close_reason is CloseReason.KICKED:
         return Kicked("the session was ended")
     return Unauthenticated("the session has ended")
