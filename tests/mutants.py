@@ -153,7 +153,7 @@ MUTANTS = (
         "a stopping replica ends its streams at once and untold",
         6,
         "hub/hub.py",
-        "            self._wheel.bring_forward(stream, self._clock() + self._moment_of_drain_s())\n",
+        "            self._wheel.bring_forward(stream, stream.ends_at)\n",
         "            stream.close(CloseReason.CLIENT_LEFT)\n",
         (SSE + "test_sigterm_tells_every_stream_at_its_own_moment",),
     ),

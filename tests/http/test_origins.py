@@ -207,7 +207,7 @@ async def test_a_listed_page_is_told_what_it_may_send(asked: Asked, method: str)
     assert asked.times == 0
     assert answer.headers["access-control-allow-origin"] == LISTED
     assert answer.headers["access-control-allow-credentials"] == "true"
-    assert answer.headers["access-control-allow-methods"] == "GET, POST, DELETE"
+    assert answer.headers["access-control-allow-methods"] == "GET, HEAD, POST, DELETE"
     assert answer.headers["access-control-max-age"] == "600"
     assert "Origin" in answer.headers["vary"]
 

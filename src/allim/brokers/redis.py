@@ -34,7 +34,7 @@ from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
-PUBLISH_TIMEOUT_S = 9.0  # in all, over every try; with what goes before, an answer is there within 10
+PUBLISH_TIMEOUT_S = 7.5  # in all, over every try; with what goes before, an answer is there within 10
 TRY_AGAIN_S = (0.1, 0.5)  # pauses between its tries
 
 

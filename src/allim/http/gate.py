@@ -39,18 +39,28 @@ class Gate:
         self._rates = rates
         self._limits = limits
 
+    async def recognise(self, request: Request) -> Identity:
+        """Whose token this is, whether or not its session was ended.
+
+        Raises: Unauthenticated; TooMany; Unavailable when it cannot be known now.
+        """
+        identity = await self._tokens.verify(token_of(request))
+        await self._count(request, identity)
+        return identity
+
     async def identify(self, request: Request) -> Identity:
         """Who asks.
 
-        Raises: Unauthenticated (SignedOut, Kicked); TooMany; Unavailable when it cannot be known now.
+        Raises: as `recognise`; SignedOut, Kicked.
         """
         identity = await self._tokens.verify(token_of(request))
         # Together, so that both travel in one pipeline.
-        standing, _ = await asyncio.gather(
-            self._standing(identity), self._rates.take(request, (self._limits.user_calls, identity.subject))
-        )
+        standing, _ = await asyncio.gather(self._standing(identity), self._count(request, identity))
         refuse_ended(standing)
         return identity
+
+    async def _count(self, request: Request, identity: Identity) -> None:
+        await self._rates.take(request, (self._limits.user_calls, identity.subject))
 
     async def _standing(self, identity: Identity) -> Standing:
         try:
@@ -75,11 +85,11 @@ class Gate:
         Raises: Unauthenticated, TooMany, Unavailable.
         """
         ticket = request.query_params.get("ticket")
-        if ticket is not None:
-            visitor = self._tickets.visitor(ticket, request)
+        if ticket is None:
+            visitor = Visitor(await self.recognise(request))
         else:
-            visitor = Visitor(await self._tokens.verify(token_of(request)))
-        await self._rates.take(request, (self._limits.user_calls, visitor.identity.subject))
+            visitor = self._tickets.visitor(ticket, request)
+            await self._count(request, visitor.identity)
         return visitor._replace(address=network_of(request))
 
     async def stop_guessing(self, request: Request, email: str = "") -> None:

@@ -63,9 +63,10 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         The cookie is cleared, and the session's streams end on every replica. 204 also for somebody who is not
         signed in.
         """
-        # Whoever is not signed in (any more) is signed out: the wish is fulfilled, the cookie goes.
+        # Whoever is not signed in is signed out: the wish is fulfilled, the cookie goes. One who was signed out
+        # already is signed out again: the first time may have been cut off half-way.
         try:
-            identity = await gate.identify(request)
+            identity = await gate.recognise(request)
         except Unauthenticated:
             pass
         else:
