@@ -3,7 +3,8 @@
 A ticket is short-lived and opens one stream once, so it may stand in a URL. The browser's own reconnect asks for the
 same URL again, when the ticket is spent. What it adds is the last event ID; so every id on such a stream carries a
 proof that only its reader can know, `<position>~<proof>`. Spent ticket and proof together resume, until the token
-expires that the ticket was got with; the ticket alone, which may stand in a log, does nothing, and the proof stands in no URL.
+expires that the ticket was got with. The ticket alone, which may stand in a log, does nothing; the proof stands in no
+URL.
 """
 
 import base64
