@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     publish_events_per_s: int = Field(50_000, ge=1, le=10_000_000)
     user_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     address_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
-    sign_in_tries_per_min: int = Field(10, ge=1, le=100_000)
+    sign_in_tries_per_min: int = Field(20, ge=1, le=100_000)
     snapshot_step_ms: int = Field(0, ge=0, le=60_000)
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
     log_format: Annotated[str, Field(pattern="^(json|text)$")] = "json"

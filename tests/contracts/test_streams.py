@@ -228,16 +228,21 @@ async def test_streams_joining_at_full_speed_get_no_hole_no_double_no_disorder(m
             number += 20
             await asyncio.sleep(0)
 
-    publisher = asyncio.create_task(publish())
-    await until(lambda: len(log) > 100)
-    streams: list[tuple[ListStream, Position]] = []
-    for index in range(200):
+    async def join(index: int) -> tuple[ListStream, Position]:
         resumed = log[-len(log) // 10][0] if index % 2 else None
         stream = await opened(hub, ListStream(*topics), str(resumed) if resumed else None)
         assert stream.opening is not None
-        streams.append((stream, stream.opening.position))
-    stop.set()
-    await publisher
+        return stream, stream.opening.position
+
+    publisher = asyncio.create_task(publish())
+    streams: list[tuple[ListStream, Position]] = []
+    try:
+        await until(lambda: len(log) > 100)
+        for first in range(0, 200, 10):  # one by one, a slow machine would publish without end meanwhile
+            streams += await asyncio.gather(*(join(first + i) for i in range(10)))
+    finally:
+        stop.set()
+        await publisher
     last = log[-1][0]
     await until(lambda: all(stream.last >= last for stream, _ in streams), 30)
 
