@@ -34,6 +34,8 @@ class Mutant(NamedTuple):
 
 BROKER = "tests/contracts/test_broker.py::"
 STREAMS = "tests/contracts/test_streams.py::"
+SESSIONS = "tests/contracts/test_sessions.py::"
+LEDGER = "tests/contracts/test_ledger.py::"
 SSE = "tests/contracts/test_sse.py::"
 REDIS = "tests/brokers/test_redis.py::"
 
@@ -172,6 +174,32 @@ MUTANTS = (
         "        left_s = stream.expires_at - time.time()\n        if left_s <= 2 * SLOT_S:\n",
         "        left_s = stream.expires_at - time.time()\n        if False:\n",
         (SSE + "test_an_expired_token_ends_the_stream_and_nothing_follows",),
+    ),
+    Mutant(
+        "a session that was ended opens streams",
+        8,
+        "hub/hub.py",
+        "        refuse_ended(admission.standing)\n",
+        "",
+        (SESSIONS + "test_a_kick_ends_every_session_until_now_and_no_later_one",),
+    ),
+    Mutant(
+        "a ticket opens as many streams as are asked for",
+        8,
+        "brokers/admit.lua",
+        "'PX', ARGV[5], 'NX')",
+        "'PX', ARGV[5])",
+        (LEDGER + "test_a_ticket_is_spent_once_by_whoever_is_first",),
+    ),
+    Mutant(
+        "nobody asks after a repair which sessions were ended meanwhile",
+        8,
+        "hub/hub.py",
+        "        self._audit_due.set()\n",
+        "        pass\n",
+        (
+            "tests/system/test_sessions.py::test_a_kick_that_a_black_holed_replica_misses_ends_its_streams_with_the_repair",
+        ),
     ),
     Mutant(
         "an order to end a session is not obeyed",

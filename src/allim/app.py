@@ -83,7 +83,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     tokens = _tokens(settings, issuer)
     tickets = Tickets((settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s)
     rates = Rates(ledger, MemoryLedger(), metrics.refused)
-    gate = Gate(tokens, tickets, ledger, rates, _limits(settings))
+    gate = Gate(tokens, tickets, rates, _limits(settings))
     permission = Permission(rules or {})
 
     profile = partial(accounts.profile, engine)

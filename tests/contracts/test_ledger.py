@@ -122,7 +122,7 @@ async def test_a_rate_is_one_over_all_replicas(make_ledger: MakeLedger) -> None:
 
     taken = [await ledgers[number % 2].take([Demand("user:42", 10, 60)]) for number in range(12)]
 
-    quotas = [quotas[0] for quotas in taken]
+    quotas = [grant.quotas[0] for grant in taken]
     assert [quota.granted for quota in quotas] == [True] * 10 + [False] * 2
     assert [quota.remaining for quota in quotas[:10]] == list(range(9, -1, -1))
     assert 5 < quotas[-1].retry_after_s <= 6
@@ -133,12 +133,12 @@ async def test_a_rate_comes_back_with_time(ledger: Ledger) -> None:
     demand = Demand("fast", 20, 1)
     for _ in range(20):
         await ledger.take([demand])
-    refused = (await ledger.take([demand]))[0]
+    refused = (await ledger.take([demand])).quotas[0]
     assert not refused.granted
 
     await asyncio.sleep(refused.retry_after_s + 0.01)
 
-    assert (await ledger.take([demand]))[0].granted
+    assert (await ledger.take([demand])).quotas[0].granted
 
 
 async def test_all_demands_are_granted_or_none_is_charged(ledger: Ledger) -> None:
@@ -147,14 +147,14 @@ async def test_all_demands_are_granted_or_none_is_charged(ledger: Ledger) -> Non
 
     both = await ledger.take([roomy, tight])
 
-    assert [quota.granted for quota in both] == [True, False]
-    assert (await ledger.take([roomy]))[0].remaining == 9
+    assert [quota.granted for quota in both.quotas] == [True, False]
+    assert (await ledger.take([roomy])).quotas[0].remaining == 9
 
 
 async def test_what_costs_more_than_its_limit_is_granted_when_nothing_is_used(ledger: Ledger) -> None:
     batch = Demand("batch", 10, 1, cost=25)
 
-    first, second = [(await ledger.take([batch]))[0] for _ in range(2)]
+    first, second = [(await ledger.take([batch])).quotas[0] for _ in range(2)]
 
     assert isinstance(first, Quota)
     assert (first.granted, second.granted, second.remaining) == (True, False, 0)
@@ -164,5 +164,17 @@ async def test_what_costs_more_than_its_limit_is_granted_when_nothing_is_used(le
 async def test_a_name_may_be_any_text(ledger: Ledger) -> None:
     odd = [Demand(name, 1, 60) for name in ("a\r\nb", "{x}", "*", "", "\ud7ff\x00")]
 
-    assert all(quota.granted for quota in await ledger.take(odd))
-    assert not any(quota.granted for quota in await ledger.take(odd))
+    assert (await ledger.take(odd)).granted
+    assert not any(quota.granted for quota in (await ledger.take(odd)).quotas)
+
+
+async def test_nothing_is_granted_to_and_charged_for_an_ended_session(make_ledger: MakeLedger) -> None:
+    here, there = make_ledger(), make_ledger()
+    demand = Demand("user:42", 10, 60)
+    assert (await here.take([demand], holder())).granted
+    await here.sign_out(holder(), 60)
+
+    refused = await there.take([demand], holder())
+
+    assert (refused.standing, list(refused.quotas), refused.granted) == (Standing.SIGNED_OUT, [], False)
+    assert (await there.take([demand], holder(session="s2"))).quotas[0].remaining == 8

@@ -15,9 +15,8 @@ AMPLE = Policy("ample", 1_000_000, 1)
 
 def gate_of(ledger: Ledger | None = None, **limits: Policy) -> Gate:
     """Without further word, nobody meets a limit."""
-    ledger = ledger or MemoryLedger()
     ample = {name: AMPLE._replace(name=name) for name in Limits._fields}
-    return Gate(TOKENS, Tickets([SECRET], 30), ledger, rates_of(ledger), Limits(**{**ample, **limits}))
+    return Gate(TOKENS, Tickets([SECRET], 30), rates_of(ledger), Limits(**{**ample, **limits}))
 
 
 def rates_of(ledger: Ledger | None = None, refused: list[str] | None = None) -> Rates:

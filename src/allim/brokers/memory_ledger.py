@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from allim.hub import Admission, Demand, Holder, Quota, Standing
+from allim.hub import Admission, Demand, Grant, Holder, Quota, Standing
 from allim.identity import Ticket
 
 SWEEP_S = 60.0
@@ -63,14 +63,17 @@ class MemoryLedger:
         if not streams:
             self._streams.pop(subject, None)
 
-    async def take(self, demands: Sequence[Demand]) -> Sequence[Quota]:
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        standing = Standing.GOOD if holder is None else self._standing(holder)
+        if standing is not Standing.GOOD:
+            return Grant(standing, ())
         now = self._now()
         used = [max(0.0, self._until.get(("rate", demand.name), 0.0) - now) for demand in demands]
         quotas = [_quota(demand, used_s) for demand, used_s in zip(demands, used, strict=True)]
         if all(quota.granted for quota in quotas):
             for demand, quota in zip(demands, quotas, strict=True):
                 self._keep(("rate", demand.name), quota.reset_s)
-        return quotas
+        return Grant(standing, quotas)
 
     def _standing(self, holder: Holder) -> Standing:
         if self._is_kept(("signed out", holder.subject, holder.session)):

@@ -13,7 +13,7 @@ import structlog
 from allim.brokers.scripts import Script, ScriptCalls
 from allim.brokers.server import RedisServer
 from allim.errors import Unavailable
-from allim.hub import Admission, Demand, Holder, Quota, Standing
+from allim.hub import Admission, Demand, Grant, Holder, Quota, Standing
 from allim.identity import Ticket
 
 log = structlog.get_logger(__name__)
@@ -78,14 +78,20 @@ class RedisLedger:
         if self._leaver is None:
             self._leaver = asyncio.create_task(self._note_left(), name="allim ended streams")
 
-    async def take(self, demands: Sequence[Demand]) -> Sequence[Quota]:
-        keys = [self._rate_key + hashlib.sha256(demand.name.encode()).hexdigest() for demand in demands]
-        args = [number for demand in demands for number in (demand.limit, demand.period_s * 1_000_000, demand.cost)]
-        quotas = await self._calls.call(self._take, keys, args)
-        return [
-            Quota(bool(granted), remaining, reset_us / 1e6, retry_after_us / 1e6)
-            for granted, remaining, reset_us, retry_after_us in quotas
-        ]
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        keys = [] if holder is None else [*self._keys(holder)]
+        keys += (self._rate_key + hashlib.sha256(demand.name.encode()).hexdigest() for demand in demands)
+        args: list[float | str] = ["" if holder is None else holder.issued_at]
+        for demand in demands:
+            args += (demand.limit, demand.period_s * 1_000_000, demand.cost)
+        standing, *quotas = await self._calls.call(self._take, keys, args)
+        return Grant(
+            Standing(standing.decode()),
+            [
+                Quota(bool(granted), remaining, reset_us / 1e6, retry_after_us / 1e6)
+                for granted, remaining, reset_us, retry_after_us in quotas
+            ],
+        )
 
     def _keys(self, holder: Holder) -> tuple[str, str]:
         return f"{self._signed_out_key}{holder.subject}/{holder.session}", self._kicked_key + holder.subject

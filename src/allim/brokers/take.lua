@@ -1,16 +1,25 @@
--- Grant all demands or none. KEYS: one per demand, holding the microsecond in which all of its limit is there again
--- (GCRA, ITU-T I.371). ARGV: limit, period_us and cost of each.
--- Gives {granted, remaining, reset_us, retry_after_us} for each.
+-- Grant all demands or none, and none to a holder whose session was ended.
+-- KEYS: signed_out and kicked of the holder, if there is one; then one per demand, holding the microsecond in which all of
+-- its limit is there again (GCRA, ITU-T I.371). ARGV: the holder's issued_at, or ''; limit, period_us and cost of each.
+-- Gives {standing, {granted, remaining, reset_us, retry_after_us}, ...}.
 
+local first = 0
+if ARGV[1] ~= '' then
+  first = 2
+  local given = standing(KEYS[1], KEYS[2], ARGV[1])
+  if given ~= 'good' then
+    return {given}
+  end
+end
 local now = now_us()
-local quotas, all = {}, true
-for demand = 1, #KEYS do
-  local limit, period, cost = tonumber(ARGV[demand * 3 - 2]), tonumber(ARGV[demand * 3 - 1]), tonumber(ARGV[demand * 3])
-  local used = math.max(0, tonumber(redis.call('GET', KEYS[demand]) or 0) - now)
+local reply, all = {'good'}, true
+for demand = 1, #KEYS - first do
+  local limit, period, cost = tonumber(ARGV[demand * 3 - 1]), tonumber(ARGV[demand * 3]), tonumber(ARGV[demand * 3 + 1])
+  local used = math.max(0, tonumber(redis.call('GET', KEYS[first + demand]) or 0) - now)
   local after = used + cost * period / limit
   local granted = after <= period or used == 0
   local reset = granted and after or used
-  quotas[demand] = {
+  reply[demand + 1] = {
     granted and 1 or 0,
     math.max(0, math.floor((period - reset) * limit / period + 0.000001)),
     math.ceil(reset),
@@ -19,9 +28,9 @@ for demand = 1, #KEYS do
   all = all and granted
 end
 if all then
-  for demand = 1, #KEYS do
-    local reset = quotas[demand][3]
-    redis.call('SET', KEYS[demand], string.format('%.0f', now + reset), 'PX', math.ceil(reset / 1000) + 1)
+  for demand = 1, #KEYS - first do
+    local reset = reply[demand + 1][3]
+    redis.call('SET', KEYS[first + demand], string.format('%.0f', now + reset), 'PX', math.ceil(reset / 1000) + 1)
   end
 end
-return quotas
+return reply

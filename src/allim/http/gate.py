@@ -3,22 +3,19 @@
 Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
 """
 
-import asyncio
 from typing import NamedTuple
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from allim.errors import Forbidden, Unauthenticated, Unavailable
+from allim.errors import Forbidden, Unauthenticated
 from allim.http.addresses import network_of
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
-from allim.hub import Ledger, Standing, refuse_ended
 from allim.identity import OPERATOR, Identity, Visitor
 
 COOKIE = "allim_session"
-PATIENCE_S = 2.0  # with the ledger: a call fails then, rather than be let in unchecked
 
 
 class Limits(NamedTuple):
@@ -32,20 +29,19 @@ class Limits(NamedTuple):
 class Gate:
     """Knows the signed-in user of a request: token good, session not ended, not asking too often."""
 
-    def __init__(self, tokens: Tokens, tickets: Tickets, ledger: Ledger, rates: Rates, limits: Limits) -> None:
+    def __init__(self, tokens: Tokens, tickets: Tickets, rates: Rates, limits: Limits) -> None:
         self._tokens = tokens
         self._tickets = tickets
-        self._ledger = ledger
         self._rates = rates
         self._limits = limits
 
     async def recognise(self, request: Request) -> Identity:
-        """Whose token this is, whether or not its session was ended.
+        """Whose token this is, whether or not its session was ended; so it is a call of its address.
 
         Raises: Unauthenticated; TooMany; Unavailable when it cannot be known now.
         """
         identity = await self._tokens.verify(token_of(request))
-        await self._count(request, identity)
+        await self.stop_guessing(request)
         return identity
 
     async def identify(self, request: Request) -> Identity:
@@ -54,20 +50,17 @@ class Gate:
         Raises: as `recognise`; SignedOut, Kicked.
         """
         identity = await self._tokens.verify(token_of(request))
-        # Together, so that both travel in one pipeline.
-        standing, _ = await asyncio.gather(self._standing(identity), self._count(request, identity))
-        refuse_ended(standing)
+        await self._admit(request, identity)
         return identity
 
-    async def _count(self, request: Request, identity: Identity) -> None:
-        await self._rates.take(request, (self._limits.user_calls, identity.subject))
-
-    async def _standing(self, identity: Identity) -> Standing:
+    async def _admit(self, request: Request, identity: Identity) -> None:
+        """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
+        one keeps its owner out of nothing."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                return (await self._ledger.standings([identity]))[0]
-        except TimeoutError:
-            raise Unavailable("It cannot be told now whether the session has ended.") from None
+            await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
+        except Unauthenticated:
+            await self.stop_guessing(request)
+            raise
 
     async def require_operator(self, request: Request) -> Identity:
         """Who asks, when that is an operator.
@@ -80,16 +73,16 @@ class Gate:
         return identity
 
     async def visit(self, request: Request) -> Visitor:
-        """Who wants a stream. Whether the session was ended is judged when the stream is admitted.
+        """Who wants a stream. Whether the session was ended is judged again when the stream is admitted.
 
-        Raises: Unauthenticated, TooMany, Unavailable.
+        Raises: as `identify`.
         """
         ticket = request.query_params.get("ticket")
         if ticket is None:
-            visitor = Visitor(await self.recognise(request))
+            visitor = Visitor(await self._tokens.verify(token_of(request)))
         else:
             visitor = self._tickets.visitor(ticket, request)
-            await self._count(request, visitor.identity)
+        await self._admit(request, visitor.identity)
         return visitor._replace(address=network_of(request))
 
     async def stop_guessing(self, request: Request, email: str = "") -> None:

@@ -12,7 +12,7 @@ from allim.hub.broker import (
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import TYPE_FORM, Draft, Entry, Event
 from allim.hub.hub import Hub, HubSettings, Published, refuse_ended
-from allim.hub.ledger import Admission, Demand, Holder, Ledger, Quota, Standing
+from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing
 from allim.hub.position import ZERO, Position
 from allim.hub.stream import Backlog, Opening, Stream
 from allim.hub.topic import TOPIC_FORM, check_topic
@@ -30,6 +30,7 @@ __all__ = [
     "Draft",
     "Entry",
     "Event",
+    "Grant",
     "Heads",
     "Holder",
     "Hub",

@@ -239,7 +239,7 @@ class Hub:
         address has too many; Unauthenticated (SignedOut, Kicked) when its session was ended or its ticket used. The
         stream is forgotten then.
         """
-        self._check_room(stream.address)
+        self.check_room(stream.address)
         self._registry.add(stream)
         self._addresses[stream.address] += 1
         try:
@@ -260,15 +260,11 @@ class Hub:
                 topic.last = begin.reading.now
         return begin
 
-    async def would_admit(self, holder: Holder, address: str) -> None:
-        """Return when a stream of theirs would be let in at this moment. Nothing is opened, noted or spent.
+    def check_room(self, address: str) -> None:
+        """Return when there is room for one more stream from this address at this moment.
 
-        Raises: as `join`.
+        Raises: Unavailable, TooMany.
         """
-        self._check_room(address)
-        refuse_ended((await self._ledger.standings([holder]))[0])
-
-    def _check_room(self, address: str) -> None:
         if self.draining:
             raise Unavailable("this replica is draining")
         settings = self.settings

@@ -72,6 +72,17 @@ class Quota(NamedTuple):
     retry_after_s: float
 
 
+class Grant(NamedTuple):
+    """What demands got. `quotas` are one per demand; none when the session they were made with is not good."""
+
+    standing: Standing
+    quotas: Sequence[Quota]
+
+    @property
+    def granted(self) -> bool:
+        return self.standing is Standing.GOOD and all(quota.granted for quota in self.quotas)
+
+
 class Ledger(Protocol):
     """Every call raises Unavailable when the store does not answer."""
 
@@ -99,6 +110,8 @@ class Ledger(Protocol):
     def leave(self, subject: str, stream: str) -> None:
         """The stream has ended. Returns at once; if it cannot be noted, `keep_s` does."""
 
-    async def take(self, demands: Sequence[Demand]) -> Sequence[Quota]:
-        """Grant all demands or none. One that costs more than its limit is granted when nothing of it is used."""
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        """Grant all demands or none, and none to a holder whose session was ended. One that costs more than its limit
+        is granted when nothing of it is used.
+        """
         ...

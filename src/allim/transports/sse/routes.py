@@ -71,7 +71,7 @@ def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> li
     async def answer(request: Request, visitor: Visitor) -> Response:
         topics = await _topics(request, visitor, permission)
         if request.method == "HEAD":  # how a page asks why its EventSource gave up
-            await hub.would_admit(visitor.identity, visitor.address)
+            hub.check_room(visitor.address)
             return Response(headers=frames.HEADERS)
         stream = _kind(request, visitor)(hub, speech, visitor, topics)
         begin = await hub.join(stream, _last_event_id(request), visitor.ticket)
