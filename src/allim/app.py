@@ -237,7 +237,7 @@ def _hub_settings(settings: Settings) -> HubSettings:
         drain_s=settings.drain_s,
         streams_per_user=settings.streams_per_user,
         streams_per_address=settings.streams_per_address,
-        streams_per_replica=settings.streams_per_replica or _file_limit() - FILES_KEPT,
+        streams_per_replica=settings.streams_per_replica or max(1, _file_limit() - FILES_KEPT),
         memory_max_bytes=settings.memory_max_mb * 1_000_000 or int(limit_bytes() * MEMORY_SHARE),
         revocation_s=max(REVOCATION_S, settings.session_lifetime_s),
     )

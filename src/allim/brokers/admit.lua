@@ -11,8 +11,9 @@ if KEYS[4] and not redis.call('SET', KEYS[4], '1', 'PX', ARGV[5], 'NX') then
 end
 local streams, now, most, keep_ms = KEYS[3], now_us(), tonumber(ARGV[3]), tonumber(ARGV[4])
 local noted = redis.pcall('ZADD', streams, now, ARGV[2])
-if type(noted) == 'table' then  -- a Redis whose memory or disk is full takes no write: the stream opens uncounted
-  return {given}
+if type(noted) == 'table' then  -- a Redis that takes no write at the moment (full, alone): the stream opens uncounted
+  local code = noted.err:match('^%u+')
+  return (code == 'OOM' or code == 'MISCONF' or code == 'NOREPLICAS') and {given} or noted
 end
 redis.call('ZREMRANGEBYSCORE', streams, '-inf', now - keep_ms * 1000)  -- their replica died before it could say so
 redis.call('PEXPIRE', streams, keep_ms)

@@ -27,7 +27,8 @@ class MemoryLedger:
         """Nothing is open."""
 
     async def sign_out(self, holder: Holder, keep_s: float) -> None:
-        self._keep(("signed out", holder.subject, holder.session), keep_s)
+        key = ("signed out", holder.subject, holder.session)
+        self._keep(key, max(keep_s, self._until.get(key, 0.0) - self._now()))  # what is kept longer stays so
 
     async def kick(self, subject: str, keep_s: float) -> float:
         self._keep(("kicked", subject), keep_s)

@@ -88,13 +88,14 @@ class Gate:
     async def stop_guessing(self, request: Request, email: str = "") -> None:
         """Count a call of somebody who is not signed in, and a try to sign in as somebody.
 
+        Shape: `email` in the one form under which an account is found; "" when it can be nobody's.
         The tries are counted by address too: who tries passwords elsewhere keeps nobody out.
         Raises: TooMany.
         """
         network = network_of(request) or "this machine"
         wanted = [(self._limits.address_calls, network)]
         if email:
-            wanted.append((self._limits.sign_in_tries, f"{email.casefold()} {network}"))
+            wanted.append((self._limits.sign_in_tries, f"{email} {network}"))
         await self._rates.take(request, *wanted)
 
 

@@ -47,6 +47,7 @@ class Tickets:
             "jti": secrets.token_urlsafe(16),
             "sub": identity.subject,
             "sid": identity.session,
+            "role": identity.role,  # rules may ask for it
             "iat": identity.issued_at,
             "exp": self._now() + self.lifetime_s,
             "until": identity.expires_at,
@@ -66,7 +67,7 @@ class Tickets:
         """
         at, claims = self._claims(ticket)
         identity = Identity(
-            claims["sub"], claims["sid"], claims["until"], tuple(claims["grants"]), issued_at=claims["iat"]
+            claims["sub"], claims["sid"], claims["until"], tuple(claims["grants"]), claims["role"], claims["iat"]
         )
         topics = tuple(claims["topics"])
         proof = _proof(self._proof_keys[at], claims["jti"])

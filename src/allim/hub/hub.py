@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -31,9 +31,12 @@ from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
+Answer = TypeVar("Answer")
+
 LINK_PATIENCE = 2.4  # pulses unheard after which the link is replaced: 12 s at the default of 5 s
 DRAIN_SHARE = 0.6  # of the drain time for ending streams; the rest is for readers to read that
 JOIN_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription and its first page
+LEDGER_TIMEOUT_S = 2.0  # for a call of the ledger by itself
 EXPIRING_S = 60.0  # how long before its token expires a stream is told
 AUDIT_STREAMS = 500  # streams whose sessions are looked up in one step of an audit
 AUDIT_RETRY_S = 0.5
@@ -190,7 +193,7 @@ class Hub:
         Raises: Unavailable.
         """
         left_s = min(holder.expires_at - time.time(), LONGEST_S)
-        await self._ledger.sign_out(holder, max(left_s, self.settings.revocation_s))
+        await _in_time(self._ledger.sign_out(holder, max(left_s, self.settings.revocation_s)))
         await self._order(Control(holder.subject, CloseReason.SIGNED_OUT, session=holder.session))
 
     async def kick(self, subject: str) -> None:
@@ -198,7 +201,7 @@ class Hub:
 
         Raises: Unavailable.
         """
-        moment = await self._ledger.kick(subject, self.settings.revocation_s)
+        moment = await _in_time(self._ledger.kick(subject, self.settings.revocation_s))
         await self._order(Control(subject, CloseReason.KICKED, issued_until=moment))
 
     async def extend(self, holder: Holder, expires_at: float) -> None:
@@ -254,6 +257,8 @@ class Hub:
         except BaseException:
             self._forget(stream)
             raise
+        if stream not in self._registry:  # it ended before it was noted
+            self._ledger.leave(stream.subject, stream.id)
         for name in stream.topics:
             topic = self._registry.topic(name)
             if topic is not None and topic.last is None:
@@ -340,6 +345,9 @@ class Hub:
         return self._rng.uniform(0, self.settings.drain_s * DRAIN_SHARE)
 
     def _forget(self, stream: Stream) -> None:
+        """Once: a stream may end while it joins, and its join then fails as well."""
+        if stream not in self._registry:
+            return
         self._wheel.forget(stream)
         for name in self._registry.remove(stream):
             self._broker.unsubscribe(name)
@@ -486,6 +494,15 @@ class Hub:
         except Exception:
             log.exception("a background loop died", loop=name)
             self._failed = f"the {name} loop died"
+
+
+async def _in_time(answer: Awaitable[Answer]) -> Answer:
+    """Raises: Unavailable."""
+    try:
+        async with asyncio.timeout(LEDGER_TIMEOUT_S):
+            return await answer
+    except TimeoutError:
+        raise Unavailable("the ledger does not answer") from None
 
 
 def refuse_ended(standing: Standing) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from allim.domains import accounts
+from allim.http.rates import Policy
 from allim.storage import open_engine, reading
 from tests.domains.fakes import RecordingHub
 from tests.http.apps import assert_problem, client_of
@@ -317,3 +318,17 @@ async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snaps
     assert int(response.headers["retry-after"]) > 0
     assert "hunter2" not in response.text
     assert snapshots.started == []
+
+
+@pytest.mark.parametrize("written", [" jiwoo@example.com", "JIWOO@example.com\t", "jiwoo@EXAMPLE.com "])
+async def test_an_address_written_in_another_way_is_no_further_try(
+    engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots, written: str
+) -> None:
+    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    gate = gate_of(sign_in_tries=Policy("sign-in", 1, 60))
+
+    async with client_of(accounts.routes(service, gate, TOKENS.lifetime_s)) as client:
+        await client.post("/api/session", json={"email": JIWOO["email"], "password": "wrong"})
+        response = await client.post("/api/session", json={"email": written, "password": "wrong"})
+
+    assert_problem(response, 429, "too_many")

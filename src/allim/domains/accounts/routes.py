@@ -1,9 +1,11 @@
 """Accounts over HTTP."""
 
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from allim.domains.accounts.models import AccountView, Credentials, NewAccount, Renewed, SignedIn
+from allim.domains.accounts.models import AccountView, Credentials, NewAccount, Renewed, SignedIn, normal_email
 from allim.domains.accounts.service import Service, Session
 from allim.errors import Conflict, Invalid, NotFound, Unauthenticated
 from allim.http.bodies import read_model, utc
@@ -52,7 +54,7 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         401 in the same words, whatever was wrong.
         """
         credentials = await read_model(request, Credentials, _MAX_BODY_BYTES)
-        await gate.stop_guessing(request, credentials.email)
+        await gate.stop_guessing(request, _account_tried(credentials.email))
         session = await service.sign_in(credentials.email, credentials.password)
         return signed_in(request, session, 200)
 
@@ -85,8 +87,7 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
 
         The session's open streams live on with it. 422 for a token of another issuer.
         """
-        await gate.identify(request)
-        renewal = await service.renew(token_of(request))
+        renewal = await service.renew(token_of(request), partial(gate.identify, request))
         view = Renewed.model_construct(token=renewal.token, expires_at=utc(renewal.expires_at))
         response = JSONResponse(view.model_dump(), 200, {"Cache-Control": "no-store"})
         set_cookie(request, response, renewal.token, session_lifetime_s)
@@ -105,3 +106,11 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         route("/api/session", tag="Session", post=sign_in, delete=sign_out),
         route("/api/session/renew", tag="Session", post=renew),
     ]
+
+
+def _account_tried(email: str) -> str:
+    """The form under which the account would be found, however it was spelt; "" for none."""
+    try:
+        return normal_email(email)
+    except ValueError:
+        return ""

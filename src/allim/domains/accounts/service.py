@@ -124,13 +124,16 @@ class Service:
         """
         await self._end_session(identity)
 
-    async def renew(self, token: str) -> Renewal:
+    async def renew(self, token: str, check: Callable[[], Awaitable[object]]) -> Renewal:
         """A new token of the same session; its live streams go on, on every replica.
 
+        Shape: `check` raises when the session of the old token was ended. It is asked after the new one is issued:
+        a kick from before that moment is seen, and one from after it ends the new token too.
         Raises: Unauthenticated when the session has lasted as long as it may; Invalid for a token of another issuer;
-        Unavailable.
+        Unavailable; what `check` raises.
         """
         renewed = self._tokens.renew(token)
+        await check()
         identity = await self._tokens.verify(renewed)
         await self._extend_session(identity, identity.expires_at)
         return Renewal(renewed, identity.expires_at)

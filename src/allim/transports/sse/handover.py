@@ -184,6 +184,11 @@ class HandoverProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: self.hand_over}  # type: ignore[dict-item]  # ASGI allows any value
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """What comes behind a chunked body is read by nobody: kept, it would be memory without an end."""
+        if self.head_timer is not None:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self.head_came()
         super().on_headers_complete()
