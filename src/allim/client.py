@@ -312,10 +312,11 @@ class Subscriber:
         while True:
             parser = Parser(self.last_event_id)
             retry_after_s = 0.0
+            heard = False
             try:
                 async with aclosing(self._once(parser)) as messages:
                     async for message in messages:
-                        failures = 0
+                        heard, failures = True, 0
                         yield message
                         if message.type == "stream.close" and self._is_final(message.data):
                             raise ClientError(200, {"detail": f"the stream was ended: {message.data['reason']}"})
@@ -324,6 +325,8 @@ class Subscriber:
                 retry_after_s = refusal.retry_after_s
             except httpx.TransportError:
                 failures += 1
+            else:
+                failures += not heard and parser.retry_ms is None  # an answer that says nothing is no success
             retry_s = (parser.retry_ms or 0) / 1000
             # A pause in any case: a proxy may end every answer at once. The server tells all it refuses the same
             # `Retry-After`, so what keeps them apart is added to it.

@@ -175,3 +175,11 @@ async def test_a_server_that_does_not_answer_is_an_outage(monkeypatch: pytest.Mo
         with pytest.raises(Unavailable):
             await reachable(engine)
     await engine.dispose()
+
+
+async def test_an_error_does_not_repeat_what_was_to_be_stored(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
+    with pytest.raises(DBAPIError) as caught:
+        async with writing(engines[0]) as connection:
+            await connection.execute(text("INSERT INTO nowhere VALUES (:email)"), {"email": "min@example.org"})
+
+    assert "min@example.org" not in str(caught.value)

@@ -126,3 +126,19 @@ test.each([
   expect(text("notice")).toBe(words);
   expect(FakeEventSource.unclosed).toEqual([]);
 });
+
+test("whoever has a session without an account can sign in", async () => {
+  vi.mocked(api.account).mockRejectedValue(new ApiError({ title: "There is no account.", status: 404 }));
+  await render();
+
+  expect(find("show-signup") ?? find("show-signin")).not.toBeNull();
+});
+
+test("a page that came too often waits as long as it was told to", async () => {
+  vi.mocked(api.account).mockRejectedValue(new ApiError({ title: "Too many requests", status: 429 }, 20));
+  await render();
+  const calls = vi.mocked(api.account).mock.calls.length;
+  await act(async () => vi.advanceTimersByTime(19_000));
+
+  expect(vi.mocked(api.account).mock.calls.length).toBe(calls);
+});

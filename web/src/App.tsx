@@ -44,14 +44,17 @@ export function App({ notice }: AppProps) {
 
 async function findAccount(signal: AbortSignal, notice: string | null, tell: (who: Who) => void): Promise<void> {
   for (let attempt = 0; !signal.aborted; attempt += 1) {
+    let atLeast_ms = 0;
     try {
       const account = await api.account(signal);
       return tell({ is: "signed-in", account });
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof ApiError && error.status === 401) return tell({ is: "signed-out", notice });
+      // 404: the session is good, but its account is not here. Signing in replaces it; nothing else would help.
+      if (error instanceof ApiError && [401, 404].includes(error.status)) return tell({ is: "signed-out", notice });
       tell({ is: "unknown", error: wordsFor(error) });
+      if (error instanceof ApiError) atLeast_ms = (error.retryAfter_s ?? 0) * 1_000;
     }
-    await new Promise((resolve) => setTimeout(resolve, fullJitterMs(attempt)));
+    await new Promise((resolve) => setTimeout(resolve, atLeast_ms + fullJitterMs(attempt)));
   }
 }

@@ -3,19 +3,24 @@
 Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
 """
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from allim.errors import Forbidden, Unauthenticated
+from allim.errors import Forbidden, TooMany, Unauthenticated
 from allim.http.addresses import network_of
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
 from allim.identity import OPERATOR, Identity, Visitor
 
+HERE = "this machine"  # the address of those who came without a proxy
 COOKIE = "allim_session"
+DEAR_AT_ONCE = 150  # calls that hash a password, of one address on one replica: a part of the line they wait in
 
 
 class Limits(NamedTuple):
@@ -34,6 +39,7 @@ class Gate:
         self._tickets = tickets
         self._rates = rates
         self._limits = limits
+        self._dear: Counter[str] = Counter()
 
     async def recognise(self, request: Request) -> Identity:
         """Whose token this is, whether or not its session was ended; so it is a call of its address.
@@ -92,11 +98,28 @@ class Gate:
         The tries are counted by address too: who tries passwords elsewhere keeps nobody out.
         Raises: TooMany.
         """
-        network = network_of(request) or "this machine"
+        network = network_of(request) or HERE
         wanted = [(self._limits.address_calls, network)]
         if email:
             wanted.append((self._limits.sign_in_tries, f"{email} {network}"))
         await self._rates.take(request, *wanted)
+
+    @contextmanager
+    def dear(self, request: Request) -> Iterator[None]:
+        """Around a call that hashes a password: no address takes up the whole line.
+
+        Raises: TooMany.
+        """
+        network = network_of(request) or HERE
+        if self._dear[network] >= DEAR_AT_ONCE:
+            raise TooMany("Too many sign in from this address at this moment.", 1)
+        self._dear[network] += 1
+        try:
+            yield
+        finally:
+            self._dear[network] -= 1
+            if not self._dear[network]:
+                del self._dear[network]
 
 
 def bearer_of(connection: HTTPConnection) -> str | None:

@@ -139,6 +139,7 @@ def _open_sqlite(url: URL) -> AsyncEngine:
     _use_wal(path)
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
+        hide_parameters=True,  # they hold emails and password hashes, and errors are logged
         connect_args={"timeout": BUSY_TIMEOUT_S},
         pool_size=5,
         max_overflow=5,
@@ -195,6 +196,7 @@ def _open_postgres(url: URL) -> AsyncEngine:
         query["ssl"] = query.pop("sslmode")
     return create_async_engine(
         url.set(drivername="postgresql+asyncpg", query=query),
+        hide_parameters=True,  # as above
         pool_size=10,
         max_overflow=5,
         pool_timeout=5,

@@ -30,7 +30,9 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         Its first snapshot is requested in the same step.
         """
         await gate.stop_guessing(request)
-        session = await service.register(await read_model(request, NewAccount, _MAX_BODY_BYTES))
+        new = await read_model(request, NewAccount, _MAX_BODY_BYTES)
+        with gate.dear(request):
+            session = await service.register(new)
         return signed_in(request, session, 201, {"Location": _ME})
 
     @operation(caller=Caller.USER, answers={200: Answer("The account.", AccountView)}, fails=[NotFound])
@@ -55,7 +57,8 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         """
         credentials = await read_model(request, Credentials, _MAX_BODY_BYTES)
         await gate.stop_guessing(request, _account_tried(credentials.email))
-        session = await service.sign_in(credentials.email, credentials.password)
+        with gate.dear(request):
+            session = await service.sign_in(credentials.email, credentials.password)
         return signed_in(request, session, 200)
 
     @operation(caller=Caller.VISITOR, answers={204: Answer("Signed out.", headers=["Set-Cookie"])})
