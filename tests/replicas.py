@@ -28,8 +28,9 @@ from tests.waiting import until_sync
 ROOT = Path(__file__).parents[1]
 
 
-def token(subject: str = "42", lifetime_s: int = 3600) -> str:
-    return Tokens([SECRET], lifetime_s).issue(subject)
+def token(subject: str = "42", lifetime_s: int = 3600, **claims: Any) -> str:
+    """As `Tokens.issue` makes it, of a session of its own."""
+    return Tokens([SECRET], lifetime_s).issue(subject, **claims)
 
 
 def token_for_topics(subject: str, *topics: str) -> str:
@@ -113,11 +114,21 @@ class Replica:
         return publish(self.url, body, **headers)
 
 
+def bearer(who: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {who}"}
+
+
+def ticket(url: str, who: str, *topics: str) -> str:
+    """One for a stream of these topics beside the own ones."""
+    answer = httpx.post(f"{url}/api/tickets", json={"topics": topics}, headers=bearer(who))
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["ticket"])
+
+
 def publish(url: str, body: object, **headers: str) -> httpx.Response:
-    authorization = {"authorization": f"Bearer {PUBLISH_KEY}"}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     patience_s = 15  # more than a replica's own deadline
-    return httpx.post(f"{url}/api/publish", json=body, headers={**authorization, **named}, timeout=patience_s)
+    return httpx.post(f"{url}/api/publish", json=body, headers={**bearer(PUBLISH_KEY), **named}, timeout=patience_s)
 
 
 @contextmanager
@@ -157,7 +168,8 @@ def launch_replica(
     }
     where = ["--host", "127.0.0.1", "--port", str(port)]
     factory = "tests.contracts.mounted:create" if mounted else "allim.app:create_app"
-    module = ["uvicorn", "--factory", factory] if portable or mounted else program.split()
+    # uvicorn's access log has the query string, and with it tickets.
+    module = ["uvicorn", "--no-access-log", "--factory", factory] if portable or mounted else program.split()
 
     def launch() -> "subprocess.Popen[bytes]":
         with log.open("ab") as out:
@@ -202,7 +214,7 @@ class Reader:
         head_within_s: float = 10.0,
         **headers: str,
     ) -> Self:
-        """Ask for the stream and read the response head."""
+        """Ask for the stream and read the response head; without a token when `who` is empty."""
         host, port = url.removeprefix("http://").split("/")[0].split(":")
         path = url.removeprefix(f"http://{host}:{port}")
         sock = socket.socket()
@@ -216,7 +228,8 @@ class Reader:
             raise
         # The reader takes no more ahead than its kernel does: one that is not asked to read has stopped reading.
         stream = cls(*await asyncio.open_connection(sock=sock, limit=receive_bytes or 65536))
-        lines = [f"GET {path}/events{query} HTTP/1.1", f"host: {host}", f"authorization: Bearer {who}"]
+        lines = [f"GET {path}/events{query} HTTP/1.1", f"host: {host}"]
+        lines += [f"authorization: Bearer {who}"] if who else []
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         lines += [f"last-event-id: {last_event_id}"] if last_event_id is not None else []
         stream.writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())

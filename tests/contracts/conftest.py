@@ -1,8 +1,8 @@
-"""The two stores, for one list of tests each: brokers, ledgers, and hubs over both."""
+"""What contracts are held against: the two stores, and the ways to write a stream."""
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -12,6 +12,7 @@ from allim.brokers.redis import RedisBroker
 from allim.brokers.redis_ledger import RedisLedger
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.telemetry import Metrics
+from tests.replicas import Replica, replica
 from tests.servers import Redis
 
 _prefixes = (f"test{number}" for number in itertools.count())
@@ -104,3 +105,17 @@ async def make_hub(make_broker: MakeBroker, make_ledger: MakeLedger) -> AsyncIte
     for stop in stops:
         stop.set()
     await asyncio.gather(*tasks)
+
+
+@pytest.fixture(scope="module", params=["handover", "portable", "mounted"])
+def server(request: pytest.FixtureRequest) -> Iterator[Replica]:
+    """By handover under `allim serve`, the portable way under plain uvicorn, and mounted."""
+    with replica(
+        portable=request.param == "portable",
+        mounted=request.param == "mounted",
+        heartbeat_s=1,
+        pulse_s=0.2,
+        history_events=10,
+        stream_buffer_bytes=65536,
+    ) as running:
+        yield running

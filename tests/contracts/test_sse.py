@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -12,19 +11,6 @@ from tests.replicas import PUBLISH_KEY, Reader, Replica, replica, token, token_f
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module", params=["handover", "portable", "mounted"])
-def server(request: pytest.FixtureRequest) -> Iterator[Replica]:
-    with replica(
-        portable=request.param == "portable",
-        mounted=request.param == "mounted",
-        heartbeat_s=1,
-        pulse_s=0.2,
-        history_events=10,
-        stream_buffer_bytes=65536,
-    ) as running:
-        yield running
 
 
 async def test_the_head_is_that_of_an_unbuffered_event_stream(server: Replica) -> None:

@@ -132,7 +132,7 @@ class ScriptCalls:
         """The connection, made anew when it is known to have ended: nothing is sent into one that has."""
         if self._lead is not None:
             try:
-                if not await self._lead.connection.can_read():
+                if not await self._lead.connection.can_read() and not _was_reset(self._lead.connection):
                     return self._lead
             except (RedisError, OSError):
                 pass
@@ -186,6 +186,13 @@ class ScriptCalls:
         for call in calls:
             if not call.done.done():
                 call.done.set_exception(error)
+
+
+def _was_reset(connection: AbstractConnection) -> bool:
+    # Divergence: `can_read` sees the end of a stream and not its reset, after which nothing can be read either.
+    # It may go when redis-py asks the reader for its exception.
+    writer = connection._writer
+    return writer is None or writer.is_closing()
 
 
 def _code(refused: Exception) -> str:

@@ -1,0 +1,25 @@
+"""What the ledger over Redis has for itself: a connection that may break."""
+
+import asyncio
+
+import pytest
+
+from allim.brokers.redis_ledger import RedisLedger
+from allim.hub import Demand
+from tests.proxy import FaultProxy, fault_proxy
+from tests.servers import Redis
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("fault", [FaultProxy.cut, FaultProxy.reset])
+async def test_after_its_connection_has_ended_it_asks_over_a_new_one(redis: Redis, fault: object) -> None:
+    assert callable(fault)
+    with fault_proxy(redis.port) as way:
+        ledger = RedisLedger(f"redis://127.0.0.1:{way.port}/0", "replica-0", prefix="ended")
+        await ledger.take([Demand("any", 10, 60)])
+        fault(way)
+        await asyncio.sleep(0.05)  # until our side has read that, which nobody can see
+
+        assert (await ledger.take([Demand("any", 10, 60)])).granted
+        await ledger.close()

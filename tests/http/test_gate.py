@@ -1,0 +1,269 @@
+"""Who comes in, by what, and who does not."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from allim.brokers.memory_ledger import MemoryLedger
+from allim.errors import Forbidden, Kicked, SignedOut, TooMany, Unauthenticated, Unavailable
+from allim.http import gate as gates
+from allim.http import rates
+from allim.http.gate import COOKIE, bearer_of, clear_cookie, set_cookie, token_of
+from allim.http.rates import Policy
+from allim.http.tickets import Tickets
+from allim.hub import Demand, Grant, Holder
+from allim.identity import OPERATOR
+from tests.http.gates import SECRET, TOKENS, gate_of
+
+pytestmark = pytest.mark.anyio
+
+PROXIED = 0
+
+
+def request(
+    *, query: str = "", scheme: str = "http", client: tuple[str, int] = ("192.0.2.1", 40_000), **headers: str
+) -> Request:
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request(
+        {
+            "type": "http", "method": "GET", "scheme": scheme, "path": "/", "query_string": query.encode(),
+            "server": ("test", 80), "client": client, "headers": named,
+        }
+    )  # fmt: skip
+
+
+def asked_by(subject: str, **claims: Any) -> Request:
+    return request(authorization=f"Bearer {TOKENS.issue(subject, **claims)}")
+
+
+class AwayLedger(MemoryLedger):
+    """Its store is away."""
+
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        raise Unavailable("away")
+
+
+class HangingLedger(MemoryLedger):
+    """Its store says nothing."""
+
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        await asyncio.Event().wait()
+        raise AssertionError("it hangs for ever")
+
+
+# The token ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"authorization": "Bearer t1"}, "t1"),
+        ({"authorization": "bEaReR  t1 "}, "t1"),
+        ({"cookie": f"{COOKIE}=t2"}, "t2"),
+        ({"cookie": f"a=b; {COOKIE}=t2; c=d"}, "t2"),
+        ({"cookie": f"{COOKIE}=t2", "authorization": "Bearer t1"}, "t1"),
+        ({"cookie": f"{COOKIE}=t2", "authorization": "Basic dTpw"}, "t2"),
+    ],
+)
+async def test_the_header_wins_and_then_the_cookie(headers: dict[str, Any], expected: str) -> None:
+    assert token_of(request(**headers)) == expected
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer "},
+        {"authorization": "Bearer", "cookie": f"{COOKIE}=t2"},
+        {"authorization": "Basic dTpw"},
+        {"cookie": f"{COOKIE}="},
+        {"cookie": "other=t2"},
+    ],
+)
+async def test_whoever_brings_nothing_has_to_sign_in(headers: dict[str, Any]) -> None:
+    with pytest.raises(Unauthenticated, match="Sign in first"):
+        token_of(request(**headers))
+
+
+async def test_only_the_bearer_scheme_has_credentials() -> None:
+    assert bearer_of(request(authorization="Bearer a b")) == "a b"
+    assert bearer_of(request(authorization="Basic dTpw")) is None
+    assert bearer_of(request()) is None
+
+
+@pytest.mark.parametrize(("scheme", "secure"), [("http", False), ("https", True)])
+async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(scheme: str, secure: bool) -> None:
+    answer = Response()
+    set_cookie(request(scheme=scheme), answer, "t1", 60)
+
+    parts = answer.headers["set-cookie"].split("; ")
+
+    assert parts[0] == f"{COOKIE}=t1"
+    assert {"HttpOnly", "Max-Age=60", "Path=/", "SameSite=lax"} <= set(parts)
+    assert ("Secure" in parts) is secure
+
+
+async def test_a_cleared_cookie_is_gone_at_once() -> None:
+    answer = Response()
+    clear_cookie(request(), answer)
+
+    assert answer.headers["set-cookie"].startswith(f'{COOKIE}="";')
+    assert "Max-Age=0" in answer.headers["set-cookie"]
+
+
+# Calls --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_good_session_is_known() -> None:
+    identity = await gate_of().identify(asked_by("42", session="s1"))
+
+    assert (identity.subject, identity.session) == ("42", "s1")
+
+
+async def test_an_ended_session_is_told_how_it_ended() -> None:
+    ledger = MemoryLedger()
+    gate = gate_of(ledger)
+    signed_out, kicked = asked_by("42", session="s1"), asked_by("43")
+    await ledger.sign_out(await gate.identify(signed_out), 60)
+    await ledger.kick("43", 60)
+
+    with pytest.raises(SignedOut):
+        await gate.identify(signed_out)
+    with pytest.raises(Kicked):
+        await gate.identify(kicked)
+    await gate.identify(asked_by("42", session="s2"))
+
+
+async def test_a_user_may_call_so_often_in_all_sessions_together() -> None:
+    gate = gate_of(user_calls=Policy("user", 2, 60))
+    for session in ("s1", "s2"):
+        await gate.identify(asked_by("42", session=session))
+
+    with pytest.raises(TooMany):
+        await gate.identify(asked_by("42", session="s3"))
+    await gate.identify(asked_by("43"))
+
+
+async def test_what_is_no_token_costs_nobody_anything() -> None:
+    gate = gate_of(user_calls=Policy("user", 1, 60))
+
+    for _ in range(3):
+        with pytest.raises(Unauthenticated):
+            await gate.identify(request(authorization="Bearer nonsense"))
+
+    await gate.identify(asked_by("42"))
+
+
+@pytest.mark.parametrize("ledger", [AwayLedger, HangingLedger])
+async def test_while_it_cannot_be_known_whether_a_session_has_ended_nobody_comes_in(
+    ledger: type[MemoryLedger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "SESSION_PATIENCE_S", 0.05)
+
+    with pytest.raises(Unavailable):
+        await gate_of(ledger()).identify(asked_by("42"))
+
+
+async def test_an_operator_is_who_the_token_says_is_one() -> None:
+    gate = gate_of()
+
+    assert (await gate.require_operator(asked_by("op1", role=OPERATOR))).subject == "op1"
+    with pytest.raises(Forbidden):
+        await gate.require_operator(asked_by("42"))
+    with pytest.raises(Unauthenticated):
+        await gate.require_operator(request())
+
+
+# Streams ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_visitor_by_token_brings_no_topics_and_a_network() -> None:
+    visitor = await gate_of().visit(asked_by("42"))
+
+    assert (visitor.identity.subject, visitor.address) == ("42", "192.0.2.1")
+    assert (visitor.topics, visitor.ticket, visitor.proof) == ((), None, "")
+
+
+async def test_a_ticket_wins_over_a_token_and_is_not_spent_yet() -> None:
+    gate = gate_of()
+    ticket = Tickets([SECRET], 30).issue(await gate.identify(asked_by("42")), ["board"])
+
+    for _ in range(2):
+        visitor = await gate.visit(request(query=f"ticket={ticket}", authorization=f"Bearer {TOKENS.issue('43')}"))
+        assert (visitor.identity.subject, visitor.topics) == ("42", ("board",))
+        assert visitor.ticket is not None
+        assert visitor.address == "192.0.2.1"
+
+
+@pytest.mark.parametrize("query", ["ticket=", "ticket=nonsense", "ticket=%00"])
+async def test_a_bad_ticket_is_not_made_good_by_a_token(query: str) -> None:
+    with pytest.raises(Unauthenticated, match="ticket"):
+        await gate_of().visit(request(query=query, authorization=f"Bearer {TOKENS.issue('42')}"))
+
+
+async def test_streams_count_as_calls_of_their_user() -> None:
+    gate = gate_of(user_calls=Policy("user", 1, 60))
+    await gate.visit(asked_by("42"))
+
+    with pytest.raises(TooMany):
+        await gate.visit(asked_by("42"))
+
+
+async def test_an_ended_session_is_refused_before_anything_is_opened_and_charges_its_address() -> None:
+    ledger = MemoryLedger()
+    gate = gate_of(ledger, user_calls=Policy("user", 1, 60), address_calls=Policy("address", 2, 60))
+    kicked = asked_by("42")
+    await ledger.kick("42", 60)
+
+    for _ in range(2):
+        with pytest.raises(Kicked):
+            await gate.visit(kicked)
+
+    with pytest.raises(TooMany):
+        await gate.identify(kicked)
+    assert (await gate.visit(asked_by("42"))).identity.subject == "42"
+
+
+# Who is not signed in -----------------------------------------------------------------------------------------
+
+
+async def test_calls_of_an_address_are_counted_and_this_machine_is_one() -> None:
+    gate = gate_of(address_calls=Policy("address", 1, 60))
+    local = [("127.0.0.1", 40_000), ("::1", 40_001)]
+
+    await gate.stop_guessing(request(client=("192.0.2.1", PROXIED)))
+    await gate.stop_guessing(request(client=("192.0.2.2", PROXIED)))
+    await gate.stop_guessing(request(client=local[0]))
+
+    for client in (("192.0.2.1", PROXIED), local[1]):
+        with pytest.raises(TooMany):
+            await gate.stop_guessing(request(client=client))
+
+
+async def test_tries_are_counted_by_email_and_by_address() -> None:
+    gate = gate_of(sign_in_tries=Policy("sign-in", 2, 60))
+    for _ in range(2):
+        await gate.stop_guessing(request(), "ada@example.org")
+
+    with pytest.raises(TooMany):
+        await gate.stop_guessing(request(), "ada@example.org")
+    await gate.stop_guessing(request(), "grace@example.org")
+    await gate.stop_guessing(request(client=("192.0.2.2", PROXIED)), "ada@example.org")
+
+
+async def test_no_address_has_more_than_its_part_of_the_line_for_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "DEAR_AT_ONCE", 2)
+    gate = gate_of()
+
+    with gate.dear(request()), gate.dear(request()):
+        with pytest.raises(TooMany), gate.dear(request()):
+            pass
+        with gate.dear(request(client=("192.0.2.2", PROXIED))):
+            pass
+    with gate.dear(request()):
+        pass
