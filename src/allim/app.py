@@ -98,7 +98,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     providers = _providers(settings, http)
     flows = accounts.Flows((settings.secret_key, *settings.old_secret_keys))
     key_service = keys.Service(engine)
-    publishers = Publishers(settings_keys, key_service.publisher)
+    publishers = Publishers(settings_keys, key_service.publisher, count=gate.stop_guessing)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

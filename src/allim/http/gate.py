@@ -91,7 +91,7 @@ class Gate:
         await self._admit(request, visitor.identity)
         return visitor._replace(address=network_of(request))
 
-    async def stop_guessing(self, request: Request, email: str = "") -> None:
+    async def stop_guessing(self, request: HTTPConnection, email: str = "") -> None:
         """Count a call of somebody who is not signed in, and a try to sign in as somebody.
 
         Shape: `email` in the one form under which an account is found; "" when it can be nobody's.

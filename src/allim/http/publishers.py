@@ -95,13 +95,21 @@ class Publishers:
 
     What the store says holds for `CACHE_S` on this replica, whether it knows the key or not, and a busy key is
     asked for once in that time, however many requests come with it.
+
+    Shape: `count` is told of each question before it is asked, and refuses an address that asks too often: questions
+    about made-up keys must not keep out who holds a real one.
     """
 
     def __init__(
-        self, keys: SettingsKeys, lookup: Lookup | None = None, now: Callable[[], float] = time.monotonic
+        self,
+        keys: SettingsKeys,
+        lookup: Lookup | None = None,
+        now: Callable[[], float] = time.monotonic,
+        count: Callable[[HTTPConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._keys = keys
         self._lookup = lookup
+        self._count = count
         self._now = now
         self._asked: dict[bytes, _Asked] = {}  # the oldest question first
         self._turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
@@ -109,25 +117,32 @@ class Publishers:
     async def publisher_of(self, connection: HTTPConnection) -> Publisher:
         """Who holds the key that the request brings.
 
-        Raises: Unauthenticated, in the same words whatever is wrong; Unavailable when the store does not answer.
+        Raises: Unauthenticated, in the same words whatever is wrong; Unavailable when the store does not answer;
+        what `count` raises.
         """
         secret = _bearer(connection)
         digest = digest_of(secret)
         publisher = self._keys.publisher(digest)
         if publisher is None and self._lookup is not None and _NEW_SECRET.fullmatch(secret):
+            if self._count is not None and self._fresh(digest) is None:
+                await self._count(connection)
             publisher = await self._stored(self._lookup, digest)
         if publisher is None:
             raise Unauthenticated("The publish key is not known.")
         return publisher
 
     async def _stored(self, lookup: Lookup, digest: bytes) -> Publisher | None:
-        now = self._now()
-        asked = self._asked.get(digest)
-        if asked is None or asked.is_stale(now):
+        asked = self._fresh(digest)
+        if asked is None:
+            now = self._now()
             self._make_room(now)
             # The answer is as old as the question: a slow store must not prolong the life of a deleted key.
             asked = self._asked[digest] = _Asked(now, asyncio.create_task(self._ask(lookup, digest)))
         return await asyncio.shield(asked.answer)  # it belongs to everybody who waits: none may cancel it
+
+    def _fresh(self, digest: bytes) -> "_Asked | None":
+        asked = self._asked.get(digest)
+        return None if asked is None or asked.is_stale(self._now()) else asked
 
     async def _ask(self, lookup: Lookup, digest: bytes) -> Publisher | None:
         try:

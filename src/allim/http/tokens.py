@@ -135,7 +135,8 @@ class Tokens:
         return self._identity(token, claims)
 
     def _signed(self, claims: Mapping[str, object], auth_time: float | None, lifetime_s: float) -> str:
-        issued_at = round(self._now(), 3)  # so that a sign-in can be told from a kick within the same second
+        # With fractions, so that a sign-in can be told from a kick within the same second; and never later than now.
+        issued_at = math.floor(self._now() * 1000) / 1000
         auth_time = issued_at if auth_time is None else min(auth_time, issued_at)
         expires_at = round(min(issued_at + lifetime_s, auth_time + self._max_s), 3)
         if expires_at <= issued_at:

@@ -172,11 +172,10 @@ class HandoverProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self.head_bytes += len(data)
         super().data_received(data)
-        if self.head_timer is not None:
-            self.head_bytes += len(data)
-            if self.head_bytes > MAX_HEAD_BYTES:
-                self.refuse(_HEAD_TOO_LARGE)
+        if self.head_bytes > MAX_HEAD_BYTES and self.transport.get_protocol() is self:
+            self.refuse(_HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         if self.head_timer is None:
@@ -184,10 +183,9 @@ class HandoverProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: self.hand_over}  # type: ignore[dict-item]  # ASGI allows any value
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """What comes behind a chunked body is read by nobody: kept, it would be memory without an end."""
-        if self.head_timer is not None:
-            super().on_header(name, value)
+    def on_body(self, body: bytes) -> None:
+        self.head_bytes = 0  # what comes behind a chunked body, its trailers, has the same limit as a head
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         self.head_came()
