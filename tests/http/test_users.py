@@ -62,7 +62,7 @@ async def test_nobody_else_does(door: Door) -> None:
 async def test_what_is_no_user_is_named(door: Door, user: str) -> None:
     answer = await door.client.delete(f"/api/users/{user}/streams", headers=bearer("op1", OPERATOR))
 
-    assert_problem(answer, 422, "invalid", "id")
+    assert_problem(answer, 404, "not_found")
     assert door.hub.kicked == []
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from allim.errors import Invalid
+from allim.errors import NotFound
 from allim.http.gate import Gate
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 
@@ -29,7 +29,7 @@ def routes(gate: Gate, kick: Kick) -> list[Resource]:
         caller=Caller.OPERATOR,
         parameters=[Parameter("path", "id", Annotated[str, Field(pattern=f"^{_SUBJECT_FORM}$")], "The user.")],
         answers={204: Answer("Ended.")},
-        fails=[Invalid],
+        fails=[NotFound],
     )
     async def kick_user(request: Request) -> Response:
         """End all sessions and streams of a user.
@@ -39,7 +39,7 @@ def routes(gate: Gate, kick: Kick) -> list[Resource]:
         operator = await gate.require_operator(request)
         subject = request.path_params["id"]
         if not _SUBJECT.fullmatch(subject):
-            raise Invalid.field("id", "must be 1 to 128 of A-Z a-z 0-9 . _ ~ -")
+            raise NotFound("There can be no user of this name.")
         await kick(subject)
         log.info("user kicked", user=subject, operator=operator.subject)
         return Response(status_code=204)
