@@ -1,12 +1,13 @@
 """Attackers that want a server's sockets, memory or time, and what it costs a signed-in user meanwhile.
 
-    python -m tests.system.attacks --url http://127.0.0.1:8000 --user 42 --token … --key … --sockets 9000 --pids 11,12
+    python -m tests.system.attacks --url http://127.0.0.1:8000 --user 42 --token … --attackers FILE --key …
 
 They come from many addresses of 127.0.0.0/8. A wave is one process; the user who is measured is another.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import multiprocessing
 import re
@@ -158,6 +159,16 @@ async def stream(attacker: Attacker, token: str, query: str = "") -> None:
     )
 
 
+def streams_of(tokens: Sequence[str]) -> Attack:
+    """Streams of these users, in turn."""
+    turns = itertools.cycle(tokens)
+
+    async def one(attacker: Attacker) -> None:
+        await stream(attacker, next(turns))
+
+    return one
+
+
 async def body(attacker: Attacker, size: int = 64 << 20, *, announced: bool = True) -> None:
     """A body far over every limit, sent as fast as it is taken and until there is an answer."""
     length = b"Content-Length: %d" % size if announced else b"Transfer-Encoding: chunked"
@@ -274,16 +285,19 @@ def raise_file_limit() -> None:
 # -- By hand -------------------------------------------------------------------------------------------------------
 
 
-async def report(watched: Watched, sockets: int, hold_s: float, pids: Sequence[int]) -> None:
-    """Every attack in full size, one after the other."""
+async def report(
+    watched: Watched, attackers: Sequence[str], sockets: int, hold_s: float, pids: Sequence[int]
+) -> None:
+    """Every attack in full size, one after the other. `attackers` are tokens of other users."""
     attacks: dict[str, tuple[Attack, int, int]] = {
         "silent sockets": (silent, sockets, ADDRESSES),
         "a header byte per second": (trickle, sockets, ADDRESSES),
-        "streams of one user from one address": (partial(stream, token=watched.token), min(sockets, 2000), 1),
+        "streams of one user from one address": (streams_of(attackers[:1]), 1000, 1),
+        "streams of many users from one address": (streams_of(attackers), 1000, 1),
         "64 MiB bodies": (body, 100, ADDRESSES),
         "64 MiB bodies in chunks": (partial(body, announced=False), 100, ADDRESSES),
         "1 MiB heads": (head, 500, ADDRESSES),
-        "10,000 topics": (many_topics(watched.token), 500, ADDRESSES),
+        "10,000 topics": (many_topics(attackers[0]), 500, ADDRESSES),
     }
     for name, (attack, count, addresses) in attacks.items():
         before = [rss_mib(pid) for pid in pids]
@@ -313,6 +327,7 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--user", default="42", help="whose token it is")
     parser.add_argument("--token", required=True)
+    parser.add_argument("--attackers", type=Path, required=True, help="a file with tokens of other users, one a line")
     parser.add_argument("--key", required=True, help="a publish key")
     parser.add_argument("--sockets", type=int, default=10_000)
     parser.add_argument("--hold-s", type=float, default=30)
@@ -320,7 +335,8 @@ def main() -> None:
     told = parser.parse_args()
     pids = [int(pid) for pid in told.pids.split(",") if pid]
     assert httpx.get(f"{told.url}/readyz").status_code == 200, "not ready"
-    asyncio.run(report(Watched(told.url, told.user, told.token, told.key), told.sockets, told.hold_s, pids))
+    watched = Watched(told.url, told.user, told.token, told.key)
+    asyncio.run(report(watched, told.attackers.read_text().split(), told.sockets, told.hold_s, pids))
 
 
 if __name__ == "__main__":

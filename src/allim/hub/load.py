@@ -18,18 +18,18 @@ class Load:
     def __init__(self, max_bytes: int = 0, resident: Callable[[], int] | None = None) -> None:
         self._max_bytes = max_bytes
         self._resident = resident or resident_bytes
-        self._lag_s = 0.0
+        self._late_s = (0.0, 0.0)
         self._bytes = 0
 
     def note(self, late_s: float) -> None:
-        """Called a few times a second with how late that was: the worst of the last moments counts."""
-        self._lag_s = max(late_s, self._lag_s / 2)
+        """Called a few times a second with how late that was. Twice in a row is load; once, something has passed."""
+        self._late_s = (self._late_s[1], late_s)
         if self._max_bytes:
             self._bytes = self._resident()
 
     def excess(self) -> str | None:
         """What there is too much of: `lag` or `memory`."""
-        if self._lag_s > MAX_LAG_S:
+        if min(self._late_s) > MAX_LAG_S:
             return "lag"
         if self._bytes > self._max_bytes:
             return "memory"
