@@ -292,7 +292,10 @@ class Hub:
         if admission.displaced:
             for _ in admission.displaced:
                 self._metrics.refused("streams_per_user")
-            await self._order(Control(stream.subject, CloseReason.REPLACED, streams=tuple(admission.displaced)))
+            try:
+                await self._order(Control(stream.subject, CloseReason.REPLACED, streams=tuple(admission.displaced)))
+            except Unavailable as error:  # they live on until their lifetime is over; this one is admitted
+                log.warning("displaced streams not told", streams=admission.displaced, error=error.detail)
 
     async def follow(self, stream: Stream, begin: Start) -> None:
         """Write the first frame and what was missed, then let the stream go live.
