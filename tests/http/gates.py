@@ -1,11 +1,15 @@
-"""A gate over memory, and who comes through it."""
+"""A gate over memory, who comes through it, and ledgers that do not answer."""
+
+import asyncio
+from collections.abc import Sequence
 
 from allim.brokers.memory_ledger import MemoryLedger
+from allim.errors import Unavailable
 from allim.http.gate import Gate, Limits
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
-from allim.hub import Ledger
+from allim.hub import Demand, Grant, Holder, Ledger
 from allim.identity import USER
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -25,3 +29,18 @@ def rates_of(ledger: Ledger | None = None, refused: list[str] | None = None) -> 
 
 def bearer(subject: str, role: str = USER) -> dict[str, str]:
     return {"authorization": f"Bearer {TOKENS.issue(subject, role=role)}"}
+
+
+class AwayLedger(MemoryLedger):
+    """Its store is away."""
+
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        raise Unavailable("away")
+
+
+class HangingLedger(MemoryLedger):
+    """Its store says nothing."""
+
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        await asyncio.Event().wait()
+        raise AssertionError("it hangs for ever")

@@ -1,7 +1,6 @@
 """Who comes in, by what, and who does not."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,9 +14,8 @@ from allim.http import rates
 from allim.http.gate import COOKIE, bearer_of, clear_cookie, set_cookie, token_of
 from allim.http.rates import Policy
 from allim.http.tickets import Tickets
-from allim.hub import Demand, Grant, Holder
 from allim.identity import OPERATOR
-from tests.http.gates import SECRET, TOKENS, gate_of
+from tests.http.gates import SECRET, TOKENS, AwayLedger, HangingLedger, gate_of
 
 pytestmark = pytest.mark.anyio
 
@@ -38,21 +36,6 @@ def request(
 
 def asked_by(subject: str, **claims: Any) -> Request:
     return request(authorization=f"Bearer {TOKENS.issue(subject, **claims)}")
-
-
-class AwayLedger(MemoryLedger):
-    """Its store is away."""
-
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
-        raise Unavailable("away")
-
-
-class HangingLedger(MemoryLedger):
-    """Its store says nothing."""
-
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
-        await asyncio.Event().wait()
-        raise AssertionError("it hangs for ever")
 
 
 # The token ----------------------------------------------------------------------------------------------------

@@ -1,16 +1,13 @@
 """Rates: what is granted, what is told, and what happens while nobody answers."""
 
-import asyncio
-from collections.abc import Sequence
-
 import pytest
 from starlette.requests import HTTPConnection
 
 from allim.brokers.memory_ledger import MemoryLedger
-from allim.errors import TooMany, Unavailable
+from allim.errors import TooMany
 from allim.http import rates
 from allim.http.rates import Policy, Rates
-from allim.hub import Demand, Grant, Holder
+from tests.http.gates import AwayLedger, HangingLedger
 from tests.http.issuers import Clock
 
 pytestmark = pytest.mark.anyio
@@ -40,21 +37,6 @@ class Rationed:
 def answer_headers(connection: HTTPConnection) -> dict[str, str]:
     headers: dict[str, str] = connection.scope["state"]["answer_headers"]
     return headers
-
-
-class AwayLedger(MemoryLedger):
-    """A ledger whose store is away."""
-
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
-        raise Unavailable("away")
-
-
-class HangingLedger(MemoryLedger):
-    """A ledger whose store says nothing."""
-
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
-        await asyncio.Event().wait()
-        raise AssertionError("it hangs for ever")
 
 
 async def test_what_is_left_is_told_in_every_answer() -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from starlette.requests import HTTPConnection
 
 from allim.errors import Unauthenticated, Unavailable
+from allim.http.gate import bearer_of
 
 CACHE_S = 2.0
 """How long a replica goes by what the store said: a key that is deleted or expires is refused after it."""
@@ -120,7 +121,7 @@ class Publishers:
         Raises: Unauthenticated, in the same words whatever is wrong; Unavailable when the store does not answer;
         what `count` raises.
         """
-        secret = _bearer(connection)
+        secret = (bearer_of(connection) or "").encode("latin-1")  # as it was sent
         digest = digest_of(secret)
         publisher = self._keys.publisher(digest)
         if publisher is None and self._lookup is not None and _NEW_SECRET.fullmatch(secret):
@@ -268,8 +269,3 @@ def _granted(grants: tuple[str, ...], word: str) -> bool:
 
 def _as_sent(secret: str) -> bytes:
     return secret.encode("utf-8", "surrogateescape")  # as it stood in the environment
-
-
-def _bearer(connection: HTTPConnection) -> bytes:
-    scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
-    return credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
