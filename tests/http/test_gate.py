@@ -241,13 +241,13 @@ async def test_tries_are_counted_by_email_and_by_address() -> None:
 
 
 async def test_no_address_has_more_than_its_part_of_the_line_for_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "DEAR_AT_ONCE", 2)
+    monkeypatch.setattr(gates, "HASHING_AT_ONCE", 2)
     gate = gate_of()
 
-    with gate.dear(request()), gate.dear(request()):
-        with pytest.raises(TooMany), gate.dear(request()):
+    with gate.hashing(request()), gate.hashing(request()):
+        with pytest.raises(TooMany), gate.hashing(request()):
             pass
-        with gate.dear(request(client=("192.0.2.2", PROXIED))):
+        with gate.hashing(request(client=("192.0.2.2", PROXIED))):
             pass
-    with gate.dear(request()):
+    with gate.hashing(request()):
         pass

@@ -20,7 +20,7 @@ from allim.identity import OPERATOR, Identity, Visitor
 
 HERE = "this machine"  # the address of those who came without a proxy
 COOKIE = "allim_session"
-DEAR_AT_ONCE = 150  # calls that hash a password, of one address on one replica: a part of the line they wait in
+HASHING_AT_ONCE = 150  # calls that hash a password, of one address on one replica: a part of the line they wait in
 
 
 class Limits(NamedTuple):
@@ -39,7 +39,7 @@ class Gate:
         self._tickets = tickets
         self._rates = rates
         self._limits = limits
-        self._dear: Counter[str] = Counter()
+        self._hashing: Counter[str] = Counter()
 
     async def recognise(self, request: Request) -> Identity:
         """Whose token this is, whether or not its session was ended; so it is a call of its address.
@@ -105,21 +105,22 @@ class Gate:
         await self._rates.take(request, *wanted)
 
     @contextmanager
-    def dear(self, request: Request) -> Iterator[None]:
+    def hashing(self, request: Request) -> Iterator[None]:
         """Around a call that hashes a password: no address takes up the whole line.
 
         Raises: TooMany.
         """
         network = network_of(request) or HERE
-        if self._dear[network] >= DEAR_AT_ONCE:
+        if self._hashing[network] >= HASHING_AT_ONCE:
+            self._rates.refused("hashing")
             raise TooMany("Too many sign in from this address at this moment.", 1)
-        self._dear[network] += 1
+        self._hashing[network] += 1
         try:
             yield
         finally:
-            self._dear[network] -= 1
-            if not self._dear[network]:
-                del self._dear[network]
+            self._hashing[network] -= 1
+            if not self._hashing[network]:
+                del self._hashing[network]
 
 
 def bearer_of(connection: HTTPConnection) -> str | None:

@@ -40,7 +40,7 @@ class Rates:
     def __init__(self, ledger: Ledger, substitute: Ledger, refused: Callable[[str], None]) -> None:
         self._ledger = ledger
         self._substitute = substitute
-        self._refused = refused
+        self.refused = refused
 
     async def take(
         self, connection: HTTPConnection, *wanted: tuple[Policy, str], cost: int = 1, holder: Holder | None = None
@@ -64,7 +64,7 @@ class Rates:
         over = [(policy, quota) for policy, quota in both if not quota.granted]
         if over:
             for policy, _ in over:
-                self._refused(policy.name)
+                self.refused(policy.name)
             wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))
             raise TooMany("There were too many of these calls; wait a little.", wait_s)
 

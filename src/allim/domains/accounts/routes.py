@@ -31,7 +31,7 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         """
         await gate.stop_guessing(request)
         new = await read_model(request, NewAccount, _MAX_BODY_BYTES)
-        with gate.dear(request):
+        with gate.hashing(request):
             session = await service.register(new)
         return signed_in(request, session, 201, {"Location": _ME})
 
@@ -57,7 +57,7 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         """
         credentials = await read_model(request, Credentials, _MAX_BODY_BYTES)
         await gate.stop_guessing(request, _account_tried(credentials.email))
-        with gate.dear(request):
+        with gate.hashing(request):
             session = await service.sign_in(credentials.email, credentials.password)
         return signed_in(request, session, 200)
 
