@@ -193,7 +193,7 @@ async def test_nothing_is_written_to_a_slow_catch_up_after_its_token_has_expired
         server.publish(*(("user:behind", "t", "x" * 10_000) for _ in range(10)))
 
     lifetime_s = 3
-    expires_at = int(time.time()) + lifetime_s
+    expires_at = time.time() + lifetime_s
     async with await Reader.open(
         server.url, token("behind", lifetime_s), last_event_id=first.id, receive_bytes=TINY
     ) as slow:
