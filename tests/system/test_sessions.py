@@ -422,7 +422,7 @@ async def test_while_redis_hangs_sessions_are_refused_soon_and_rates_are_counted
     system: Deployment, who: str
 ) -> None:
     one = system.replicas[0]
-    session, guess = token(who), {"email": who, "password": "x"}
+    session, guess = token(who), {"email": f"{who}@example.org", "password": "x"}
     async with await opened(one.url, session) as stream:
         system.redis.pause()
         try:

@@ -1,7 +1,8 @@
 -- Grant all demands or none, and none to a holder whose session was ended.
 -- KEYS: signed_out and kicked of the holder, if there is one; then one per demand, holding the microsecond in which all of
 -- its limit is there again (GCRA, ITU-T I.371). ARGV: the holder's issued_at, or ''; limit, period_us and cost of each.
--- Gives {standing, {granted, remaining, reset_us, retry_after_us}, ...}.
+-- Gives {standing, {granted, remaining, reset_us, retry_after_us}, ...}; the standing alone when Redis takes no write at
+-- the moment (full, alone), so that nothing can be counted here.
 
 local first = 0
 if ARGV[1] ~= '' then
@@ -30,7 +31,13 @@ end
 if all then
   for demand = 1, #KEYS - first do
     local reset = reply[demand + 1][3]
-    redis.call('SET', KEYS[first + demand], string.format('%.0f', now + reset), 'PX', math.ceil(reset / 1000) + 1)
+    local kept = redis.pcall(
+      'SET', KEYS[first + demand], string.format('%.0f', now + reset), 'PX', math.ceil(reset / 1000) + 1
+    )
+    if kept.err then
+      local code = kept.err:match('^%u+')
+      return (code == 'OOM' or code == 'MISCONF' or code == 'NOREPLICAS') and {'good'} or kept
+    end
   end
 end
 return reply

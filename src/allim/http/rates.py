@@ -12,7 +12,7 @@ import structlog
 from starlette.requests import HTTPConnection
 
 from allim.errors import TooMany, Unavailable
-from allim.hub import Demand, Grant, Holder, Ledger, refuse_ended
+from allim.hub import Demand, Grant, Holder, Ledger, Standing, refuse_ended
 
 log = structlog.get_logger(__name__)
 
@@ -71,9 +71,15 @@ class Rates:
     async def _ask(self, demands: Sequence[Demand], holder: Holder | None) -> Grant:
         try:
             async with asyncio.timeout(PATIENCE_S if holder is None else SESSION_PATIENCE_S):
-                return await self._ledger.take(demands, holder)
+                grant = await self._ledger.take(demands, holder)
         except (Unavailable, TimeoutError) as error:
             if holder is not None:
                 raise Unavailable("It cannot be told now whether the session has ended.") from error
-            log.warning("rates are counted by this replica alone", error=str(error) or type(error).__name__)
-            return await self._substitute.take(demands)
+            return await self._count_here(demands, str(error) or type(error).__name__)
+        if grant.standing is Standing.GOOD and not grant.quotas:
+            return await self._count_here(demands, "the ledger takes no write")
+        return grant
+
+    async def _count_here(self, demands: Sequence[Demand], why: str) -> Grant:
+        log.warning("rates are counted by this replica alone", error=why)
+        return await self._substitute.take(demands)

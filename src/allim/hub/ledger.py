@@ -73,7 +73,9 @@ class Quota(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What demands got. `quotas` are one per demand; none when the session they were made with is not good."""
+    """What demands got. `quotas` are one per demand; none when the session they were made with is not good, or when
+    the store can be read and takes no write at the moment.
+    """
 
     standing: Standing
     quotas: Sequence[Quota]
