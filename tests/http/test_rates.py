@@ -1,5 +1,7 @@
 """Rates: what is granted, what is told, and what happens while nobody answers."""
 
+from collections.abc import Sequence
+
 import pytest
 from starlette.requests import HTTPConnection
 
@@ -7,6 +9,7 @@ from allim.brokers.memory_ledger import MemoryLedger
 from allim.errors import TooMany
 from allim.http import rates
 from allim.http.rates import Policy, Rates
+from allim.hub import Demand, Grant, Holder, Standing
 from tests.http.gates import AwayLedger, HangingLedger
 from tests.http.issuers import Clock
 
@@ -117,6 +120,21 @@ async def test_while_the_ledger_is_away_this_replica_counts(
 
     assert ["retry-after" in headers for headers in told] == [False, False, False, True]
     assert rationed.refused == ["user"]
+
+
+class FullLedger(MemoryLedger):
+    """A ledger whose store can be read and takes no write."""
+
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        return Grant(Standing.GOOD, ())
+
+
+async def test_what_the_ledger_cannot_count_this_replica_counts() -> None:
+    rationed = Rationed(FullLedger())
+
+    told = [await rationed.take((USER, "42")) for _ in range(4)]
+
+    assert ["retry-after" in headers for headers in told] == [False, False, False, True]
 
 
 async def test_other_headers_of_the_answer_stay() -> None:
