@@ -7,8 +7,8 @@ from starlette.requests import HTTPConnection
 
 from allim.errors import Invalid, Unauthenticated
 from allim.http import ticket_routes
-from allim.http.ticket_routes import MAX_TOPICS
 from allim.http.tickets import MAX_CHARS, Tickets
+from allim.hub import MAX_TOPICS
 from allim.identity import Identity, Visitor
 from allim.permission import Permission
 from tests.http.apps import assert_problem, client_of

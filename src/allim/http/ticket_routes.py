@@ -10,10 +10,9 @@ from allim.http.bodies import Body, form, parse, read_json_or_nothing
 from allim.http.gate import Gate
 from allim.http.routing import Answer, Caller, Resource, operation, route
 from allim.http.tickets import Tickets
-from allim.hub import TOPIC_FORM, check_topic
+from allim.hub import MAX_TOPICS, TOPIC_FORM, check_topic
 from allim.permission import Permission
 
-MAX_TOPICS = 100
 _MAX_BODY_BYTES = 32 * 1024
 
 

@@ -6,6 +6,7 @@ from allim.errors import Invalid
 
 TOPIC_FORM = r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9._~-]{1,128})?"
 _TOPIC = re.compile(TOPIC_FORM + r"\Z", re.ASCII)
+MAX_TOPICS = 100  # on one stream, beside the user's own
 
 
 def check_topic(topic: str, field: str = "topic") -> str:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from allim.errors import Forbidden, Invalid, Kicked, TooMany, Unauthenticated, Unavailable
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.hub import TOPIC_FORM, CloseReason, Hub, check_topic
+from allim.hub import MAX_TOPICS, TOPIC_FORM, CloseReason, Hub, check_topic
 from allim.identity import Visitor
 from allim.permission import Permission
 from allim.transports.sse import frames
@@ -17,7 +17,6 @@ from allim.transports.sse.handover import EXTENSION, HandoverResponse, HandoverS
 from allim.transports.sse.portable import PortableResponse, PortableStream, ProvenPortableStream
 from allim.transports.sse.stream import Speech
 
-MAX_TOPICS = 100
 REPLACED_RETRY_S = 10  # for one that was replaced before it began
 _TopicOrNothing = Annotated[str, Field(pattern=f"^({TOPIC_FORM})?$")]
 _PARAMETERS = (
