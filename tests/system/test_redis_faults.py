@@ -483,9 +483,9 @@ async def test_a_dropped_message_is_found_by_the_repair_of_the_link(
     topics = [f"silent:{who}", f"loud:{who}"]
     repairs = pair.two.metric("allim_link_repairs_total")
     async with following(pair.two, who, *topics) as follower:
+        dropped = pair.way_of_two.dropped
         pair.way_of_two.drop_messages(1.0)
         await confirm(http, pair.one, event(topics[0], "lost"), f"{who}-lost")
-        dropped = pair.way_of_two.dropped
         await until(lambda: pair.way_of_two.dropped >= dropped + 2, what="the message dropped, and a pulse after it")
         pair.way_of_two.heal()
         await confirm(http, pair.one, event(topics[1], "newer"), f"{who}-newer")
