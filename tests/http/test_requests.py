@@ -1,4 +1,3 @@
-import io
 import json
 import logging
 from collections.abc import Iterator
@@ -21,8 +20,20 @@ from allim.telemetry import configure_logging
 pytestmark = pytest.mark.anyio
 
 
+class Logged:
+    """What stood on standard error until now."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+        self._text = ""
+
+    def getvalue(self) -> str:
+        self._text += self._capture.readouterr().err
+        return self._text
+
+
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Logged]:
     """What an operator sees, byte for byte; everything is put back afterwards."""
     root = logging.getLogger()
     handlers, level, config = list(root.handlers), root.level, structlog.get_config()
@@ -31,11 +42,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     configure_logging("replica-1")
     structlog.configure(cache_logger_on_first_use=False)
     monkeypatch.setattr(requests_module, "log", structlog.get_logger())  # the module's own may be set up already
-    out = io.StringIO()
-    handler = root.handlers[0]
-    assert isinstance(handler, logging.StreamHandler)
-    handler.setStream(out)
-    yield out
+    yield Logged(capsys)
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, before in levels.items():
@@ -67,7 +74,7 @@ async def get(path: str = "/ok", base_url: str = "http://test", **headers: str) 
         return await client.get(path, headers=raw)
 
 
-def requests(out: io.StringIO) -> list[dict[str, Any]]:
+def requests(out: Logged) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     return [line for line in lines if line["event"] == "request"]
 
@@ -92,7 +99,7 @@ async def test_every_request_has_another() -> None:
     assert (await get()).text != (await get()).text
 
 
-async def test_a_request_is_one_line_with_how_it_ended(logged: io.StringIO) -> None:
+async def test_a_request_is_one_line_with_how_it_ended(logged: Logged) -> None:
     response = await get("/wrong?last_event_id=secret", x_request_id="r1")
 
     [line] = requests(logged)
@@ -110,13 +117,13 @@ async def test_a_request_is_one_line_with_how_it_ended(logged: io.StringIO) -> N
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-async def test_probes_are_not_logged(logged: io.StringIO, path: str) -> None:
+async def test_probes_are_not_logged(logged: Logged, path: str) -> None:
     await get(path)
 
     assert requests(logged) == []
 
 
-async def test_a_failure_is_logged_with_its_status(logged: io.StringIO) -> None:
+async def test_a_failure_is_logged_with_its_status(logged: Logged) -> None:
     response = await get("/fail")
 
     assert response.status_code == 500
@@ -135,7 +142,7 @@ async def test_a_failure_is_logged_with_its_status(logged: io.StringIO) -> None:
         "/a%E2%80%A8b",
     ],
 )
-async def test_no_path_makes_a_line_or_a_field_of_its_own(logged: io.StringIO, path: str) -> None:
+async def test_no_path_makes_a_line_or_a_field_of_its_own(logged: Logged, path: str) -> None:
     await get(path)
 
     text = logged.getvalue()
@@ -144,13 +151,13 @@ async def test_no_path_makes_a_line_or_a_field_of_its_own(logged: io.StringIO, p
     assert json.loads(text)["path"].startswith("/a")
 
 
-async def test_a_long_path_is_a_short_line(logged: io.StringIO) -> None:
+async def test_a_long_path_is_a_short_line(logged: Logged) -> None:
     await get("/" + "x" * 5000)
 
     assert len(requests(logged)[0]["path"]) == 1001
 
 
-async def test_a_request_id_does_not_stay_for_the_next(logged: io.StringIO) -> None:
+async def test_a_request_id_does_not_stay_for_the_next(logged: Logged) -> None:
     await get(x_request_id="r1")
     structlog.get_logger().info("between")
 

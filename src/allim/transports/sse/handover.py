@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from allim.hub import CloseReason
 from allim.hub.catch_up import Start
@@ -162,6 +162,7 @@ class HandoverProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.head_bytes = 0
         self.head_timer: asyncio.TimerHandle | None = None
+        self.running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -170,6 +171,13 @@ class HandoverProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.head_came()
         super().connection_lost(exc)
+        if self.running is not None:
+            # Divergence: of pipelined requests uvicorn tells the last alone, so the one it works on would go on for
+            # ever, or write to a connection that has ended.
+            self.running.disconnected = True
+            self.running.message_event.set()
+        # They lead back here, through the extension: without them a connection is freed at once, not collected later.
+        self.scope = self.cycle = self.running = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self.head_bytes += len(data)
@@ -190,6 +198,10 @@ class HandoverProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.head_came()
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def await_head(self) -> None:
         self.head_bytes = 0
@@ -217,7 +229,7 @@ class HandoverProtocol(HttpToolsProtocol):
 
     def hand_over(self, stream: HandoverStream, head: bytes) -> bool:
         """Give the connection to the stream and write the response head; False when the client has gone."""
-        if self.transport.is_closing() or self.cycle.disconnected:
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
             return False
         if self.pipeline:  # a second request waits behind the stream for ever
             self.transport.abort()
