@@ -102,27 +102,31 @@ class RedisBroker:
         for topic, lines in publication.entries:
             keys.append(self._history_key + topic)
             args += (self._topic_channel + topic, lines)
+        until = asyncio.get_running_loop().time() + PUBLISH_TIMEOUT_S
         try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                reply = await self._store(publication.key, keys, args)
+            reply = await self._store(publication.key, keys, args, until)
         except TimeoutError:
             raise Unavailable(f"Redis did not answer within {PUBLISH_TIMEOUT_S:g} s") from None
         if reply[0] == b"conflict":
             raise idempotency_conflict()
         return [Position.parse(text.decode()) for text in reply[1:]]
 
-    async def _store(self, key: str | None, keys: list[str], args: list[Any]) -> Any:
-        """Try again what certainly had no effect, and what has a key: the script finds what the first try did."""
+    async def _store(self, key: str | None, keys: list[str], args: list[Any], until: float) -> Any:
+        """Try again what certainly had no effect, and what has a key: the script finds what the first try did.
+
+        Raises: TimeoutError.
+        """
         for pause_s in TRY_AGAIN_S:
             try:
-                return await self._writes.call(self._publish_script, keys, args)
+                return await self._writes.call(self._publish_script, keys, args, until)
             except NotDone:
                 pass
             except Unavailable:
                 if key is None:
                     raise
-            await asyncio.sleep(pause_s)
-        return await self._writes.call(self._publish_script, keys, args)
+            async with asyncio.timeout_at(until):
+                await asyncio.sleep(pause_s)
+        return await self._writes.call(self._publish_script, keys, args, until)
 
     async def subscribe(self, topics: Collection[str]) -> None:
         await self._link.subscribe([self._topic_channel + topic for topic in topics])

@@ -38,8 +38,7 @@ _TRANSPORT_SECURITY = {"strict-transport-security": "max-age=31536000"}  # a yea
 
 RawField = tuple[bytes, bytes]
 _RAW: Mapping[tuple[str, str], RawField] = {
-    (name, value): (name.encode(), value.encode())
-    for name, value in (SECURITY_HEADERS | _TRANSPORT_SECURITY).items()
+    (name, value): (name.encode(), value.encode()) for name, value in (SECURITY_HEADERS | _TRANSPORT_SECURITY).items()
 }
 
 
