@@ -207,23 +207,25 @@ class RedisBroker:
     def _hear(self, channel: bytes, message: bytes) -> None:
         assert self._listener is not None
         name = channel.decode()
-        if name == self._pulse_channel:
-            pulse = _position(message)
-            self._note(pulse)
-            self._listener.on_pulse(pulse)
-        elif name == self._origin_channel:
-            self._listener.on_origin(_position(message))
-        else:
+        if name.startswith(self._topic_channel):
             head, _, lines = message.partition(b"\n")
             position, _, prev = head.partition(b" ")
             event = self._event(name[len(self._topic_channel) :], position, prev, lines)
             if event is not None:
                 self._note(event.position)
                 self._listener.on_event(event)
+        elif name == self._pulse_channel:
+            pulse = _position(message)
+            self._note(pulse)
+            self._listener.on_pulse(pulse)
+        else:
+            self._listener.on_origin(_position(message))
 
     def _note(self, position: Position) -> None:
-        self._heard = max(self._heard, position)
-        self._newest = max(self._newest, position)
+        if position > self._heard:
+            self._heard = position
+        if position > self._newest:
+            self._newest = position
 
     def _event(self, topic: str, position: bytes, prev: bytes, lines: bytes) -> Event | None:
         """An entry that somebody else wrote into our keys must not end the streams that would read it."""

@@ -14,12 +14,10 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 import structlog
-from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
 
-from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask
+from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask, write
 from allim.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -46,13 +44,15 @@ class Script:
 class Call(NamedTuple):
     script: Script
     keys: Sequence[str]
-    args: Sequence[str | bytes | int | float]
+    args: Sequence[Any]
     done: "asyncio.Future[Any]"
 
 
 class Deadlines:
-    """Ends futures that are not done in time, all with one timer: `asyncio.timeout` makes one for each, which costs as
-    much as the rest of a call."""
+    """Ends futures that are not done in time, all with one timer.
+
+    `asyncio.timeout` would make one for each of them, which costs as much as the rest of a call.
+    """
 
     def __init__(self) -> None:
         self._pending: list[tuple[float, int, asyncio.Future[Any]]] = []  # a heap, the nearest first
@@ -116,7 +116,7 @@ class ScriptCalls:
         self,
         script: Script,
         keys: Sequence[str],
-        args: Sequence[str | bytes | int | float],
+        args: Sequence[Any],
         until: float | None = None,
     ) -> Any:
         """The script's reply.
@@ -219,7 +219,7 @@ class ScriptCalls:
         """What Redis answers to each: a value, or the error it refuses with."""
         context = self._context(lead.run_id)
         commands = [("EVALSHA", c.script.sha, len(c.keys), *c.keys, *context, *c.args) for c in batch]
-        await _write(lead.connection, b"".join([pack_command(command) for command in commands]))
+        await write(lead.connection, commands)
         replies: list[Any] = []
         patience_s: float | None = None  # the connection's own for the first answer; for the rest there is ours
         for _ in batch:
@@ -250,16 +250,6 @@ class ScriptCalls:
         for call in calls:
             if not call.done.done():
                 call.done.set_exception(error)
-
-
-async def _write(connection: AbstractConnection, packed: bytes) -> None:
-    # Divergence: `send_packed_command` waits in `asyncio.wait_for`, which makes a task of every write; and
-    # `pack_commands` packs in Python. They may go when redis-py writes without one, and packs with hiredis here too.
-    writer = connection._writer
-    if writer is None:
-        raise RedisConnectionError("the connection was given up")
-    writer.write(packed)
-    await writer.drain()
 
 
 def _was_reset(connection: AbstractConnection) -> bool:

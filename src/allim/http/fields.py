@@ -1,4 +1,4 @@
-"""The fields of a request's head, by name at once: Starlette's `Headers` goes through all of them for each question."""
+"""The fields of a request's head, each found at once: Starlette's `Headers` goes through all of them every time."""
 
 from typing import Any
 

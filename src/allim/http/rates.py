@@ -72,8 +72,8 @@ class Rates:
                 for policy, quota in zip(policies, quotas, strict=True)
             ]
         )
-        if not all([quota.granted for quota in quotas]):
-            over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
+        over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
+        if over:
             for policy, _ in over:
                 self.refused(policy.name)
             wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))
@@ -101,7 +101,7 @@ class Rates:
                 waiting, self._lines[name] = self._lines[name], []
                 for some in _within_limit(waiting):
                     await self._ask_together(some)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
             for one in (*waiting, *self._lines[name]):
                 if not one.answer.done():
                     one.answer.set_exception(error)
