@@ -33,7 +33,7 @@ from allim.http.origins import PAGE_POLICY, Origins
 from allim.http.publishers import Publishers, SettingsKeys, read_grants
 from allim.http.rates import Policy, Rates
 from allim.http.requests import Requests
-from allim.http.routing import Answer, Resource, operation, route
+from allim.http.routing import Answer, Paths, Resource, operation, route
 from allim.http.tickets import Tickets
 from allim.http.tokens import Issuer, Tokens
 from allim.hub import Broker, Hub, HubSettings, Ledger
@@ -136,6 +136,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
             Middleware(Requests, leaving=lambda: hub.draining),
             Middleware(problems.UnexpectedErrors),
             Middleware(Origins, listed=settings.cors_origins),
+            Middleware(Paths, resources=resources),
         ],
         exception_handlers=problems.handlers,
         lifespan=lifespan,

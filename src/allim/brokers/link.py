@@ -15,7 +15,7 @@ import structlog
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from allim.brokers.server import Lead, RedisServer
+from allim.brokers.server import Lead, RedisServer, write
 
 log = structlog.get_logger(__name__)
 
@@ -162,11 +162,11 @@ class Link:
         while True:
             await self._something_to_send.wait()
             self._something_to_send.clear()
-            commands = []
+            commands: list[tuple[str, ...]] = []
             while self._commands:
                 verb, channels = self._next_run()
                 commands.append((verb, *channels))
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            await write(connection, commands)
 
     def _next_run(self) -> tuple[str, list[str]]:
         verb, first = self._commands.popleft()

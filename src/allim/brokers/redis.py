@@ -102,27 +102,31 @@ class RedisBroker:
         for topic, lines in publication.entries:
             keys.append(self._history_key + topic)
             args += (self._topic_channel + topic, lines)
+        until = asyncio.get_running_loop().time() + PUBLISH_TIMEOUT_S
         try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                reply = await self._store(publication.key, keys, args)
+            reply = await self._store(publication.key, keys, args, until)
         except TimeoutError:
             raise Unavailable(f"Redis did not answer within {PUBLISH_TIMEOUT_S:g} s") from None
         if reply[0] == b"conflict":
             raise idempotency_conflict()
         return [Position.parse(text.decode()) for text in reply[1:]]
 
-    async def _store(self, key: str | None, keys: list[str], args: list[Any]) -> Any:
-        """Try again what certainly had no effect, and what has a key: the script finds what the first try did."""
+    async def _store(self, key: str | None, keys: list[str], args: list[Any], until: float) -> Any:
+        """Try again what certainly had no effect, and what has a key: the script finds what the first try did.
+
+        Raises: TimeoutError.
+        """
         for pause_s in TRY_AGAIN_S:
             try:
-                return await self._writes.call(self._publish_script, keys, args)
+                return await self._writes.call(self._publish_script, keys, args, until)
             except NotDone:
                 pass
             except Unavailable:
                 if key is None:
                     raise
-            await asyncio.sleep(pause_s)
-        return await self._writes.call(self._publish_script, keys, args)
+            async with asyncio.timeout_at(until):
+                await asyncio.sleep(pause_s)
+        return await self._writes.call(self._publish_script, keys, args, until)
 
     async def subscribe(self, topics: Collection[str]) -> None:
         await self._link.subscribe([self._topic_channel + topic for topic in topics])
@@ -203,23 +207,25 @@ class RedisBroker:
     def _hear(self, channel: bytes, message: bytes) -> None:
         assert self._listener is not None
         name = channel.decode()
-        if name == self._pulse_channel:
-            pulse = _position(message)
-            self._note(pulse)
-            self._listener.on_pulse(pulse)
-        elif name == self._origin_channel:
-            self._listener.on_origin(_position(message))
-        else:
+        if name.startswith(self._topic_channel):
             head, _, lines = message.partition(b"\n")
             position, _, prev = head.partition(b" ")
             event = self._event(name[len(self._topic_channel) :], position, prev, lines)
             if event is not None:
                 self._note(event.position)
                 self._listener.on_event(event)
+        elif name == self._pulse_channel:
+            pulse = _position(message)
+            self._note(pulse)
+            self._listener.on_pulse(pulse)
+        else:
+            self._listener.on_origin(_position(message))
 
     def _note(self, position: Position) -> None:
-        self._heard = max(self._heard, position)
-        self._newest = max(self._newest, position)
+        if position > self._heard:
+            self._heard = position
+        if position > self._newest:
+            self._newest = position
 
     def _event(self, topic: str, position: bytes, prev: bytes, lines: bytes) -> Event | None:
         """An entry that somebody else wrote into our keys must not end the streams that would read it."""

@@ -6,6 +6,9 @@ larger instead of connections more, calls keep their order, and `WAIT` after a p
 
 import asyncio
 import hashlib
+import heapq
+import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -14,7 +17,7 @@ import structlog
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 
-from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask
+from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask, write
 from allim.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -45,6 +48,50 @@ class Call(NamedTuple):
     done: "asyncio.Future[Any]"
 
 
+class Deadlines:
+    """Ends futures that are not done in time, all with one timer.
+
+    `asyncio.timeout` would make one for each of them, which costs as much as the rest of a call.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[float, int, asyncio.Future[Any]]] = []  # a heap, the nearest first
+        self._number = itertools.count()  # so that futures are never compared
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, future: "asyncio.Future[Any]", at: float) -> None:
+        """Give the future a TimeoutError at that time of the event loop."""
+        self._forget_done()
+        heapq.heappush(self._pending, (at, next(self._number), future))
+        if self._timer is None or at < self._timer.when():
+            self._wind(at)
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._pending.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wind(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(at, self._ring, at)
+
+    def _ring(self, at: float) -> None:
+        self._timer = None
+        self._forget_done()
+        while self._pending and self._pending[0][0] <= at:
+            heapq.heappop(self._pending)[2].set_exception(TimeoutError())
+            self._forget_done()
+        if self._pending:
+            self._wind(self._pending[0][0])
+
+    def _forget_done(self) -> None:
+        while self._pending and self._pending[0][2].done():
+            heapq.heappop(self._pending)
+
+
 Context = Callable[[str], tuple[str, ...]]
 """What every script of a queue is told first, given the run ID of the process it will run in: see clock.lua."""
 
@@ -61,14 +108,23 @@ class ScriptCalls:
         self._confirm = confirm
         self._lead: Lead | None = None
         self._waiting: list[Call] = []
+        self._deadlines = Deadlines()
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def call(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def call(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        until: float | None = None,
+    ) -> Any:
         """The script's reply.
 
+        Units: `until` is a time of the event loop.
         Raises: NotDone when it certainly had no effect; Unavailable when Redis refused, did not answer (then the
-        effect is unknown), or did not confirm (then it is stored, but less durably than asked).
+        effect is unknown), or did not confirm (then it is stored, but less durably than asked); TimeoutError when it
+        is not there in time (unknown as well).
         """
         if self._closed:
             raise NotDone("the broker is closing")
@@ -76,6 +132,8 @@ class ScriptCalls:
             raise NotDone("Redis does not answer: too many calls wait for it")
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(Call(script, keys, args, done))
+        if until is not None:
+            self._deadlines.set(done, until)
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_all(), name="allim script calls")
         return await done
@@ -85,6 +143,7 @@ class ScriptCalls:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
+        self._deadlines.clear()
         await self.drop()
 
     async def drop(self) -> None:
@@ -160,13 +219,18 @@ class ScriptCalls:
         """What Redis answers to each: a value, or the error it refuses with."""
         context = self._context(lead.run_id)
         commands = [("EVALSHA", c.script.sha, len(c.keys), *c.keys, *context, *c.args) for c in batch]
-        await lead.connection.send_packed_command(lead.connection.pack_commands(commands), check_health=False)
+        await write(lead.connection, commands)
         replies: list[Any] = []
+        patience_s: float | None = None  # the connection's own for the first answer; for the rest there is ours
         for _ in batch:
             try:
-                replies.append(await lead.connection.read_response(disable_decoding=True, disconnect_on_error=False))
+                reply = await lead.connection.read_response(
+                    disable_decoding=True, timeout=patience_s, disconnect_on_error=False
+                )
             except (ResponseError, BusyLoadingError) as refused:
-                replies.append(refused)
+                reply = refused
+            replies.append(reply)
+            patience_s = math.inf
         return replies
 
     def _settle(self, call: Call, reply: Any, unconfirmed: str | None) -> None:

@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from allim.errors import Forbidden
+from allim.http.fields import fields_of
 from allim.http.problems import problem
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -52,7 +53,7 @@ class Origins(CORSMiddleware):
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers = fields_of(scope)
         listed = headers.get("origin") in self.allow_origins
         if listed:
             await super().__call__(scope, receive, send)

@@ -91,8 +91,9 @@ def invalid(error: ValidationError, under: str = "") -> Invalid:
 class UnexpectedErrors:
     """ASGI middleware: an error nobody foresaw is logged in full and answered without a word of it.
 
-    It stands inside whatever gives requests their id and outside everything else. It is not Starlette's own
-    handler for 500, because that raises the error again and has the server log it a second time.
+    It stands inside whatever gives requests their id and outside everything else, and answers our own errors too that
+    come this far. It is not Starlette's own handler for 500, because that raises the error again and has the server
+    log it a second time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -105,23 +106,26 @@ class UnexpectedErrors:
 
         async def note_start(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            started = True
             await send(message)
 
         try:
             return await self.app(scope, receive, note_start)
         except ClientDisconnect:
             return None  # nobody is left to answer
-        except Exception:
-            log.exception("unexpected error", method=scope["method"], path=scope["path"])
-            if started:
-                raise  # the answer is torn; only closing the connection can tell
-        response = _answer(
-            HTTPConnection(scope),
-            _UNEXPECTED,
-            AllimError.code,
-            "Something went wrong here, and it was logged.",
-        )
+        except Exception as error:
+            if isinstance(error, AllimError) and not started:
+                response = problem(HTTPConnection(scope), error)
+            else:
+                log.exception("unexpected error", method=scope["method"], path=scope["path"])
+                if started:
+                    raise  # the answer is torn; only closing the connection can tell
+                response = _answer(
+                    HTTPConnection(scope),
+                    _UNEXPECTED,
+                    AllimError.code,
+                    "Something went wrong here, and it was logged.",
+                )
         return await response(scope, receive, send)
 
 

@@ -51,6 +51,10 @@ class Publisher(NamedTuple):
     topics: tuple[str, ...]
     types: tuple[str, ...]
 
+    @property
+    def may_publish_all(self) -> bool:
+        return self.topics == ALL == self.types
+
     def may_publish(self, topic: str, type_: str) -> bool:
         """Deny by default: both the topic and the type must be granted."""
         return self.may_publish_to(topic) and self.may_publish_type(type_)

@@ -5,14 +5,15 @@ Source: draft-ietf-httpapi-ratelimit-headers-10 (RateLimit, RateLimit-Policy).
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import structlog
 from starlette.requests import HTTPConnection
 
 from allim.errors import TooMany, Unavailable
-from allim.hub import Demand, Grant, Holder, Ledger, Standing, refuse_ended
+from allim.hub import Demand, Grant, Holder, Ledger, Quota, Standing, refuse_ended
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,9 @@ class Policy(NamedTuple):
 class Rates:
     """Asks the ledger; while that does not answer, `substitute` counts for this replica alone, so nothing is free.
 
+    Calls that want the same thing while others wait for it are asked for together, so that load does not make more
+    questions. What each of them is granted and told is what it would be, asked for by itself in its turn.
+
     Shape: `refused` is told the name of the policy that refused.
     """
 
@@ -41,6 +45,8 @@ class Rates:
         self._ledger = ledger
         self._substitute = substitute
         self.refused = refused
+        self._lines: dict[str, list[_Waiting]] = {}  # by the demand's name; there is one while somebody is asked for
+        self._askers: set[asyncio.Task[None]] = set()
 
     async def take(
         self, connection: HTTPConnection, *wanted: tuple[Policy, str], cost: int = 1, holder: Holder | None = None
@@ -50,23 +56,73 @@ class Rates:
         Raises: TooMany. For the holder of a session that was ended, to whom nothing is granted or charged, SignedOut
         or Kicked; Unavailable when that cannot be told now.
         """
-        policies = [policy for policy, _ in wanted]
-        grant = await self._ask([policy.demand(who, cost) for policy, who in wanted], holder)
-        refuse_ended(grant.standing)
-        both = list(zip(policies, grant.quotas, strict=True))
+        policies = tuple([policy for policy, _ in wanted])
+        demands = [policy.demand(who, cost) for policy, who in wanted]
+        if holder is None and len(demands) == 1:
+            quotas: Sequence[Quota] = [await self._in_line(demands[0])]
+        else:
+            grant = await self._ask(demands, holder)
+            refuse_ended(grant.standing)
+            quotas = grant.quotas
         headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
-        headers["ratelimit-policy"] = ", ".join(
-            f'"{name}";q={limit};w={window_s}' for name, limit, window_s in policies
-        )
+        headers["ratelimit-policy"] = _told(policies)
         headers["ratelimit"] = ", ".join(
-            f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}' for policy, quota in both
+            [
+                f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}'
+                for policy, quota in zip(policies, quotas, strict=True)
+            ]
         )
-        over = [(policy, quota) for policy, quota in both if not quota.granted]
+        over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
         if over:
             for policy, _ in over:
                 self.refused(policy.name)
             wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))
             raise TooMany("There were too many of these calls; wait a little.", wait_s)
+
+    # One line for each name ------------------------------------------------------------------------------------
+
+    async def _in_line(self, demand: Demand) -> Quota:
+        answer: asyncio.Future[Quota] = asyncio.get_running_loop().create_future()
+        line = self._lines.get(demand.name)
+        if line is None:
+            line = self._lines[demand.name] = []
+            # As a task it starts in the next turn, when this turn's demands are all here.
+            asker = asyncio.create_task(self._ask_for_line(demand.name), name="allim rates")
+            self._askers.add(asker)
+            asker.add_done_callback(self._askers.discard)
+        line.append(_Waiting(demand, answer))
+        return await answer
+
+    async def _ask_for_line(self, name: str) -> None:
+        """Runs until nobody waits for this name."""
+        waiting: list[_Waiting] = []
+        try:
+            while self._lines[name]:
+                waiting, self._lines[name] = self._lines[name], []
+                for some in _within_limit(waiting):
+                    await self._ask_together(some)
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            for one in (*waiting, *self._lines[name]):
+                if not one.answer.done():
+                    one.answer.set_exception(error)
+        finally:
+            for one in (*waiting, *self._lines.pop(name)):
+                one.answer.cancel()  # nobody asks for them any more; those that are answered stay so
+
+    async def _ask_together(self, some: "Sequence[_Waiting]") -> None:
+        """As one demand, which is granted if and only if each is; if it is not, each by itself and in order."""
+        demand = some[0].demand._replace(cost=sum([one.demand.cost for one in some]))
+        quota = (await self._ask([demand], None)).quotas[0]
+        if len(some) > 1 and not quota.granted:
+            grants = await asyncio.gather(*[self._ask([one.demand], None) for one in some])
+            quotas = [grant.quotas[0] for grant in grants]
+        else:
+            quotas = list(_shares(demand, quota, [one.demand.cost for one in some]))
+        for one, share in zip(some, quotas, strict=True):
+            if not one.answer.done():  # who waited may have gone
+                one.answer.set_result(share)
+
+    # Questions -------------------------------------------------------------------------------------------------
 
     async def _ask(self, demands: Sequence[Demand], holder: Holder | None) -> Grant:
         try:
@@ -83,3 +139,41 @@ class Rates:
     async def _count_here(self, demands: Sequence[Demand], why: str) -> Grant:
         log.warning("rates are counted by this replica alone", error=why)
         return await self._substitute.take(demands)
+
+
+class _Waiting(NamedTuple):
+    """A demand, and who is told what it got."""
+
+    demand: Demand
+    answer: "asyncio.Future[Quota]"
+
+
+def _within_limit(waiting: Sequence[_Waiting]) -> Iterator[Sequence[_Waiting]]:
+    """In order, as many together as their limit allows at once: one demand above its limit may be granted, and would
+    grant more than each by itself."""
+    some: list[_Waiting] = []
+    cost = 0
+    for one in waiting:
+        if some and cost + one.demand.cost > one.demand.limit:
+            yield some
+            some, cost = [], 0
+        some.append(one)
+        cost += one.demand.cost
+    yield some
+
+
+def _shares(demand: Demand, quota: Quota, costs: Sequence[int]) -> Iterator[Quota]:
+    """What each part of a demand would have been told, in its turn."""
+    later = demand.cost
+    for cost in costs:
+        later -= cost
+        if not later:
+            yield quota
+        else:
+            reset_s = quota.reset_s - later * demand.period_s / demand.limit
+            yield Quota(quota.granted, quota.remaining + later, reset_s, quota.retry_after_s)
+
+
+@lru_cache(maxsize=64)
+def _told(policies: tuple[Policy, ...]) -> str:
+    return ", ".join(f'"{name}";q={limit};w={window_s}' for name, limit, window_s in policies)

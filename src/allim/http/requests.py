@@ -3,23 +3,26 @@
 Streams pass through untouched. The query string is never logged: it may hold a last event ID or a ticket.
 """
 
+import os
 import re
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette._utils import get_route_path
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from allim.errors import NotFound
+from allim.http.fields import fields_of
 from allim.http.problems import problem
 
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_COUNTED = frozenset({"/api/publish"})  # answered well they are counted; a line each would cost as much as they do
 
 # nginx gives the same to the answers it makes itself: nginx/nginx.conf.template.
 SECURITY_HEADERS = {
@@ -32,6 +35,11 @@ SECURITY_HEADERS = {
     "x-frame-options": "DENY",  # for browsers that do not know `frame-ancestors`
 }
 _TRANSPORT_SECURITY = {"strict-transport-security": "max-age=31536000"}  # a year; subdomains are not ours to bind
+
+RawField = tuple[bytes, bytes]
+_RAW: Mapping[tuple[str, str], RawField] = {
+    (name, value): (name.encode(), value.encode()) for name, value in (SECURITY_HEADERS | _TRANSPORT_SECURITY).items()
+}
 
 
 class Requests:
@@ -55,8 +63,8 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.match(asked) else secrets.token_hex(8)
+        asked = fields_of(scope).get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.match(asked) else os.urandom(8).hex()
         answer_headers = _first_headers(scope, request_id)
         scope.setdefault("state", {}).update(request_id=request_id, answer_headers=answer_headers)
         started_at = time.perf_counter()
@@ -66,30 +74,38 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                _add(headers, answer_headers)
+                message["headers"] = _joined(message["headers"], answer_headers)
                 if self.leaving():
-                    headers["connection"] = "close"
+                    MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
         # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,
         # which nginx guards under that name alone.
         sound = scope["path"].isprintable()
         app = self.app if sound else problem(HTTPConnection(scope), NotFound("There is nothing at this path."))
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await app(scope, receive, send_with_headers)
-            finally:
-                if status is not None and scope["path"] not in _QUIET:
-                    client = scope.get("client")
-                    log.info(
-                        "request",
-                        method=scope["method"],
-                        path=scope["path"],
-                        status=status,
-                        duration_ms=round((time.perf_counter() - started_at) * 1000, 2),
-                        client=client[0] if client else None,
-                    )
+        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            await app(scope, receive, send_with_headers)
+        finally:
+            if status is not None:
+                _tell(scope, status, started_at)
+            structlog.contextvars.reset_contextvars(**bound)
+
+
+def _tell(scope: Scope, status: int, started_at: float) -> None:
+    path = get_route_path(scope)
+    if path in _QUIET:
+        return
+    tell = log.debug if status < 300 and path in _COUNTED else log.info
+    client = scope.get("client")
+    tell(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        status=status,
+        duration_ms=round((time.perf_counter() - started_at) * 1000, 2),
+        client=client[0] if client else None,
+    )
 
 
 def _first_headers(scope: Scope, request_id: str) -> dict[str, str]:
@@ -97,9 +113,14 @@ def _first_headers(scope: Scope, request_id: str) -> dict[str, str]:
     return {"x-request-id": request_id, **SECURITY_HEADERS, **transport}
 
 
-def _add(headers: MutableHeaders, wanted: Mapping[str, str]) -> None:
+def _joined(said: Sequence[RawField], wanted: Mapping[str, str]) -> list[RawField]:
+    """What an answer says itself, and what is wanted besides."""
+    names = {name for name, _ in said}
+    joined = list(said)
     for name, value in wanted.items():
-        if name == "vary":
-            headers.add_vary_header(value)
-        else:
-            headers.setdefault(name, value)
+        field = _RAW.get((name, value)) or (name.encode("latin-1"), value.encode("latin-1"))
+        if field[0] not in names:
+            joined.append(field)
+        elif name == "vary":
+            MutableHeaders(raw=joined).add_vary_header(value)
+    return joined

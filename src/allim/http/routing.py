@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Literal, NamedTuple
 
+from starlette._utils import get_route_path
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from allim.errors import AllimError
+from allim.http.fields import Fields, fields_of
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -85,16 +88,54 @@ def operation(
     return declare
 
 
+class Call(Request):
+    """A request, whose fields are found at once."""
+
+    @property
+    def headers(self) -> Fields:
+        return fields_of(self.scope)
+
+
 class Resource(Route):
     """A path and what its methods do. `tag` groups it with others in the document."""
 
     def __init__(self, path: str, handlers: Mapping[str, Handler], tag: str) -> None:
         super().__init__(path, self._answer, methods=list(handlers))
+        self.app = self.serve  # Starlette's own way would catch errors a second time, inside the router's
         self.handlers = handlers
         self.tag = tag
 
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application, for a method it knows."""
+        response = await self._answer(Call(scope, receive, send))
+        await response(scope, receive, send)
+
     async def _answer(self, request: Request) -> Response:
         return await self.handlers[request.method](request)
+
+
+class Paths:
+    """ASGI middleware inside all others: a resource whose path holds no parameter is found by that path at once.
+
+    Everything else goes on to the router: patterns, a method that the path does not know, and a path nobody knows.
+    """
+
+    def __init__(self, app: ASGIApp, resources: Sequence[Resource]) -> None:
+        self.app = app
+        self._exact = {
+            (method, resource.path): resource
+            for resource in resources
+            if not resource.param_convertors
+            for method in resource.handlers
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            resource = self._exact.get((scope["method"], get_route_path(scope)))
+            if resource is not None:
+                app = resource.serve
+        await app(scope, receive, send)
 
 
 def route(path: str, *, tag: str = "", get: Handler | None = None, **others: Handler) -> Resource:

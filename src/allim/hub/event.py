@@ -25,6 +25,9 @@ _CONTROL = "stream.control"
 _CONTROL_PREFIX = f"event: {_CONTROL}\ndata: ".encode()
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 class Draft(NamedTuple):
     """An event before it has a position.
 
@@ -93,7 +96,7 @@ def encode(type_: str, data: object) -> bytes:
     Raises: ValueError when `data` is no JSON value, or not encodable (a lone surrogate, NaN, too deep).
     """
     try:
-        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(data)
         return b"event: %b\ndata: %b\n\n" % (type_.encode(), text.encode())
     except (TypeError, RecursionError) as error:
         raise ValueError(str(error)) from error

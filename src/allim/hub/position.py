@@ -4,6 +4,7 @@ Source: design of the hybrid clock in docs/architecture.md, "Positions".
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 _TEXT = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,8})\Z", re.ASCII)
@@ -32,10 +33,17 @@ class Position(NamedTuple):
 
         Raises: ValueError when it is anything but what `str` gives.
         """
-        match = _TEXT.match(text)
-        if match is None:
-            raise ValueError("a position is <milliseconds>-<sequence>")
-        return cls(int(match[1]), int(match[2]))
+        return _parse(text)
+
+
+@lru_cache(
+    maxsize=4096
+)  # one comes up several times: as an event's own, as its publisher's, as the next one's `prev`
+def _parse(text: str) -> Position:
+    match = _TEXT.match(text)
+    if match is None:
+        raise ValueError("a position is <milliseconds>-<sequence>")
+    return Position(int(match[1]), int(match[2]))
 
 
 ZERO = Position(0, 0)

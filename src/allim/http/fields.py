@@ -1,0 +1,28 @@
+"""The fields of a request's head, each found at once: Starlette's `Headers` goes through all of them every time."""
+
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+_KEPT = "allim.fields"
+
+
+class Fields(Headers):
+    """Shape: of a field that came several times `get` gives the first, as Starlette's does."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope=scope)
+        self._first = dict(reversed(self._list))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self._first.get(key.lower().encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
+
+
+def fields_of(scope: Scope) -> Fields:
+    """The request's fields, made for the first who asks."""
+    fields: Fields | None = scope.get(_KEPT)
+    if fields is None:
+        fields = scope[_KEPT] = Fields(scope)
+    return fields
