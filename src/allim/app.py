@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -43,6 +44,8 @@ from allim.settings import Settings, load_settings, naming
 from allim.storage import migrate, open_engine, reachable
 from allim.telemetry import Metrics
 from allim.transports import sse
+
+log = structlog.get_logger(__name__)
 
 REVOCATION_S = 30 * 86400.0  # how long an ended session is remembered; tokens of ours are shorter-lived
 FILES_KEPT = 256  # open files that are no streams: Redis, the database, REST
@@ -104,6 +107,12 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
             await migrate(engine)
+            log.info(
+                "capacity",
+                streams=hub.settings.streams_per_replica,
+                memory_mb=round(hub.settings.memory_max_bytes / 1e6),
+                streams_per_user=hub.settings.streams_per_user,
+            )
             async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
                 yield
         finally:
@@ -126,7 +135,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *users.routes(gate, hub.kick),
         *ticket_routes.routes(gate, tickets, permission),
         *publish.routes(hub, publishers, rates, Policy("publish", settings.publish_events_per_s, 1)),
-        *sse.routes(hub, speech, gate.visit, permission),
+        *sse.routes(hub, speech, gate, permission),
         *health.routes(checks),
         _metrics_route(metrics),
     ]

@@ -10,7 +10,7 @@ from allim.brokers.redis import RedisBroker
 from allim.brokers.server import RedisServer
 from allim.errors import Unavailable
 from allim.hub import ZERO, Entry, Hub, Position, Publication
-from allim.hub.catch_up import PAGE_BYTES
+from allim.hub.reads import PAGE_BYTES
 from allim.telemetry import Metrics
 from tests.brokers.brokers import Replica, fresh_prefix, ready, running
 from tests.servers import Redis, end, free_port, redis_server

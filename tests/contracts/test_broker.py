@@ -7,7 +7,7 @@ import pytest
 
 from allim.errors import Conflict
 from allim.hub import ZERO, Broker, Entry, Event, Position, Publication
-from allim.hub.catch_up import PAGE_BYTES
+from allim.hub.reads import PAGE_BYTES
 from tests.contracts.conftest import MakeBroker
 from tests.streams import Lines
 from tests.waiting import until

@@ -31,6 +31,27 @@ async def admit(ledger: Ledger, who: Identity, stream: str, most: int = 2, keep_
     return list(admission.displaced)
 
 
+DEMAND = Demand("user:42", 2, 60)
+
+
+async def test_a_stream_is_admitted_with_its_demands_or_neither(ledger: Ledger) -> None:
+    who = holder()
+    ticket = Ticket("with demands", 60)
+
+    admission = await ledger.admit(who, "a", 1, 60, None, [DEMAND])
+    assert [quota.remaining for quota in admission.quotas] == [1]
+    greedy = await ledger.admit(who, "b", 1, 60, ticket, [DEMAND._replace(cost=2)])
+    assert ([quota.granted for quota in greedy.quotas], list(greedy.displaced)) == ([False], [])
+    assert (await ledger.take([DEMAND])).granted
+    assert not (await ledger.take([DEMAND])).granted
+
+    other = await ledger.admit(who, "c", 1, 60, ticket, [Demand("another", 2, 60)])
+    assert (other.standing, list(other.displaced)) == (Standing.GOOD, ["a"])
+    spent = await ledger.admit(who, "d", 1, 60, ticket, [Demand("another", 2, 60)])
+    assert (spent.standing, list(spent.quotas)) == (Standing.SPENT, [])
+    assert [quota.remaining for quota in (await ledger.take([Demand("another", 2, 60)])).quotas] == [0]
+
+
 async def test_a_signed_out_session_is_known_everywhere_and_no_other_ends(make_ledger: MakeLedger) -> None:
     here, there = make_ledger(), make_ledger()
 

@@ -11,9 +11,10 @@ from allim.brokers.memory_ledger import MemoryLedger
 from allim.errors import Forbidden, Kicked, SignedOut, TooMany, Unauthenticated, Unavailable
 from allim.http import gate as gates
 from allim.http import rates
-from allim.http.gate import COOKIE, bearer_of, clear_cookie, set_cookie, token_of
+from allim.http.gate import COOKIE, Gate, bearer_of, clear_cookie, set_cookie, token_of
 from allim.http.rates import Policy
 from allim.http.tickets import Tickets
+from allim.hub import refuse_ended
 from allim.identity import OPERATOR
 from tests.http.gates import SECRET, TOKENS, AwayLedger, HangingLedger, gate_of
 
@@ -189,15 +190,38 @@ async def test_a_bad_ticket_is_not_made_good_by_a_token(query: str) -> None:
         await gate_of().visit(request(query=query, authorization=f"Bearer {TOKENS.issue('42')}"))
 
 
+async def open_stream(gate: Gate, ledger: MemoryLedger, who: Request) -> dict[str, str]:
+    """As the hub does it when it admits a stream; the headers of the answer."""
+    visitor = await gate.visit(who)
+    toll = gate.toll(who, visitor)
+    admission = await ledger.admit(visitor.identity, "stream", 10, 60, visitor.ticket, toll.demands)
+    refuse_ended(admission.standing)
+    await toll.settle(admission.quotas)
+    return dict(who.state.answer_headers)
+
+
 async def test_streams_count_as_calls_of_their_user() -> None:
-    gate = gate_of(user_calls=Policy("user", 1, 60))
-    await gate.visit(asked_by("42"))
+    ledger = MemoryLedger()
+    gate = gate_of(ledger, user_calls=Policy("user", 2, 60))
 
+    assert (await open_stream(gate, ledger, asked_by("42")))["ratelimit"] == '"user";r=1;t=30'
+    await gate.identify(asked_by("42"))
     with pytest.raises(TooMany):
-        await gate.visit(asked_by("42"))
+        await open_stream(gate, ledger, asked_by("42"))
+    await open_stream(gate, ledger, asked_by("43"))
 
 
-async def test_an_ended_session_is_refused_before_anything_is_opened_and_charges_its_address() -> None:
+async def test_a_stream_that_could_not_be_counted_by_all_is_counted_here() -> None:
+    gate = gate_of(user_calls=Policy("user", 1, 60))
+    who = asked_by("42")
+    toll = gate.toll(who, await gate.visit(who))
+
+    await toll.settle([])
+    with pytest.raises(TooMany):
+        await toll.settle([])
+
+
+async def test_a_call_of_an_ended_session_charges_its_address() -> None:
     ledger = MemoryLedger()
     gate = gate_of(ledger, user_calls=Policy("user", 1, 60), address_calls=Policy("address", 2, 60))
     kicked = asked_by("42")
@@ -205,12 +229,12 @@ async def test_an_ended_session_is_refused_before_anything_is_opened_and_charges
 
     for _ in range(2):
         with pytest.raises(Kicked):
-            await gate.visit(kicked)
+            await gate.identify(kicked)
 
     with pytest.raises(TooMany):
         await gate.identify(kicked)
     await asyncio.sleep(0.002)  # tokens know milliseconds
-    assert (await gate.visit(asked_by("42"))).identity.subject == "42"
+    assert (await gate.identify(asked_by("42"))).subject == "42"
 
 
 # Who is not signed in -----------------------------------------------------------------------------------------

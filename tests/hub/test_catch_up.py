@@ -92,7 +92,7 @@ async def test_the_verdict_is_not_told_again_as_a_gap(broker: MemoryBroker, catc
 async def test_a_trimmed_topic_is_told_once_over_many_pages(
     broker: MemoryBroker, catch_up: CatchUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("allim.hub.catch_up.PAGE_EVENTS", 1)
+    monkeypatch.setattr("allim.hub.reads.PAGE_EVENTS", 1)
     [seen] = await publish(broker, "seen", topic="system")
     await publish(broker, 1, 2, 3)
     await publish(broker, *range(10), topic="system")

@@ -39,16 +39,24 @@ class MemoryLedger:
         return [self._standing(holder) for holder in holders]
 
     async def admit(
-        self, holder: Holder, stream: str, most: int, keep_s: float, ticket: Ticket | None = None
+        self,
+        holder: Holder,
+        stream: str,
+        most: int,
+        keep_s: float,
+        ticket: Ticket | None = None,
+        demands: Sequence[Demand] = (),
     ) -> Admission:
         standing = self._standing(holder)
-        if standing is Standing.GOOD and ticket is not None:
-            if self._is_kept(("spent", ticket.id)):
-                standing = Standing.SPENT
-            else:
-                self._keep(("spent", ticket.id), ticket.keep_s)
+        if standing is Standing.GOOD and ticket is not None and self._is_kept(("spent", ticket.id)):
+            standing = Standing.SPENT
         if standing is not Standing.GOOD:
             return Admission(standing)
+        grant = await self.take(demands)
+        if not grant.granted:
+            return Admission(standing, grant.quotas)
+        if ticket is not None:
+            self._keep(("spent", ticket.id), ticket.keep_s)
         known = self._streams.get(holder.subject, {})
         streams = {other: at for other, at in known.items() if at > self._now() - keep_s}
         streams[stream] = self._now()
@@ -56,7 +64,7 @@ class MemoryLedger:
         for oldest in displaced:
             del streams[oldest]
         self._streams[holder.subject] = streams
-        return Admission(standing, displaced)
+        return Admission(standing, grant.quotas, displaced)
 
     def leave(self, subject: str, stream: str) -> None:
         streams = self._streams.get(subject, {})

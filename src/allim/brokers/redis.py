@@ -71,11 +71,11 @@ class RedisBroker:
         self._heard = ZERO  # position heard over the link, from the process it followed
         self._followed = ""  # run ID of the Redis process the link led to last
         self._server = RedisServer(url, f"allim-{replica}")
-        self._publish_script = Script("publish")
-        self._read_script = Script("read")
-        self._heads_script = Script("heads")
-        self._pulse_script = Script("pulse")
-        self._origin_script = Script("origin")
+        self._publish_script = Script("publish", "clock")
+        self._read_script = Script("read", "clock")
+        self._heads_script = Script("heads", "clock")
+        self._pulse_script = Script("pulse", "clock")
+        self._origin_script = Script("origin", "clock")
         # Two queues, so that neither a long read of history nor a slow disk delays the other.
         self._writes = ScriptCalls(self._server, self._context, partial(confirm, durability=durability))
         self._reads = ScriptCalls(self._server, self._context)

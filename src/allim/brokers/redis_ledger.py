@@ -35,9 +35,9 @@ class RedisLedger:
         self._rate_key = shard + "rate:"
         self._standings = Script("standings", "standing")
         self._kick = Script("kick", "standing")
-        self._admit = Script("admit", "standing")
+        self._admit = Script("admit", "standing", "quotas")
         self._leave = Script("leave", "standing")
-        self._take = Script("take", "standing")
+        self._take = Script("take", "standing", "quotas")
         self._sign_out = Script("sign_out", "standing")
         self._server = RedisServer(url, f"allim-{replica}")
         self._calls = ScriptCalls(self._server, lambda _run_id: ())
@@ -63,15 +63,22 @@ class RedisLedger:
         return [Standing(standing.decode()) for standing in found]
 
     async def admit(
-        self, holder: Holder, stream: str, most: int, keep_s: float, ticket: Ticket | None = None
+        self,
+        holder: Holder,
+        stream: str,
+        most: int,
+        keep_s: float,
+        ticket: Ticket | None = None,
+        demands: Sequence[Demand] = (),
     ) -> Admission:
-        keys = [*self._keys(holder), self._streams_key + holder.subject]
-        args = [holder.issued_at, stream, most, _ms(keep_s)]
+        keys = [*self._keys(holder), self._streams_key + holder.subject, *self._rate_keys(demands)]
+        args = [holder.issued_at, stream, most, _ms(keep_s), ""]
         if ticket is not None:
             keys.append(self._ticket_key + ticket.id)
-            args.append(_ms(ticket.keep_s))
-        standing, *displaced = await self._calls.call(self._admit, keys, args)
-        return Admission(Standing(standing.decode()), [other.decode() for other in displaced])
+            args[-1] = _ms(ticket.keep_s)
+        args += _limits(demands)
+        standing, quotas, *displaced = await self._calls.call(self._admit, keys, args)
+        return Admission(Standing(standing.decode()), _quotas(quotas), [other.decode() for other in displaced])
 
     def leave(self, subject: str, stream: str) -> None:
         self._left.append((self._streams_key + subject, stream))
@@ -79,19 +86,13 @@ class RedisLedger:
             self._leaver = asyncio.create_task(self._note_left(), name="allim ended streams")
 
     async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
-        keys = [] if holder is None else [*self._keys(holder)]
-        keys += (self._rate_key + hashlib.sha256(demand.name.encode()).hexdigest() for demand in demands)
-        args: list[float | str] = ["" if holder is None else holder.issued_at]
-        for demand in demands:
-            args += (demand.limit, demand.period_s * 1_000_000, demand.cost)
+        keys = [*(() if holder is None else self._keys(holder)), *self._rate_keys(demands)]
+        args = ["" if holder is None else holder.issued_at, *_limits(demands)]
         standing, *quotas = await self._calls.call(self._take, keys, args)
-        return Grant(
-            Standing(standing.decode()),
-            [
-                Quota(bool(granted), remaining, reset_us / 1e6, retry_after_us / 1e6)
-                for granted, remaining, reset_us, retry_after_us in quotas
-            ],
-        )
+        return Grant(Standing(standing.decode()), _quotas(quotas))
+
+    def _rate_keys(self, demands: Sequence[Demand]) -> list[str]:
+        return [self._rate_key + hashlib.sha256(demand.name.encode()).hexdigest() for demand in demands]
 
     def _keys(self, holder: Holder) -> tuple[str, str]:
         return f"{self._signed_out_key}{holder.subject}/{holder.session}", self._kicked_key + holder.subject
@@ -107,6 +108,17 @@ class RedisLedger:
             log.warning("ended streams not noted; they will be in time", error=error.detail)
         finally:
             self._leaver = None
+
+
+def _limits(demands: Sequence[Demand]) -> list[int]:
+    return [number for demand in demands for number in (demand.limit, demand.period_s * 1_000_000, demand.cost)]
+
+
+def _quotas(reply: Sequence[Sequence[int]]) -> list[Quota]:
+    return [
+        Quota(bool(granted), remaining, reset_us / 1e6, retry_after_us / 1e6)
+        for granted, remaining, reset_us, retry_after_us in reply
+    ]
 
 
 def _ms(seconds: float) -> int:

@@ -33,9 +33,9 @@ class NotDone(Unavailable):
 class Script:
     """A Lua script with what it shares with others in front, called by its digest."""
 
-    def __init__(self, name: str, shared: str = "clock") -> None:
+    def __init__(self, name: str, *shared: str) -> None:
         folder = resources.files("allim.brokers")
-        parts = [(folder / f"{part}.lua").read_text("utf-8") for part in (shared, name)]
+        parts = [(folder / f"{part}.lua").read_text("utf-8") for part in (*shared, name)]
         self.name = name
         self.source = "\n".join(parts)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()

@@ -6,6 +6,7 @@ Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 from starlette.requests import HTTPConnection, Request
@@ -16,6 +17,7 @@ from allim.http.addresses import network_of
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
+from allim.hub import Toll
 from allim.identity import OPERATOR, Identity, Visitor
 
 HERE = "this machine"  # the address of those who came without a proxy
@@ -56,12 +58,15 @@ class Gate:
         Raises: as `recognise`; SignedOut, Kicked.
         """
         identity = await self._tokens.verify(token_of(request))
-        await self._admit(request, identity)
+        await self.count(request, identity)
         return identity
 
-    async def _admit(self, request: Request, identity: Identity) -> None:
+    async def count(self, request: Request, identity: Identity) -> None:
         """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
-        one keeps its owner out of nothing."""
+        one keeps its owner out of nothing.
+
+        Raises: SignedOut, Kicked; TooMany; Unavailable.
+        """
         try:
             await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
         except Unauthenticated:
@@ -79,17 +84,22 @@ class Gate:
         return identity
 
     async def visit(self, request: Request) -> Visitor:
-        """Who wants a stream. Whether the session was ended is judged again when the stream is admitted.
+        """Who wants a stream: the token or ticket is good. The session is judged, and the call counted, when the
+        stream is admitted (see `toll`), or by `count`.
 
-        Raises: as `identify`.
+        Raises: Unauthenticated; Unavailable when it cannot be known now.
         """
         ticket = request.query_params.get("ticket")
         if ticket is None:
             visitor = Visitor(await self._tokens.verify(token_of(request)))
         else:
             visitor = self._tickets.visitor(ticket, request)
-        await self._admit(request, visitor.identity)
         return visitor._replace(address=network_of(request))
+
+    def toll(self, request: Request, visitor: Visitor) -> Toll:
+        """What a stream takes: it is a call of its user."""
+        calls, who = self._limits.user_calls, visitor.identity.subject
+        return Toll([calls.demand(who)], partial(self._rates.settle, request, calls, who))
 
     async def stop_guessing(self, request: HTTPConnection, email: str = "") -> None:
         """Count a call of somebody who is not signed in, and a try to sign in as somebody.

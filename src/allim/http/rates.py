@@ -64,6 +64,19 @@ class Rates:
             grant = await self._ask(demands, holder)
             refuse_ended(grant.standing)
             quotas = grant.quotas
+        self._tell(connection, policies, quotas)
+
+    async def settle(self, connection: HTTPConnection, policy: Policy, who: str, quotas: Sequence[Quota]) -> None:
+        """Tell what somebody got who was granted it together with something else; no quotas when it was not counted.
+
+        Raises: TooMany.
+        """
+        if not quotas:
+            quotas = (await self._count_here([policy.demand(who)], "the ledger takes no write")).quotas
+        self._tell(connection, (policy,), quotas)
+
+    def _tell(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
+        """Raises: TooMany."""
         headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
         headers["ratelimit-policy"] = _told(policies)
         headers["ratelimit"] = ", ".join(

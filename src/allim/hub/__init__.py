@@ -11,7 +11,7 @@ from allim.hub.broker import (
 )
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import TYPE_FORM, Draft, Entry, Event
-from allim.hub.hub import Hub, HubSettings, Published, refuse_ended
+from allim.hub.hub import Hub, HubSettings, Published, Toll, refuse_ended
 from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing
 from allim.hub.position import ZERO, Position
 from allim.hub.stream import Backlog, Opening, Stream
@@ -46,6 +46,7 @@ __all__ = [
     "Reading",
     "Standing",
     "Stream",
+    "Toll",
     "check_topic",
     "idempotency_conflict",
     "refuse_ended",

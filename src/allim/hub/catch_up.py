@@ -17,15 +17,13 @@ from allim.hub.broker import Broker, Reading
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import Event
 from allim.hub.position import ZERO, Position
+from allim.hub.reads import Reads
 from allim.hub.resume import judge, parse_last_event_id
 from allim.hub.stream import Backlog, Opening, Stream
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
-PAGE_EVENTS = 512
-PAGE_BYTES = 256 * 1024
-READS_AT_ONCE = 32  # bounds, with the size of a page, what history costs Redis and this replica at a stretch
 RETRY_S = 0.5  # between two reads while the broker does not answer
 
 
@@ -82,11 +80,10 @@ class CatchUp:
         history_ttl_s: int,
         new_backlog: Callable[[], Backlog],
     ) -> None:
-        self._broker = broker
+        self._reads = Reads(broker)
         self._metrics = metrics
         self._ttl_ms = history_ttl_s * 1000
         self._new_backlog = new_backlog
-        self._reading = asyncio.Semaphore(READS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, stream: Stream, last_event_id: str | None) -> Start:
@@ -94,7 +91,7 @@ class CatchUp:
 
         Raises: Unavailable.
         """
-        reading = await self._read(stream.topics, parse_last_event_id(last_event_id))
+        reading = await self._reads.read(stream.topics, parse_last_event_id(last_event_id))
         verdict = judge(last_event_id, stream.topics, reading, self._ttl_ms // 1000)
         if verdict.after is None:
             return Start(Opening(verdict, reading.now, 0), reading)
@@ -119,6 +116,7 @@ class CatchUp:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reads.close()
 
     # The way back -----------------------------------------------------------------------------------------------
 
@@ -202,17 +200,11 @@ class CatchUp:
         stream.gap(topics, reason)
         chain.told(topics)
 
-    # Reading ----------------------------------------------------------------------------------------------------
-
-    async def _read(self, topics: Sequence[str], after: Position | None) -> Reading:
-        async with self._reading:
-            return await self._broker.read(topics, after, PAGE_EVENTS, PAGE_BYTES)
-
     async def _read_patiently(self, stream: Stream) -> Reading | None:
         """What comes after the stream's place, whenever the broker answers again; None when the stream has ended."""
         while not stream.ended:
             try:
-                return await self._read(stream.topics, stream.last)
+                return await self._reads.read(stream.topics, stream.last)
             except Unavailable:  # told in the log by the broker, once for all that wait
                 await asyncio.sleep(RETRY_S * random.uniform(1, 2))
         return None

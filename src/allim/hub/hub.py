@@ -20,7 +20,7 @@ from allim.hub.catch_up import CatchUp, Start
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
 from allim.hub.event import Control, Draft, Entry, encode_control, encode_draft
-from allim.hub.ledger import Holder, Ledger, Standing
+from allim.hub.ledger import Demand, Holder, Ledger, Quota, Standing
 from allim.hub.load import Load
 from allim.hub.position import Position
 from allim.hub.registry import Registry
@@ -61,6 +61,15 @@ class HubSettings:
     streams_per_replica: int = 0
     memory_max_bytes: int = 0
     revocation_s: float = 30 * 86400
+
+
+class Toll(NamedTuple):
+    """What opening a stream takes of its user's limits. `settle` is told what was granted, nothing when it was not
+    counted, and raises TooMany when that is not enough.
+    """
+
+    demands: Sequence[Demand]
+    settle: Callable[[Sequence[Quota]], Awaitable[None]]
 
 
 class Published(NamedTuple):
@@ -235,12 +244,16 @@ class Hub:
     def new_backlog(self) -> Backlog:
         return Backlog(self.settings.stream_buffer_bytes)
 
-    async def join(self, stream: Stream, last_event_id: str | None, ticket: Ticket | None = None) -> Start:
-        """Subscribe a stream's topics, read where it starts, and spend its ticket. Nothing has been written yet.
+    async def join(
+        self, stream: Stream, last_event_id: str | None, ticket: Ticket | None = None, toll: Toll | None = None
+    ) -> Start:
+        """Subscribe a stream's topics, read where it starts, pay its toll and spend its ticket.
+
+        Nothing has been written yet.
 
         Raises: Unavailable when the broker does not answer, or the replica drains or has no room; TooMany when its
-        address has too many; Unauthenticated (SignedOut, Kicked) when its session was ended or its ticket used. The
-        stream is forgotten then.
+        address has too many, or its user opens too often; Unauthenticated (SignedOut, Kicked) when its session was
+        ended or its ticket used. The stream is forgotten then.
         """
         self.check_room(stream.address)
         self._registry.add(stream)
@@ -250,7 +263,7 @@ class Hub:
                 await self._broker.subscribe(stream.topics)
                 begin = await self._catch_up.start(stream, last_event_id)
                 # Only now: an order that is given after this is heard, and a ticket is spent on a stream that opens.
-                await self._admit(stream, ticket)
+                await self._admit(stream, ticket, toll)
         except TimeoutError as error:
             self._forget(stream)
             raise Unavailable("the broker does not answer") from error
@@ -283,12 +296,15 @@ class Hub:
             self._metrics.refused("streams_per_address")
             raise TooMany("There are too many streams from this address.", ADDRESS_RETRY_S)
 
-    async def _admit(self, stream: Stream, ticket: Ticket | None) -> None:
+    async def _admit(self, stream: Stream, ticket: Ticket | None, toll: Toll | None) -> None:
         """Ask the ledger, and end the user's oldest streams when this is one too many."""
         settings = self.settings
         keep_s = settings.stream_lifetime_s + SURE_S
-        admission = await self._ledger.admit(stream, stream.id, settings.streams_per_user, keep_s, ticket)
+        demands = toll.demands if toll else ()
+        admission = await self._ledger.admit(stream, stream.id, settings.streams_per_user, keep_s, ticket, demands)
         refuse_ended(admission.standing)
+        if toll:
+            await toll.settle(admission.quotas)
         if admission.displaced:
             for _ in admission.displaced:
                 self._metrics.refused("streams_per_user")

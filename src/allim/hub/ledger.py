@@ -40,13 +40,6 @@ class Holder(Protocol):
     def expires_at(self) -> float: ...
 
 
-class Admission(NamedTuple):
-    """What a stream that wants to open is told; `displaced` are the IDs of the user's oldest, which are too many."""
-
-    standing: Standing
-    displaced: Sequence[str] = ()
-
-
 class Demand(NamedTuple):
     """A wish to do something that is limited to `limit` per `period_s`, all replicas together, and costs `cost`.
 
@@ -85,6 +78,16 @@ class Grant(NamedTuple):
         return self.standing is Standing.GOOD and all(quota.granted for quota in self.quotas)
 
 
+class Admission(NamedTuple):
+    """What a stream that wants to open is told: what its demands got, as in a grant, and, when all were granted,
+    `displaced`: the IDs of the user's oldest, which are too many.
+    """
+
+    standing: Standing
+    quotas: Sequence[Quota] = ()
+    displaced: Sequence[str] = ()
+
+
 class Ledger(Protocol):
     """Every call raises Unavailable when the store does not answer."""
 
@@ -100,10 +103,16 @@ class Ledger(Protocol):
     async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...
 
     async def admit(
-        self, holder: Holder, stream: str, most: int, keep_s: float, ticket: Ticket | None = None
+        self,
+        holder: Holder,
+        stream: str,
+        most: int,
+        keep_s: float,
+        ticket: Ticket | None = None,
+        demands: Sequence[Demand] = (),
     ) -> Admission:
-        """Note a stream of the user and spend its ticket, when both are good; of more than `most` the oldest are
-        displaced.
+        """Note a stream of the user and spend its ticket, when both are good and the demands are granted; of more
+        than `most` the oldest are displaced.
 
         Units: `keep_s`, after which the stream has certainly ended, also if nobody can say so any more.
         """

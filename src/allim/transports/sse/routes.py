@@ -1,7 +1,6 @@
 """`GET /events`: who, topics, permission; then the stream, by handover where the server offers it."""
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
@@ -9,8 +8,8 @@ from starlette.responses import Response
 
 from allim.errors import Forbidden, Invalid, Kicked, TooMany, Unauthenticated, Unavailable
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.hub import MAX_TOPICS, TOPIC_FORM, CloseReason, Hub, check_topic
-from allim.identity import Visitor
+from allim.hub import MAX_TOPICS, TOPIC_FORM, CloseReason, Hub, Toll, check_topic
+from allim.identity import Identity, Visitor
 from allim.permission import Permission
 from allim.transports.sse import frames
 from allim.transports.sse.handover import EXTENSION, HandoverResponse, HandoverStream, ProvenHandoverStream
@@ -31,8 +30,17 @@ _PARAMETERS = (
 )
 _KNOWN = frozenset({"topics", "last_event_id", "ticket"})
 
-Visit = Callable[[Request], Awaitable[Visitor]]
-"""Says who wants a stream, or raises Unauthenticated."""
+
+class Door(Protocol):
+    """Who comes in, and what they pay for it. Errors as in `allim.http.gate`."""
+
+    async def visit(self, request: Request) -> Visitor: ...
+
+    def toll(self, request: Request, visitor: Visitor) -> Toll: ...
+
+    async def count(self, request: Request, identity: Identity) -> None: ...
+
+    async def stop_guessing(self, request: Request) -> None: ...
 
 
 class Frame(BaseModel):
@@ -44,7 +52,7 @@ class Frame(BaseModel):
     retry: int = Field(default_factory=int)
 
 
-def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> list[Resource]:
+def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list[Resource]:
     """The stream's route."""
 
     @operation(
@@ -63,17 +71,22 @@ def routes(hub: Hub, speech: Speech, visit: Visit, permission: Permission) -> li
         a `heartbeat` in silence, and `stream.close` before an end that can be told.
         """
         try:
-            return await answer(request, await visit(request))
+            return await answer(request, await gate.visit(request))
         except Kicked:
             return Response(status_code=204)  # the one answer after which a browser does not come back by itself
 
     async def answer(request: Request, visitor: Visitor) -> Response:
         topics = await _topics(request, visitor, permission)
         if request.method == "HEAD":  # how a page asks why its EventSource gave up
+            await gate.count(request, visitor.identity)
             hub.check_room(visitor.address)
             return Response(headers=frames.HEADERS)
         stream = _kind(request, visitor)(hub, speech, visitor, topics)
-        begin = await hub.join(stream, _last_event_id(request), visitor.ticket)
+        try:
+            begin = await hub.join(stream, _last_event_id(request), visitor.ticket, gate.toll(request, visitor))
+        except Unauthenticated:
+            await gate.stop_guessing(request)
+            raise
         if stream.ended:
             raise _refusal(stream)
         if isinstance(stream, HandoverStream):
