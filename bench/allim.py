@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bench.contender import Contender, Running
 from bench.generator import compact
 from tests.replicas import PUBLISH_KEY, replica, token
 
 MANY = 10_000_000
-SETTINGS: dict[str, object] = {
+SETTINGS: dict[str, Any] = {
     "stream_lifetime_s": 3600,
     "streams_per_address": 1_000_000,
     "publish_events_per_s": MANY,

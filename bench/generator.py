@@ -9,20 +9,21 @@ import select
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
 from bench.deliveries import Deliveries, Faults
-from bench.wire import Arrivals, Malformed, arrivals, dechunk, head, last_id, with_header
+from bench.wire import Arrivals, Malformed, arrivals, dechunk, first_id, head, with_header
 
 HOST = "127.0.0.1"
 STREAMS_PER_ADDRESS = 20_000  # of ours: below the number of source ports that Linux gives out
 BUFFER_BYTES = 256 * 1024
 KNOWN_PIECES = 512  # the same bytes are parsed once, as long as so many others have not come since
 PIECE_BYTES = 4096
+AFTERWARDS_S = 0.3  # what should not come is waited for so long
 MOST_AT_ONCE = 1023
+READ_ONCE = select.EPOLLIN | select.EPOLLET  # the kernel looks once at each socket, not twice: 0.3 µs of 5
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # no port is left in TIME_WAIT
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; Python does not name it
 
@@ -53,7 +54,7 @@ class Load(NamedTuple):
     singles: int = 0
     batch: int = 1
     event_bytes: int = 200
-    at_once: int = 32
+    at_once: int = 4
     window: int = 0
     per_s: float = 0.0
     received: bool = True
@@ -68,7 +69,8 @@ class Opened(NamedTuple):
 class Outcome(NamedTuple):
     """One run as the generator saw it.
 
-    Shape: `ms` are p50, p90, p99, p99.9 and the longest, from publish to receipt; `late_ms` is how late the generator
+    Shape: `refused` publishes got another answer than the good one, the first of them was `refusal`; `ended` streams
+    did not stay open. `ms` are p50, p90, p99, p99.9 and the longest, from publish to receipt; `late_ms` is how late the generator
     itself was at most to send what was due. `wall_s` is from the first request to the last delivery.
     """
 
@@ -76,6 +78,7 @@ class Outcome(NamedTuple):
     received: int
     faults: Faults
     refused: int
+    refusal: str
     ended: int
     ms: tuple[float, float, float, float, float]
     late_ms: float
@@ -92,7 +95,10 @@ class Outcome(NamedTuple):
             f"{self.received} received in {self.wall_s:.2f} s ({self.received / self.wall_s:.0f}/s), ms {times}, "
             f"generator {self.cpu_s:.2f} CPU-s"
         )
-        return text if self.good else f"{text}, WRONG: {self.faults}, {self.refused} refused, {self.ended} ended"
+        if self.good:
+            return text
+        refused = f"{self.refused} refused ({self.refusal})" if self.refused else "none refused"
+        return f"{text}, WRONG: {self.faults}, {refused}, {self.ended} streams ended"
 
 
 class Failure(Exception):
@@ -135,7 +141,7 @@ class Generator:
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
         self._connections: dict[int, Connection] = {}
-        self._idle: deque[Connection] = deque()
+        self._idle: list[Connection] = []
         self._requests: dict[int, bytes] = {}
         self._buffer = bytearray(BUFFER_BYTES)
         self._known: dict[bytes, Arrivals] = {}
@@ -144,9 +150,9 @@ class Generator:
         self._run = Deliveries(first_number, 0, 0)
         self._opening = 0
         self._refused = 0
+        self._refusal = ""
         self._ended = 0
-        self._closed_at = 0.0
-        self._newest_id: bytes | None = None
+        self._first_id: bytes | None = None
 
     # Streams ----------------------------------------------------------------------------------------------------
 
@@ -184,9 +190,18 @@ class Generator:
         for stream in [s for s in self._streams.values() if users is None or s.index in users]:
             self._drop(stream)
 
-    def newest_id(self) -> bytes | None:
-        """The id in the first frame of the stream that was opened last."""
-        return self._newest_id
+    def shut(self) -> None:
+        """Close everything."""
+        self.close()
+        self._hang_up_all()
+        self._epoll.close()
+
+    def first_id(self, within_s: float = 5.0) -> bytes | None:
+        """The first id that any stream was given; None when none came."""
+        until = time.monotonic() + within_s
+        while self._first_id is None and time.monotonic() < until:
+            self._turn(0.1)
+        return self._first_id
 
     def idle(self, seconds: float) -> None:
         """Read what comes, for so long."""
@@ -229,13 +244,14 @@ class Generator:
         for fd, mask in self._epoll.poll(timeout_s, MOST_AT_ONCE):
             stream = streams.get(fd)
             if stream is None:
-                self._move(self._connections[fd], mask)
+                if (connection := self._connections.get(fd)) is not None:
+                    self._move(connection, mask)
                 continue
             try:
                 if mask & select.EPOLLOUT:
                     stream.sock.send(stream.tail)
                     stream.tail = b""
-                    self._epoll.modify(fd, select.EPOLLIN)
+                    self._epoll.modify(fd, READ_ONCE)
                     continue
                 size = stream.sock.recv_into(buffer)
             except OSError:
@@ -245,6 +261,8 @@ class Generator:
                 self._drop(stream)
                 continue
             now = clock()
+            if size == BUFFER_BYTES:
+                self._epoll.modify(fd, READ_ONCE)  # there is more, and it would not be told again
             if size > PIECE_BYTES or stream.tail or not stream.opened:
                 came = self._parse(stream, bytes(buffer[:size]))
             else:
@@ -252,15 +270,16 @@ class Generator:
                 found = known.get(piece) if not stream.text else None
                 if found is None:
                     found = self._parse(stream, piece)
-                    if not stream.tail and not stream.text:
-                        self._remember(piece, found)
+                    self._remember(stream, piece, found)
                 came = found
             for number, ns in came:
                 if number >= self._ignored_below:
                     note(stream.index, number, now - ns)
 
-    def _remember(self, piece: bytes, came: Arrivals) -> None:
+    def _remember(self, stream: Stream, piece: bytes, came: Arrivals) -> None:
         """What a piece of whole lines holds is the same on every stream that has nothing left from before."""
+        if stream.tail or stream.text:
+            return
         if len(self._known) >= KNOWN_PIECES:
             self._known.clear()
         self._known[piece] = came
@@ -282,12 +301,15 @@ class Generator:
                 stream.opened, stream.chunked = True, answer.chunked
                 self._opening -= 1
                 raw = raw[answer.end :]
-                self._newest_id = last_id(raw) or self._newest_id
-            if not stream.chunked:
-                came, stream.tail = arrivals(raw)
-                return came
-            text, stream.tail, _ = dechunk(raw)
-            came, stream.text = arrivals(stream.text + text)
+            if stream.chunked:
+                text, stream.tail, _ = dechunk(raw)
+                text = stream.text + text
+                came, stream.text = arrivals(text)
+            else:
+                text = raw
+                came, stream.tail = arrivals(text)
+            if self._first_id is None:
+                self._first_id = first_id(text)
             return came
         except Malformed as error:
             raise Failure(str(error)) from error
@@ -318,12 +340,13 @@ class Generator:
         Raises: Failure when the contender closes a publishing connection.
         """
         streams = len(self._streams) if streams is None else streams
-        for _ in range(load.at_once - len(self._connections)):
+        for _ in range(load.at_once):
             self._add_connection()
         jobs = self.expect(load, first_user, streams)
         job = next(jobs, None)
         run = self._run
         self._refused = self._ended = 0
+        self._refusal = ""
         padding = "x" * max(0, load.event_bytes - 45)
         late_ns = published = 0
         cpu, began_ns = time.process_time(), time.monotonic_ns()
@@ -349,7 +372,8 @@ class Generator:
         wall_s = (time.monotonic_ns() - began_ns) / 1e9
         cpu_s = time.process_time() - cpu
         if load.received:
-            self.idle(0.3)
+            self.idle(AFTERWARDS_S)
+        self._hang_up_all()
         return self._outcome(published, late_ns, wall_s, cpu_s)
 
     def drive_expected(self) -> Outcome:
@@ -361,24 +385,23 @@ class Generator:
                 moved, seen = time.monotonic(), self._run.received
             self._turn(0.5)
         wall_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
-        self.idle(0.3)
+        self.idle(AFTERWARDS_S)
         return self._outcome(self._run.end - self._run.first, 0, max(wall_s, 1e-9), cpu_s)
 
     def _room(self, load: Load, published: int) -> bool:
         return not load.window or published - self._run.everywhere < load.window
 
     def _outcome(self, published: int, late_ns: int, wall_s: float, cpu_s: float) -> Outcome:
-        ns = sorted(self._run.ns)
-        if not ns:
-            ms = (0.0,) * 5
-        else:
-            ms = tuple(ns[min(len(ns) - 1, int(len(ns) * share))] / 1e6 for share in (0.5, 0.9, 0.99, 0.999, 1.0))
-        p50, p90, p99, p999, longest = ms
+        ns = sorted(self._run.ns) or [0]
+        p50, p90, p99, p999, longest = (
+            ns[min(len(ns) - 1, int(len(ns) * share))] / 1e6 for share in (0.5, 0.9, 0.99, 0.999, 1.0)
+        )
         return Outcome(
             published,
             self._run.received,
             self._run.faults,
             self._refused,
+            self._refusal,
             self._ended,
             (p50, p90, p99, p999, longest),
             late_ns / 1e6,
@@ -396,11 +419,21 @@ class Generator:
         self._idle.append(connection)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
+    def _hang_up(self, connection: Connection) -> None:
+        del self._connections[connection.sock.fileno()]
+        self._epoll.unregister(connection.sock.fileno())
+        connection.sock.close()
+
+    def _hang_up_all(self) -> None:
+        for connection in list(self._connections.values()):
+            self._hang_up(connection)
+        self._idle.clear()
+
     def _publish(self, job: tuple[int | None, int, int], padding: str) -> None:
         user, first, count = job
         now_ns = time.monotonic_ns()
         values = [{"n": number, "t": now_ns, "p": padding} for number in range(first, first + count)]
-        connection = self._idle.popleft()
+        connection = self._idle.pop()  # the one used last: it is not one that the server is about to close
         connection.unsent = self._system.publish_request(user, values)
         self._send(connection)
 
@@ -426,7 +459,12 @@ class Generator:
         except OSError:
             piece = b""
         if not piece:
-            raise Failure(f"a publishing connection was closed: {connection.received[:300]!r}")
+            self._hang_up(connection)
+            if connection not in self._idle:
+                raise Failure(f"a publishing connection was closed before its answer: {connection.received[:300]!r}")
+            self._idle.remove(connection)  # a server may close one that it has not heard of for a while
+            self._add_connection()
+            return
         connection.received += piece
         try:
             answer = head(connection.received)
@@ -436,8 +474,7 @@ class Generator:
             raise Failure(str(error)) from error
         if answer.status not in self._good:
             self._refused += 1
-            if self._refused == 1:
-                print("refused:", connection.received[:600].decode("utf-8", "replace"), flush=True)
+            self._refusal = self._refusal or ascii(connection.received[answer.end :][:200].decode("utf-8", "replace"))
         connection.received = b""
         self._idle.append(connection)
 

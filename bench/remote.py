@@ -50,23 +50,31 @@ class Remote:
     def close(self, first_user: int, streams: int) -> None:
         self._call("close", range(first_user, first_user + streams))
 
+    def give_way(self) -> None:
+        """From now on, let other processes go first."""
+        os.setpriority(os.PRIO_PROCESS, self.pid, 10)
+
     def drive(self, load: Load, first_user: int, streams: int) -> Outcome:
         return cast(Outcome, self._call("drive", load, first_user, streams))
+
+    def outcome(self) -> Outcome:
+        """Of the drive that was begun."""
+        return cast(Outcome, self.end())
 
     def drive_expected(self) -> Outcome:
         return cast(Outcome, self._call("drive_expected"))
 
-    def last_id(self) -> bytes | None:
-        return cast(bytes | None, self._call("newest_id"))
+    def first_id(self) -> bytes | None:
+        return cast(bytes | None, self._call("first_id"))
 
 
 @contextmanager
 def generator(
-    system: System, *, first_number: int = 1, ignored_below: int = 0, nice: int = 0, core: int | None = None
+    system: System, *, first_number: int = 1, ignored_below: int = 0
 ) -> Iterator[Remote]:
-    """A generator for this system, until the context ends. `nice` lets others go first; `core` is the one it runs on."""
+    """A generator for this system, until the context ends."""
     here, there = _fork.Pipe()
-    process = _fork.Process(target=_serve, args=(there, here, system, first_number, ignored_below, nice, core))
+    process = _fork.Process(target=_serve, args=(there, here, system, first_number, ignored_below))
     process.start()
     there.close()
     assert process.pid is not None
@@ -80,13 +88,8 @@ def generator(
             process.join()
 
 
-def _serve(
-    pipe: Connection, other: Connection, system: System, first: int, ignored_below: int, nice: int, core: int | None
-) -> None:
+def _serve(pipe: Connection, other: Connection, system: System, first: int, ignored_below: int) -> None:
     other.close()
-    os.nice(nice)
-    if core is not None:
-        os.sched_setaffinity(0, {core})
     made = Generator(system, first_number=first, ignored_below=ignored_below)
     while True:
         while not select.select([pipe], [], [], 0)[0]:

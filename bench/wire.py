@@ -84,10 +84,10 @@ def arrivals(text: bytes) -> tuple[Arrivals, bytes]:
     return came, text[end:]
 
 
-def last_id(text: bytes) -> bytes | None:
-    """The last `id:` in the text."""
-    ids = _ID.findall(text)
-    return bytes(ids[-1]) if ids else None
+def first_id(text: bytes) -> bytes | None:
+    """The first `id:` in the text."""
+    found = _ID.search(text)
+    return found[1] if found else None
 
 
 def with_header(request: bytes, name: str, value: bytes) -> bytes:
