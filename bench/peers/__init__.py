@@ -1,0 +1,11 @@
+"""The systems allim is measured against, each as its documentation suggests, at the setting that serves it best.
+
+None of them signs anybody in, and none tells a stream what it missed: both favour them.
+"""
+
+from bench.peers.litestar import LITESTAR
+from bench.peers.naive import NAIVE
+from bench.peers.nchan import IN_MEMORY, IN_REDIS
+from bench.peers.nest import NEST
+
+PEERS = (NAIVE, LITESTAR, NEST, IN_MEMORY, IN_REDIS)
