@@ -8,25 +8,30 @@ from litestar import Litestar, get, post
 from litestar.channels import ChannelsPlugin, Subscriber
 from litestar.channels.backends.redis import RedisChannelsPubSubBackend
 from litestar.response import ServerSentEvent
+from litestar.response.sse import ServerSentEventMessage
 from redis.asyncio import Redis
 
 EVERYONE = "everyone"
 
+# Everyone's channel is declared, so that the link to Redis is made at the start: the backend's first two subscriptions,
+# made at once, would each make one, and the first would be lost with its link.
 plugin = ChannelsPlugin(
-    backend=RedisChannelsPubSubBackend(redis=Redis.from_url(os.environ["REDIS_URL"])), arbitrary_channels_allowed=True
+    backend=RedisChannelsPubSubBackend(redis=Redis.from_url(os.environ["REDIS_URL"])),
+    channels=[EVERYONE],
+    arbitrary_channels_allowed=True,
 )
 
 
 async def events(user: int, channels: ChannelsPlugin) -> ServerSentEvent:
     names = [f"user:{user}", EVERYONE]
     subscriber = await channels.subscribe(names)  # before the head, so that an open stream misses nothing
-    return ServerSentEvent(stream(channels, subscriber, names), event_type="bench")
+    return ServerSentEvent(stream(channels, subscriber, names))
 
 
-async def stream(channels: ChannelsPlugin, subscriber: Subscriber, names: list[str]) -> AsyncIterator[bytes]:
+async def stream(channels: ChannelsPlugin, subscriber: Subscriber, names: list[str]) -> AsyncIterator[ServerSentEventMessage]:
     try:
         async for event in subscriber.iter_events():
-            yield event
+            yield ServerSentEventMessage(event, event="bench")
     finally:
         await channels.unsubscribe(subscriber, names)
 
