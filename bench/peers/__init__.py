@@ -5,7 +5,7 @@ None of them signs anybody in, and none tells a stream what it missed: both favo
 
 from bench.peers.litestar import LITESTAR
 from bench.peers.naive import NAIVE
-from bench.peers.nchan import IN_MEMORY, IN_REDIS
+from bench.peers.nchan import IN_MEMORY, IN_REDIS, PLAIN
 from bench.peers.nest import NEST
 
-PEERS = (NAIVE, LITESTAR, NEST, IN_MEMORY, IN_REDIS)
+PEERS = (NAIVE, LITESTAR, NEST, PLAIN, IN_MEMORY, IN_REDIS)

@@ -1,6 +1,7 @@
-"""What the peers need, installed when it is missing: a Python environment of their own, npm packages, Debian packages.
+"""What the peers need, installed when it is missing: a Python environment of their own, npm and Debian packages.
 
-Everything stands under `bench/.peers` and `bench/peers/nestjs`, from whichever registries pip, npm and apt are set up for.
+The first two stand in `bench/.peers` and `bench/peers/nestjs`. Which registries serve pip, npm and apt is their own
+configuration, not the project's.
 """
 
 import json
@@ -55,17 +56,16 @@ def debian(*packages: str) -> None:
 @cache
 def python_versions(*names: str) -> str:
     """`litestar 2.25.0, uvicorn 0.54.0, Python 3.11.7`."""
-    program = "import sys; from importlib.metadata import version as v; print(*(f'{n} {v(n)}' for n in sys.argv[1:]), sep=', ')"
-    return f"{output(python(), '-c', program, *names)}, {output(python(), '--version')}"
+    versions = "import sys, importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]), sep=', ')"
+    return f"{output(python(), '-c', versions, *names)}, {output(python(), '--version')}"
 
 
 @cache
 def npm_versions(*names: str) -> str:
     """`@nestjs/core 12.5.1, ioredis 6.0.0, Node v20.20.2`."""
     nest()
-    found = [
-        f"{name} {json.loads((NEST / 'node_modules' / name / 'package.json').read_text())['version']}" for name in names
-    ]
+    about = [json.loads((NEST / "node_modules" / name / "package.json").read_text()) for name in names]
+    found = [f"{package['name']} {package['version']}" for package in about]
     return ", ".join([*found, f"Node {output('node', '--version')}"])
 
 

@@ -1,6 +1,7 @@
 """Starlette with sse-starlette, as most tutorials write it.
 
-A queue per stream, the JSON encoded again for each stream, one Redis Pub/Sub channel that every replica hears in full.
+A queue per stream, the JSON encoded again for each stream, one Redis channel that every replica hears in full, a
+comment to each stream every 15 s (sse-starlette's default).
 In its favour: uvloop and httptools, no access log, no sign-in, no history: a publish is a bare PUBLISH.
 """
 

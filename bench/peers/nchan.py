@@ -1,7 +1,9 @@
 """nchan, C inside nginx: no application at all, publishers and streams meet in the web server.
 
-Two ways to keep messages: in nginx's shared memory (one machine, gone with nginx), and in Redis, shared by several nginx;
-the second does what allim does. Streams are multiplexed: a user's channel and everyone's. One worker process.
+Messages are kept in nginx's shared memory (one machine, gone with nginx) or in Redis, where several nginx share them;
+only the second does what allim does. Streams are multiplexed: a user's channel and everyone's. nchan makes a channel
+of its own of each such pair, so there is a third contender whose streams have nothing but everyone's channel: that is
+nchan at its cheapest, and it reaches no single user. One worker process, which is what is measured.
 In its favour: no sign-in, no access log, no application behind it, no heartbeat (nchan's default).
 """
 
@@ -13,12 +15,14 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from bench.contender import Contender, Running
-from bench.peers import wire
-from bench.peers.environments import debian, program
-from bench.peers.processes import children, output, process
 from tests.servers import lasting_port
 
+from bench.contender import Contender, Running
+from bench.peers import requests
+from bench.peers.environments import debian, program
+from bench.peers.processes import children, output, process
+
+MULTIPLEXED = "user:$1 everyone"
 CONFIGURATION = """\
 load_module {module};
 daemon off;
@@ -46,16 +50,17 @@ http {{
 
     server {{
         listen 127.0.0.1:{port} backlog=4096;
-        {store}
 
         location ~ ^/events/([0-9]+)$ {{
             nchan_subscriber eventsource;
-            nchan_channel_id user:$1 everyone;
+            nchan_channel_id {channels};
             nchan_subscriber_first_message newest;
+            {store}
         }}
         location ~ ^/publish/(.+)$ {{
             nchan_publisher;
             nchan_channel_id $1;
+            {store}
         }}
     }}
 }}
@@ -65,22 +70,32 @@ http {{
 @contextmanager
 def in_memory(folder: Path, redis_url: str) -> Iterator[Running]:
     """It needs no Redis."""
-    with _nginx(folder, upstream="", store="") as running:
+    with _nginx(folder, MULTIPLEXED) as running:
+        yield running
+
+
+@contextmanager
+def plain(folder: Path, redis_url: str) -> Iterator[Running]:
+    """As `in_memory`, but a stream has one channel."""
+    with _nginx(folder, "everyone") as running:
         yield running
 
 
 @contextmanager
 def in_redis(folder: Path, redis_url: str) -> Iterator[Running]:
     upstream = f"upstream redis {{ nchan_redis_server {redis_url}; }}"
-    with _nginx(folder, upstream=upstream, store="nchan_redis_pass redis;") as running:
+    with _nginx(folder, MULTIPLEXED, upstream, "nchan_redis_pass redis;") as running:
         yield running
 
 
 @contextmanager
-def _nginx(folder: Path, **parts: str) -> Iterator[Running]:
+def _nginx(folder: Path, channels: str, upstream: str = "", store: str = "") -> Iterator[Running]:
     debian("nginx-light", "libnginx-mod-nchan")
     port = lasting_port()
-    (folder / "nginx.conf").write_text(CONFIGURATION.format(module=_module(), port=port, **parts))
+    configuration = CONFIGURATION.format(
+        module=_module(), port=port, channels=channels, upstream=upstream, store=store
+    )
+    (folder / "nginx.conf").write_text(configuration)
     if os.geteuid() == 0:
         folder.chmod(0o711)  # the worker runs as nobody and has to reach its temporary files
     command = [program("nginx"), "-e", "stderr", "-p", str(folder), "-c", "nginx.conf"]
@@ -88,18 +103,22 @@ def _nginx(folder: Path, **parts: str) -> Iterator[Running]:
     def publish(user: str | int | None, events: Sequence[object]) -> bytes:
         [event] = events
         channel = "everyone" if user is None else f"user:{user}"
-        return wire.post(port, f"/publish/{channel}", wire.compact(event), {"X-EventSource-Event": "bench"})
+        return requests.post(port, f"/publish/{channel}", requests.compact(event), {"X-EventSource-Event": "bench"})
 
     with process(command, folder, port, ready=lambda: _stores(port)) as master:
         yield Running(
-            port, lambda: children(master.pid), lambda user: wire.get(port, f"/events/{user}"), publish, (201, 202)
+            port,
+            lambda: children(master.pid),
+            lambda user: requests.get(port, f"/events/{user}"),
+            publish,
+            (201, 202),
         )
 
 
 def _stores(port: int) -> bool:
     """Whether a publish is taken; before it has reached its Redis it is not."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
-        probe.sendall(wire.post(port, "/publish/probe", b"{}"))
+        probe.sendall(requests.post(port, "/publish/probe", b"{}"))
         return probe.recv(64).startswith(b"HTTP/1.1 20")
 
 
@@ -117,11 +136,9 @@ def versions() -> str:
     return f"nchan {output('dpkg-query', '-W', '-f', '${Version}', 'libnginx-mod-nchan')}, nginx {nginx}"
 
 
-CAN = frozenset({"idle", "broadcast", "publish", "paced"})  # one message per request over HTTP
+PUBLISHING = frozenset({"idle", "broadcast", "publish", "paced"})  # one message per request over HTTP
+COMMAND = "nginx -p folder -c nginx.conf (bench/peers/nchan.py)"
 
-IN_MEMORY = Contender(
-    name="nchan, its own memory", start=in_memory, can=CAN, versions=versions, command="nginx -p folder -c nginx.conf"
-)
-IN_REDIS = Contender(
-    name="nchan over Redis", start=in_redis, can=CAN, versions=versions, command="nginx -p folder -c nginx.conf"
-)
+IN_MEMORY = Contender("nchan, own memory", in_memory, PUBLISHING, versions, COMMAND)
+IN_REDIS = Contender("nchan over Redis", in_redis, PUBLISHING, versions, COMMAND)
+PLAIN = Contender("nchan, own memory, one channel", plain, frozenset({"idle", "broadcast"}), versions, COMMAND)

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.servers import lasting_port
+
 from bench.contender import Contender, Running
 from bench.peers import publication
 from bench.peers.environments import nest, npm_versions
 from bench.peers.processes import process
-from tests.servers import lasting_port
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def children(pid: int) -> list[int]:
 
 def output(*command: str) -> str:
     """What a command prints, on whichever of its two ways out."""
-    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.strip()
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+    return printed.decode().strip()
 
 
 def _serves(server: Process, log: Path, port: int, ready: Callable[[], bool] | None) -> bool:

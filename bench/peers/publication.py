@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from bench.contender import Running
-from bench.peers import wire
+from bench.peers import requests
 
 
 def running(port: int, pids: Callable[[], list[int]]) -> Running:
     def publish(user: str | int | None, events: Sequence[object]) -> bytes:
-        return wire.post(port, "/publish", wire.compact({"user": user, "type": "bench", "events": list(events)}))
+        return requests.post(
+            port, "/publish", requests.compact({"user": user, "type": "bench", "events": list(events)})
+        )
 
-    return Running(port, pids, lambda user: wire.get(port, f"/events/{user}"), publish, 202)
+    return Running(port, pids, lambda user: requests.get(port, f"/events/{user}"), publish, 202)

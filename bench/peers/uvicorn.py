@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.servers import lasting_port
+
 from bench.contender import Running
 from bench.peers import publication
 from bench.peers.environments import PEERS, python
 from bench.peers.processes import process
-from tests.servers import lasting_port
 
 OPTIONS = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
 

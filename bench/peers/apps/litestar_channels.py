@@ -1,4 +1,4 @@
-"""Litestar's channels as its documentation shows them: a channel per user and one for everyone, over Redis Pub/Sub."""
+"""Litestar's channels as its documentation shows them: one for each user, one for everyone, over Redis Pub/Sub."""
 
 import os
 from collections.abc import AsyncIterator
@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 EVERYONE = "everyone"
 
-# Everyone's channel is declared, so that the link to Redis is made at the start: the backend's first two subscriptions,
-# made at once, would each make one, and the first would be lost with its link.
+# Everyone's channel is declared, so that the link to Redis is made at the start: of the backend's first two
+# subscriptions, were they made at once, each would make a link, and one would be lost with its own.
 plugin = ChannelsPlugin(
     backend=RedisChannelsPubSubBackend(redis=Redis.from_url(os.environ["REDIS_URL"])),
     channels=[EVERYONE],
@@ -28,7 +28,9 @@ async def events(user: int, channels: ChannelsPlugin) -> ServerSentEvent:
     return ServerSentEvent(stream(channels, subscriber, names))
 
 
-async def stream(channels: ChannelsPlugin, subscriber: Subscriber, names: list[str]) -> AsyncIterator[ServerSentEventMessage]:
+async def stream(
+    channels: ChannelsPlugin, subscriber: Subscriber, names: list[str]
+) -> AsyncIterator[ServerSentEventMessage]:
     try:
         async for event in subscriber.iter_events():
             yield ServerSentEventMessage(event, event="bench")
@@ -44,5 +46,7 @@ async def publish(data: dict[str, Any], channels: ChannelsPlugin) -> dict[str, i
 
 
 app = Litestar(
-    [get("/events/{user:int}")(events), post("/publish", status_code=202)(publish)], plugins=[plugin], openapi_config=None
+    [get("/events/{user:int}")(events), post("/publish", status_code=202)(publish)],
+    plugins=[plugin],
+    openapi_config=None,
 )

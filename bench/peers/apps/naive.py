@@ -1,4 +1,4 @@
-"""Server-sent events as most tutorials write them: a queue per stream, JSON made for each stream, one Redis channel."""
+"""Server-sent events as most tutorials write them: a queue and JSON for each stream, one Redis channel."""
 
 import asyncio
 import json
