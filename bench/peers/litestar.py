@@ -1,7 +1,7 @@
 """Litestar's `ChannelsPlugin` with `ServerSentEvent`: a channel per user and one for everyone.
 
-Its documentation has two Redis backends. Measured is Pub/Sub, the cheaper one with many users: the other, with history,
-names every subscribed channel in each XREAD and asks again each millisecond.
+Its documentation has two Redis backends. Measured is Pub/Sub, the cheaper one with many users: the other, with
+history, names every subscribed channel in each XREAD and asks again each millisecond.
 In its favour: uvloop and httptools, no access log, no sign-in, no history: a publish is a bare PUBLISH.
 """
 
