@@ -22,6 +22,7 @@ from bench.peers.nchan import IN_MEMORY, PLAIN
 
 WAIT_S = 10.0
 SILENCE_S = 0.5
+SETTLE_S = 1.0  # nchan answers before its subscription stands in Redis; what comes meanwhile, the stream misses
 
 Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -36,6 +37,7 @@ async def check(peer: Contender, here: Running, there: Running) -> None:
     """
     first, second = await asyncio.gather(open_stream(here, 1), open_stream(there, 2))
     one, everyone, two, more = ({"n": n, "t": 10**15 + n, "p": "é" * 8} for n in range(4))
+    await asyncio.sleep(SETTLE_S)
     publisher = await asyncio.open_connection("127.0.0.1", here.host_port)
     to_first, to_second = [everyone], [everyone]
 
