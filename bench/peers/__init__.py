@@ -7,5 +7,6 @@ from bench.peers.litestar import LITESTAR
 from bench.peers.naive import NAIVE
 from bench.peers.nchan import IN_MEMORY, IN_REDIS, PLAIN
 from bench.peers.nest import NEST
+from bench.peers.pushpin import PUSHPIN
 
-PEERS = (NAIVE, LITESTAR, NEST, PLAIN, IN_MEMORY, IN_REDIS)
+PEERS = (NAIVE, LITESTAR, NEST, PLAIN, IN_MEMORY, IN_REDIS, PUSHPIN)

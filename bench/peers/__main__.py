@@ -19,6 +19,7 @@ from tests.servers import redis_server
 from bench.contender import Contender, Running
 from bench.peers import PEERS
 from bench.peers.nchan import IN_MEMORY, PLAIN
+from bench.peers.pushpin import PUSHPIN
 
 WAIT_S = 10.0
 SILENCE_S = 0.5
@@ -96,7 +97,7 @@ def texts(events: Sequence[object]) -> list[bytes]:
 
 
 def processes(peer: Contender) -> int:
-    return 1 if peer in (IN_MEMORY, PLAIN) else 2
+    return 1 if peer in (IN_MEMORY, PLAIN, PUSHPIN) else 2
 
 
 def try_out(peer: Contender) -> None:

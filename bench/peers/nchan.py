@@ -7,9 +7,7 @@ nchan at its cheapest, and it reaches no single user. One worker process, which 
 In its favour: no sign-in, no access log, no application behind it, no heartbeat (nchan's default).
 """
 
-import os
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,7 +18,8 @@ from tests.servers import lasting_port
 from bench.contender import Contender, Running
 from bench.peers import requests
 from bench.peers.environments import debian, program
-from bench.peers.processes import children, output, process
+from bench.peers.nginx import FOLDERS, nginx
+from bench.peers.processes import children, output
 
 MULTIPLEXED = "user:$1 everyone"
 CONFIGURATION = """\
@@ -37,11 +36,7 @@ events {{
 
 http {{
     access_log off;
-    client_body_temp_path body;
-    proxy_temp_path       unused;
-    fastcgi_temp_path     unused;
-    uwsgi_temp_path       unused;
-    scgi_temp_path        unused;
+    {folders}
     keepalive_requests 1000000;        # a publisher keeps its connection; the default closes it after 1,000
     nchan_shared_memory_size 512m;     # the default 128m cannot hold 256 messages for each of 10,000 users
     nchan_message_buffer_length 256;
@@ -93,33 +88,23 @@ def _nginx(folder: Path, channels: str, upstream: str = "", store: str = "") -> 
     debian("nginx-light", "libnginx-mod-nchan")
     port = lasting_port()
     configuration = CONFIGURATION.format(
-        module=_module(), port=port, channels=channels, upstream=upstream, store=store
+        module=_module(), port=port, folders=FOLDERS, channels=channels, upstream=upstream, store=store
     )
-    (folder / "nginx.conf").write_text(configuration)
-    if os.geteuid() == 0:
-        folder.chmod(0o711)  # the worker runs as nobody and has to reach its temporary files
-    command = [program("nginx"), "-e", "stderr", "-p", str(folder), "-c", "nginx.conf"]
+
+    def stream(user: int) -> bytes:
+        return requests.get(port, f"/events/{user}")
 
     def publish(user: str | int | None, events: Sequence[object]) -> bytes:
         [event] = events
         channel = "everyone" if user is None else f"user:{user}"
         return requests.post(port, f"/publish/{channel}", requests.compact(event), {"X-EventSource-Event": "bench"})
 
-    with process(command, folder, port, ready=lambda: _stores(port)) as master:
-        yield Running(
-            port,
-            lambda: children(master.pid),
-            lambda user: requests.get(port, f"/events/{user}"),
-            publish,
-            (201, 202),
-        )
+    def stores() -> bool:
+        """Before it has reached its Redis, nchan refuses to publish."""
+        return requests.accepted(port, publish("probe", [{}]))
 
-
-def _stores(port: int) -> bool:
-    """Whether a publish is taken; before it has reached its Redis it is not."""
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
-        probe.sendall(requests.post(port, "/publish/probe", b"{}"))
-        return probe.recv(64).startswith(b"HTTP/1.1 20")
+    with nginx(folder, port, configuration, stores) as master:
+        yield Running(port, lambda: children(master.pid), stream, publish, (201, 202))
 
 
 def _module() -> Path:
@@ -132,8 +117,8 @@ def _module() -> Path:
 @cache
 def versions() -> str:
     debian("nginx-light", "libnginx-mod-nchan")
-    nginx = output(program("nginx"), "-v").rpartition("/")[2]
-    return f"nchan {output('dpkg-query', '-W', '-f', '${Version}', 'libnginx-mod-nchan')}, nginx {nginx}"
+    server = output(program("nginx"), "-v").rpartition("/")[2]
+    return f"nchan {output('dpkg-query', '-W', '-f', '${Version}', 'libnginx-mod-nchan')}, nginx {server}"
 
 
 PUBLISHING = frozenset({"idle", "broadcast", "publish", "paced"})  # one message per request over HTTP

@@ -1,6 +1,7 @@
 """Requests as the bytes that go over the wire: the same few headers for every peer."""
 
 import json
+import socket
 from collections.abc import Mapping
 
 
@@ -23,3 +24,10 @@ def post(port: int, path: str, body: bytes, headers: Mapping[str, str] | None = 
 
 def compact(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def accepted(port: int, request: bytes) -> bool:
+    """Whether the answer to this request, on a connection of its own, is a 2xx."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(request)
+        return connection.recv(64).startswith(b"HTTP/1.1 2")

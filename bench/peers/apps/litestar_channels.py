@@ -13,10 +13,12 @@ from redis.asyncio import Redis
 
 EVERYONE = "everyone"
 
+redis = Redis.from_url(os.environ["REDIS_URL"], socket_timeout=None)  # the default gives up after 5 s of full load
+
 # Everyone's channel is declared, so that the link to Redis is made at the start: of the backend's first two
 # subscriptions, were they made at once, each would make a link, and one would be lost with its own.
 plugin = ChannelsPlugin(
-    backend=RedisChannelsPubSubBackend(redis=Redis.from_url(os.environ["REDIS_URL"])),
+    backend=RedisChannelsPubSubBackend(redis=redis),
     channels=[EVERYONE],
     arbitrary_channels_allowed=True,
 )

@@ -20,7 +20,7 @@ CHANNEL = "notifications"
 
 Queue = asyncio.Queue[dict[str, Any]]
 
-redis = Redis.from_url(os.environ["REDIS_URL"])
+redis = Redis.from_url(os.environ["REDIS_URL"], socket_timeout=None)  # the default gives up after 5 s of full load
 queues: defaultdict[int, set[Queue]] = defaultdict(set)
 
 
