@@ -2,12 +2,11 @@
 
     python -m bench [--quick] [--runs 3] [--only NAME …] [--write docs/performance.md]
 
-Each contender runs alone, over an empty Redis of its own; the contenders take turns, run after run. The exit status is
-1 when a delivery was lost, doubled or came to the wrong stream.
+Each contender runs alone, over an empty Redis of its own; the contenders take turns, run after run. The exit status
+is 1 when a delivery was lost, doubled or came to the wrong stream.
 """
 
 import datetime
-import gc
 import platform
 import resource
 import shlex
@@ -22,7 +21,9 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.allim import ALLIM
+from tests.servers import redis_server
+
+from bench.allim import ALLIM, PORTABLE
 from bench.contender import Contender
 from bench.generator import Failure
 from bench.measure import machine, redis_version
@@ -30,7 +31,6 @@ from bench.peers import PEERS
 from bench.remote import generator
 from bench.report import Results, Row, document, write
 from bench.scenarios import FIGURES, SCENARIOS, Scenario, Stage
-from tests.servers import redis_server
 
 
 class Phase(NamedTuple):
@@ -95,17 +95,17 @@ def main(quick: bool, runs: int | None, only: Sequence[str], page: Path | None) 
 def _chosen(only: Sequence[str]) -> tuple[list[Contender], list[Scenario]]:
     """What the words choose; a word that fits no contender chooses scenarios, and the other way round. allim always
     runs: the others are compared with it."""
-    peers = [peer for peer in PEERS if any(word in peer.name for word in only)]
+    known = (*PEERS, PORTABLE)
+    peers = [peer for peer in known if any(word in peer.name for word in only if word != ALLIM.name)]
     scenarios = [scenario for scenario in SCENARIOS if scenario.name in only]
     unknown = [
         word
         for word in only
-        if not any(word in one.name for one in (ALLIM, *PEERS)) and word not in {one.name for one in SCENARIOS}
+        if not any(word in one.name for one in (ALLIM, *known)) and word not in {one.name for one in SCENARIOS}
     ]
     if unknown:
         raise click.BadParameter(f"nothing has the name {', '.join(unknown)}")
-    alone = any(word in ALLIM.name for word in only)
-    return [ALLIM, *(peers if peers or alone else PEERS)], scenarios or list(SCENARIOS)
+    return [ALLIM, *(peers if peers or ALLIM.name in only else PEERS)], scenarios or list(SCENARIOS)
 
 
 def _go_through(
@@ -116,37 +116,46 @@ def _go_through(
     able = [one for one in wanted if one.needs <= contender.can]
     for scenario in wanted:
         if scenario not in able:
-            _miss(results, scenario, phase, contender, "cannot")
+            _miss(results, scenario, phase.streams, contender, "cannot")
     if not able:
         return
-    with tempfile.TemporaryDirectory(prefix="allim-bench-") as folder, redis_server() as redis:
-        with contender.start(Path(folder), redis.url) as running, generator(running) as load:
-            stage = Stage(running, load, redis, phase.streams, pace.seconds, pace.settle_s)
+    with (
+        tempfile.TemporaryDirectory(prefix="allim-bench-") as folder,
+        redis_server() as redis,
+        contender.start(Path(folder), redis.url) as running,
+        generator(running) as load,
+    ):
+        stage = Stage(running, load, redis, phase.streams, pace.seconds, pace.settle_s)
+        try:
             if able[0].streams_open:
                 load.prepare(0, phase.streams)
                 load.open(0, phase.streams)
                 time.sleep(1)
+            while able:
+                _perform(able[0], stage, contender, results)
+                able = able[1:]
+        except Failure as failure:
+            results.problems.append(f"{contender.name}, {able[0].name}, {phase.streams:,} streams: {failure}")
             for scenario in able:
-                began = time.monotonic()
-                try:
-                    values = scenario.measure(stage)
-                except Failure as failure:
-                    _miss(results, scenario, phase, contender, "failed")
-                    results.problems.append(f"{contender.name}, {scenario.name}, {phase.streams:,} streams: {failure}")
-                    break
-                shown = ", ".join(f"{name} {value:,.2f}" for name, value in values.items())
-                _say(f"{contender.name}, {scenario.name}, {phase.streams:,} streams: {shown}", began)
-                for name, value in values.items():
-                    row = Row(f"{scenario.name}.{name}", phase.streams)
-                    results.values[row, contender.name].append(value)
-            results.problems += [f"{contender.name}, {phase.streams:,} streams: {line}" for line in stage.problems]
-    gc.collect()
+                _miss(results, scenario, phase.streams, contender, "failed")
 
 
-def _miss(results: Results, scenario: Scenario, phase: Phase, contender: Contender, why: str) -> None:
+def _perform(scenario: Scenario, stage: Stage, contender: Contender, results: Results) -> None:
+    """Raises: Failure, after which the contender cannot go on."""
+    began = time.monotonic()
+    values = scenario.measure(stage)
+    title = f"{contender.name}, {scenario.name}, {stage.streams:,} streams"
+    _say(f"{title}: {', '.join(f'{name} {value:,.2f}' for name, value in values.items())}", began)
+    results.problems += [f"{title}: {problem}" for problem in stage.problems]
+    stage.problems.clear()
+    for name, value in values.items():
+        results.values[Row(f"{scenario.name}.{name}", stage.streams), contender.name].append(value)
+
+
+def _miss(results: Results, scenario: Scenario, streams: int, contender: Contender, why: str) -> None:
     for figure in FIGURES:
         if figure.startswith(f"{scenario.name}."):
-            results.cannot[Row(figure, phase.streams), contender.name] = why
+            results.cannot[Row(figure, streams), contender.name] = why
 
 
 def _facts(quick: bool, runs: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""allim as a contender: one replica over Redis with signed-in streams. Limits are high, and nothing is switched off."""
+"""allim as a contender: one replica over Redis, signed-in streams. Limits are high, and nothing is switched off."""
 
 import platform
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.replicas import PUBLISH_KEY, Replica, replica, token
+
 from bench.contender import Contender, Running
 from bench.generator import compact
-from tests.replicas import PUBLISH_KEY, replica, token
 
 MANY = 10_000_000
 SETTINGS: dict[str, Any] = {
@@ -22,7 +23,6 @@ SETTINGS: dict[str, Any] = {
 COMMAND = " ".join(
     ["ALLIM_REDIS_URL=redis://… ALLIM_SECRET_KEY=… ALLIM_PUBLISH_KEYS=…"]
     + [f"ALLIM_{name.upper()}={value}" for name, value in SETTINGS.items()]
-    + ["allim serve"]
 )
 
 
@@ -31,7 +31,7 @@ def stream_request(user: int) -> bytes:
     return f"GET /events HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token(_name(user))}\r\n\r\n".encode()
 
 
-def publish_request(user: str | None | int, values: Sequence[object]) -> bytes:
+def publish_request(user: int | str | None, values: Sequence[object]) -> bytes:
     topic = "system" if user is None else f"user:{_name(user)}"
     events = [{"topic": topic, "type": "bench", "data": value} for value in values]
     body = compact(events[0] if len(events) == 1 else events).encode()
@@ -48,15 +48,27 @@ def versions() -> str:
 
 
 @contextmanager
-def start(folder: Path, redis_url: str) -> Iterator[Running]:
+def handover(folder: Path, redis_url: str) -> Iterator[Running]:
     with replica(folder=folder, redis_url=redis_url, **SETTINGS) as server:
-        yield Running(server.port, lambda: [server.process.pid], stream_request, publish_request, 202)
+        yield _running(server)
+
+
+@contextmanager
+def portable(folder: Path, redis_url: str) -> Iterator[Running]:
+    with replica(portable=True, folder=folder, redis_url=redis_url, **SETTINGS) as server:
+        yield _running(server)
+
+
+def _running(server: Replica) -> Running:
+    return Running(server.port, lambda: [server.process.pid], stream_request, publish_request, 202)
 
 
 def _name(user: str | int) -> str:
     return user if isinstance(user, str) else f"u{user}"
 
 
-ALLIM = Contender(
-    "allim", start, frozenset({"idle", "broadcast", "publish", "batch", "paced", "resume"}), versions, COMMAND
+CAN = frozenset({"idle", "broadcast", "publish", "batch", "paced", "resume"})
+ALLIM = Contender("allim", handover, CAN, versions, f"{COMMAND} allim serve")
+PORTABLE = Contender(
+    "allim, the portable way", portable, CAN, versions, f"{COMMAND} uvicorn --factory allim.app:create_app"
 )

@@ -39,7 +39,7 @@ class System(Protocol):
 
     def stream_request(self, user: int, /) -> bytes: ...
 
-    def publish_request(self, user: None | int, values: Sequence[object], /) -> bytes: ...
+    def publish_request(self, user: int | None, values: Sequence[object], /) -> bytes: ...
 
 
 class Load(NamedTuple):
@@ -70,8 +70,8 @@ class Outcome(NamedTuple):
     """One run as the generator saw it.
 
     Shape: `refused` publishes got another answer than the good one, the first of them was `refusal`; `ended` streams
-    did not stay open. `ms` are p50, p90, p99, p99.9 and the longest, from publish to receipt; `late_ms` is how late the generator
-    itself was at most to send what was due. `wall_s` is from the first request to the last delivery.
+    did not stay open. `ms` are p50, p90, p99, p99.9 and the longest, from publish to receipt; `late_ms` is how late
+    the generator itself was at most to send what was due. `wall_s` is from the first request to the last delivery.
     """
 
     published: int
@@ -161,9 +161,7 @@ class Generator:
         for user in range(first_user, first_user + streams):
             self._requests[user] = self._system.stream_request(user)
 
-    def open(
-        self, first_user: int, streams: int, at_once: int = 64, last_event_id: bytes | None = None
-    ) -> Opened:
+    def open(self, first_user: int, streams: int, at_once: int = 64, last_event_id: bytes | None = None) -> Opened:
         """Open that many streams and wait until each has its head, and what comes with it.
 
         Shape: a stream's index is its user.
@@ -218,10 +216,7 @@ class Generator:
         request = self._requests.get(user) or self._system.stream_request(user)
         if last_event_id is not None:
             request = with_header(request, "Last-Event-ID", last_event_id)
-        try:
-            sock.connect((HOST, self._system.host_port))
-        except BlockingIOError:
-            pass
+        sock.connect_ex((HOST, self._system.host_port))  # how it went is told by the first send
         stream = Stream(sock, user)
         stream.tail = request  # until it is sent
         self._streams[sock.fileno()] = stream
@@ -445,7 +440,9 @@ class Generator:
         connection.unsent = connection.unsent[sent:]
         if connection.stuck != bool(connection.unsent):
             connection.stuck = bool(connection.unsent)
-            self._epoll.modify(connection.sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if connection.stuck else 0))
+            self._epoll.modify(
+                connection.sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if connection.stuck else 0)
+            )
 
     def _move(self, connection: Connection, mask: int) -> None:
         if mask & select.EPOLLOUT:

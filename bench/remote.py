@@ -42,9 +42,7 @@ class Remote:
     def prepare(self, first_user: int, streams: int) -> None:
         self._call("prepare", first_user, streams)
 
-    def open(
-        self, first_user: int, streams: int, *, at_once: int = 64, last_event_id: bytes | None = None
-    ) -> Opened:
+    def open(self, first_user: int, streams: int, *, at_once: int = 64, last_event_id: bytes | None = None) -> Opened:
         return cast(Opened, self._call("open", first_user, streams, at_once=at_once, last_event_id=last_event_id))
 
     def close(self, first_user: int, streams: int) -> None:
@@ -69,9 +67,7 @@ class Remote:
 
 
 @contextmanager
-def generator(
-    system: System, *, first_number: int = 1, ignored_below: int = 0
-) -> Iterator[Remote]:
+def generator(system: System, *, first_number: int = 1, ignored_below: int = 0) -> Iterator[Remote]:
     """A generator for this system, until the context ends."""
     here, there = _fork.Pipe()
     process = _fork.Process(target=_serve, args=(there, here, system, first_number, ignored_below))

@@ -125,7 +125,7 @@ def _cell(results: Results, row: Row, own: float | None, peer: str) -> str:
 
 
 def _ratio(row: Row, own: float | None, peer: float | None) -> float | None:
-    """How many times better the own value is; None where nothing is better or worse, or there is nothing to divide."""
+    """How many times better the own value is; None where nothing is better or worse, or nothing can be divided."""
     if row.kind.more is None or own is None or peer is None or own <= 0 or peer <= 0:
         return None
     return own / peer if row.kind.more else peer / own

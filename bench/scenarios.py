@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from tests.servers import Redis
+
 from bench.contender import Running
 from bench.generator import Load, Outcome
 from bench.measure import cpu_s, memory_kib, redis_cpu_s
 from bench.remote import Remote, generator
-from tests.servers import Redis
 
 Result = TypeVar("Result")
 

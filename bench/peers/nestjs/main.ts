@@ -5,6 +5,7 @@ import {
   Body, Controller, HttpCode, Injectable, MessageEvent, Module, OnModuleInit, Param, Post, Sse,
 } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
+import type { NestExpressApplication } from '@nestjs/platform-express';
 import { Redis } from 'ioredis';
 import { finalize, merge, Observable, Subject } from 'rxjs';
 
@@ -75,5 +76,6 @@ class NotificationsController {
 @Module({ controllers: [NotificationsController], providers: [Notifications] })
 class AppModule {}
 
-const app = await NestFactory.create(AppModule, { logger: ['error', 'warn'] });
+const app = await NestFactory.create<NestExpressApplication>(AppModule, { logger: ['error', 'warn'] });
+app.useBodyParser('json', { limit: '2mb' }); // Express takes 100 kB by itself, a batch is 250
 await app.listen(Number(process.env.PORT), '127.0.0.1');
