@@ -167,6 +167,7 @@ class Generator:
         Shape: a stream's index is its user.
         Raises: Failure when one is refused, or nothing happens for 30 s.
         """
+        self._first_id = None
         wanted = iter(range(first_user, first_user + streams))
         began, cpu = time.monotonic(), time.process_time()
         moved, left, ended = began, streams, self._ended
@@ -195,7 +196,7 @@ class Generator:
         self._epoll.close()
 
     def first_id(self, within_s: float = 5.0) -> bytes | None:
-        """The first id that any stream was given; None when none came."""
+        """The first id that a stream was given after `open` was called last; None when none came."""
         until = time.monotonic() + within_s
         while self._first_id is None and time.monotonic() < until:
             self._turn(0.1)

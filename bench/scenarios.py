@@ -42,7 +42,8 @@ FIGURES: Mapping[str, Figure] = {
     "idle.opened": Figure("streams opened per server CPU-second", "", True),
     "broadcast.cpu": Figure("broadcast: deliveries per server CPU-second", "", True),
     "broadcast.wall": Figure("broadcast: deliveries per second", "", None),
-    "broadcast.generator": Figure("broadcast: the generator's CPU per second", "%", None),
+    "broadcast.load": Figure("broadcast: the generator's own CPU", "% of a core", None),
+    "broadcast.load_us": Figure("broadcast: the generator's own CPU per delivery", "µs", None),
     "publish.cpu": Figure("one event to one user per request: events per server CPU-second", "", True),
     "publish.wall": Figure("one event to one user per request: events per second", "", None),
     "publish.redis": Figure("one event to one user per request: Redis CPU per event", "µs", None),
@@ -128,7 +129,8 @@ def broadcast(stage: Stage) -> Values:
     return {
         "cpu": outcome.received / server_s,
         "wall": outcome.received / outcome.wall_s,
-        "generator": 100 * outcome.cpu_s / outcome.wall_s,
+        "load": 100 * outcome.cpu_s / outcome.wall_s,
+        "load_us": 1e6 * outcome.cpu_s / max(1, outcome.received),
     }
 
 
@@ -187,6 +189,7 @@ def beside(stage: Stage) -> Values:
 
 def resume(stage: Stage) -> Values:
     """Every stream opens with the last event ID of before some events: one of its user's and two to everyone."""
+    stage.generator.close(0, stage.streams)
     stage.generator.prepare(0, stage.streams)
     stage.generator.open(0, 1)
     before = stage.generator.first_id()
