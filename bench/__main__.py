@@ -7,6 +7,7 @@ is 1 when a delivery was lost, doubled or came to the wrong stream.
 """
 
 import datetime
+import os
 import platform
 import resource
 import shlex
@@ -163,6 +164,7 @@ def _facts(quick: bool, runs: int) -> dict[str, str]:
     return {
         "measured": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(),
+        "load before": f"{os.getloadavg()[0]:.1f} processes wanted a core in the last minute",
         "Python": platform.python_version(),
         "Redis": redis_is,
         "command": f"`python -m bench {shlex.join(sys.argv[1:])}`" if sys.argv[1:] else "`python -m bench`",

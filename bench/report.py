@@ -65,7 +65,7 @@ def where_peers_win(results: Results, contenders: Sequence[Contender]) -> list[s
         for peer in peers:
             ratio = _ratio(row, results.median(row, ours), results.median(row, peer))
             if ratio is not None and ratio < 1 - NEAR:
-                lines.append(f"{row.kind.name}, {row.streams:,} streams: {peer} is {1 / ratio:.2g} times better")
+                lines.append(f"{row.kind.name}, {row.streams:,} streams: {peer} is {1 / ratio:.3g} times better")
     return lines
 
 
@@ -120,7 +120,7 @@ def _cell(results: Results, row: Row, own: float | None, peer: str) -> str:
     ratio = _ratio(row, own, value)
     if ratio is None:
         return _number(value)
-    shown = f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
+    shown = f"{ratio:.3g}×" if ratio < 10 else f"{ratio:.0f}×"
     return f"{_number(value)} ({shown if ratio >= 1 - NEAR else f'**{shown}**'})"
 
 
