@@ -5,6 +5,8 @@ import {
   Body, Controller, HttpCode, Injectable, MessageEvent, Module, OnModuleInit, Param, Post, Sse,
 } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
+import { ExpressAdapter } from '@nestjs/platform-express';
+import { FastifyAdapter } from '@nestjs/platform-fastify';
 import { Redis } from 'ioredis';
 import { finalize, merge, Observable, Subject } from 'rxjs';
 
@@ -75,5 +77,6 @@ class NotificationsController {
 @Module({ controllers: [NotificationsController], providers: [Notifications] })
 class AppModule {}
 
-const app = await NestFactory.create(AppModule, { logger: ['error', 'warn'] });
+const adapter = process.env.ADAPTER === 'fastify' ? new FastifyAdapter() : new ExpressAdapter();
+const app = await NestFactory.create(AppModule, adapter, { logger: ['error', 'warn'] });
 await app.listen(Number(process.env.PORT), '127.0.0.1');
