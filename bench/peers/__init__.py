@@ -6,7 +6,7 @@ None of them signs anybody in, and none tells a stream what it missed: both favo
 from bench.peers.litestar import LITESTAR
 from bench.peers.naive import NAIVE
 from bench.peers.nchan import IN_MEMORY, IN_REDIS, PLAIN
-from bench.peers.nest import NEST
+from bench.peers.nest import NEST, NEST_FASTIFY
 from bench.peers.pushpin import PUSHPIN
 
-PEERS = (NAIVE, LITESTAR, NEST, PLAIN, IN_MEMORY, IN_REDIS, PUSHPIN)
+PEERS = (NAIVE, LITESTAR, NEST, NEST_FASTIFY, PLAIN, IN_MEMORY, IN_REDIS, PUSHPIN)

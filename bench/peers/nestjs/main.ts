@@ -5,12 +5,14 @@ import {
   Body, Controller, HttpCode, Injectable, MessageEvent, Module, OnModuleInit, Param, Post, Sse,
 } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
-import type { NestExpressApplication } from '@nestjs/platform-express';
+import { ExpressAdapter } from '@nestjs/platform-express';
+import { FastifyAdapter } from '@nestjs/platform-fastify';
 import { Redis } from 'ioredis';
 import { finalize, merge, Observable, Subject } from 'rxjs';
 
 const CHANNEL = 'notifications';
 const KEPT = 256;
+const MAX_BODY_BYTES = 2 * 1024 * 1024; // a batch is 250 kB, and Express takes 100 by itself
 
 interface Publication {
   user: number | null; // null: everyone
@@ -76,6 +78,7 @@ class NotificationsController {
 @Module({ controllers: [NotificationsController], providers: [Notifications] })
 class AppModule {}
 
-const app = await NestFactory.create<NestExpressApplication>(AppModule, { logger: ['error', 'warn'] });
-app.useBodyParser('json', { limit: '2mb' }); // Express takes 100 kB by itself, a batch is 250
+const adapter = process.env.ADAPTER === 'fastify' ? new FastifyAdapter({ bodyLimit: MAX_BODY_BYTES }) : new ExpressAdapter();
+if (adapter instanceof ExpressAdapter) adapter.useBodyParser('json', false, { limit: MAX_BODY_BYTES });
+const app = await NestFactory.create(AppModule, adapter, { logger: ['error', 'warn'] });
 await app.listen(Number(process.env.PORT), '127.0.0.1');
