@@ -73,9 +73,9 @@ mutants: setup ## Break the code behind each promise: its tests must notice
 	@$(BIN)/python -m tests.mutants
 
 .PHONY: bench
-bench: setup ## Measure, side by side
+bench: setup ## Measure, side by side with others: half an hour, or QUICK=1 two minutes; WRITE=docs/performance.md
 	@./make/install redis-server
-	$(BIN)/python -m bench.idle_memory
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(WRITE),--write $(WRITE))
 
 .PHONY: clean
 clean: ## Remove what was built
