@@ -9,12 +9,19 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from allim.hub import CloseReason
 from allim.hub.catch_up import Start
@@ -22,6 +29,7 @@ from allim.transports.sse import frames
 from allim.transports.sse.stream import Proven, SseStream
 
 EXTENSION = "allim.handover"
+ANSWER = "allim.answer"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
 FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
 
@@ -152,6 +160,38 @@ def _reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
+def answer_at_once(
+    cycle: RequestResponseCycle, status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes
+) -> bool:
+    """Write an answer that is all there in one write, which costs half of uvicorn's two; False, with nothing written,
+    when it takes uvicorn's own way, which knows every other case.
+
+    Shape: the names of `fields` are in lower case; `content-length` is among them and true.
+    """
+    head = [*cycle.default_headers, *fields]
+    names = [name for name, _ in head]
+    if (
+        cycle.response_started
+        or cycle.disconnected
+        or cycle.flow.write_paused
+        or not cycle.keep_alive
+        or cycle.scope["method"] == "HEAD"
+        or (b"content-length", b"%d" % len(body)) not in head
+        or b"connection" in names
+        or b"transfer-encoding" in names
+        or HEADER_RE.search(b"".join(names))
+        or HEADER_VALUE_RE.search(b"".join([value for _, value in head]))
+    ):
+        return False
+    lines = [b"%b: %b\r\n" % field for field in head]
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    cycle.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+    cycle.message_event.set()
+    cycle.on_response()
+    return True
+
+
 class HandoverProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which offers in the scope to hand its connection over.
 
@@ -190,6 +230,7 @@ class HandoverProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.head_came()
         super().on_headers_complete()
+        self.scope["extensions"][ANSWER] = partial(answer_at_once, self.cycle)  # type: ignore[index]
 
     def await_head(self) -> None:
         self.head_bytes = 0
