@@ -230,7 +230,7 @@ class HandoverProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.head_came()
         super().on_headers_complete()
-        self.scope["extensions"][ANSWER] = partial(answer_at_once, self.cycle)  # type: ignore[index]
+        self.scope["extensions"][ANSWER] = partial(answer_at_once, self.cycle)  # type: ignore[assignment]  # as above
 
     def await_head(self) -> None:
         self.head_bytes = 0
