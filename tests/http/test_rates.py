@@ -1,5 +1,6 @@
 """Rates: what is granted, what is told, and what happens while nobody answers."""
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -143,3 +144,63 @@ async def test_other_headers_of_the_answer_stay() -> None:
     await Rationed().rates.take(connection, (USER, "42"))
 
     assert answer_headers(connection).keys() == {"x-request-id", "ratelimit", "ratelimit-policy"}
+
+
+# -- Asked for together -----------------------------------------------------------------------------------
+
+
+class CountingLedger(MemoryLedger):
+    """A ledger that notes what it is asked for, and takes a turn of the event loop to answer."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.costs: list[int] = []
+
+    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        self.costs += [demand.cost for demand in demands]
+        await asyncio.sleep(0)
+        return await super().take(demands, holder)
+
+
+async def together(rationed: Rationed, *costs: int, policy: Policy = ADDRESS) -> list[dict[str, str]]:
+    return await asyncio.gather(*(rationed.take((policy, "x"), cost=cost) for cost in costs))
+
+
+@pytest.mark.parametrize(
+    "costs", [[1], [1, 1, 1], [40, 60], [40, 61], [99, 2, 1], [101], [101, 1], [1, 101, 1], [60, 60, 60], [1] * 150]
+)
+async def test_asked_for_together_each_is_granted_and_told_what_it_would_be_alone(costs: list[int]) -> None:
+    exact = Policy("exact", 100, 25)  # a quarter of a second each, which floats hold
+    alone = Rationed()
+    rationed = Rationed()
+
+    told = await together(rationed, *costs, policy=exact)
+
+    assert told == [await alone.take((exact, "x"), cost=cost) for cost in costs]
+    assert rationed.refused == alone.refused
+
+
+async def test_what_waits_for_the_same_is_asked_for_once() -> None:
+    ledger = CountingLedger(Clock(1000.0))
+
+    await together(Rationed(ledger), *[1] * 50)
+
+    assert ledger.costs == [50]
+
+
+async def test_the_sum_stays_within_the_limit() -> None:
+    ledger = CountingLedger(Clock(1000.0))
+
+    await together(Rationed(ledger), 1, 1, 1, 1, policy=USER)
+
+    assert ledger.costs == [3, 1]
+
+
+async def test_who_goes_while_waiting_leaves_the_others_their_answers() -> None:
+    rationed = Rationed()
+    gone = asyncio.create_task(rationed.take((ADDRESS, "x")))
+    stays = asyncio.create_task(rationed.take((ADDRESS, "x")))
+    await asyncio.sleep(0)
+    gone.cancel()
+
+    assert (await stays)["ratelimit"] == '"address";r=98;t=1'

@@ -123,6 +123,29 @@ async def test_probes_are_not_logged(logged: Logged, path: str) -> None:
     assert requests(logged) == []
 
 
+@pytest.mark.parametrize(("level", "lines"), [("info", 0), ("debug", 1)])
+async def test_an_accepted_publish_is_counted_and_its_line_is_for_debugging(
+    logged: Logged, level: str, lines: int
+) -> None:
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        cache_logger_on_first_use=False,
+    )
+    logging.getLogger().setLevel(level.upper())
+
+    await get("/api/publish")
+
+    assert len(requests(logged)) == lines
+
+
+async def test_a_refused_publish_is_logged(logged: Logged) -> None:
+    app = Requests(PlainTextResponse("", 422))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        await client.post("/api/publish")
+
+    assert [line["status"] for line in requests(logged)] == [422]
+
+
 async def test_a_failure_is_logged_with_its_status(logged: Logged) -> None:
     response = await get("/fail")
 

@@ -38,10 +38,12 @@ for entry = 1, #KEYS - 2 do
   local prev, number = newest[history][1], newest[history][2] + 1
   local position = tick(clock, server_ms)
   redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines)
-  redis.call('EXPIRE', history, history_ttl_s)
   redis.call('PUBLISH', channel, position .. ' ' .. prev .. '\n' .. lines)
   newest[history] = {position, number}
   reply[entry + 1] = position
+end
+for history in pairs(newest) do
+  redis.call('EXPIRE', history, history_ttl_s)
 end
 store_clock(clock)
 

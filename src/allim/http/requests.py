@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+ANSWER = "allim.answer"  # the server's offer to write an answer as one
 _COUNTED = frozenset({"/api/publish"})  # answered well they are counted; a line each would cost as much as they do
 
 # nginx gives the same to the answers it makes itself: nginx/nginx.conf.template.
@@ -70,13 +71,25 @@ class Requests:
         started_at = time.perf_counter()
         status: int | None = None
 
+        answer_at_once = scope.get("extensions", {}).get(ANSWER)
+        held: Message | None = None  # the start of an answer whose body follows at once
+
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, held
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = _joined(message["headers"], answer_headers)
                 if self.leaving():
                     MutableHeaders(scope=message)["connection"] = "close"
+                elif answer_at_once is not None and message["headers"][0][0] == b"content-length":
+                    held = message
+                    return
+            elif held is not None:
+                start, held = held, None
+                body = message.get("body", b"")
+                if not message.get("more_body") and answer_at_once(start["status"], start["headers"], body):
+                    return
+                await send(start)
             await send(message)
 
         # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,

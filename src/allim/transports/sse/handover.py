@@ -9,12 +9,18 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from allim.hub import CloseReason
 from allim.hub.catch_up import Start
@@ -22,6 +28,7 @@ from allim.transports.sse import frames
 from allim.transports.sse.stream import Proven, SseStream
 
 EXTENSION = "allim.handover"
+ANSWER = "allim.answer"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
 FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
 
@@ -185,7 +192,7 @@ class HandoverProtocol(HttpToolsProtocol):
             # ever, or write to a connection that has ended.
             self.running.disconnected = True
             self.running.message_event.set()
-        # They lead back here, through the extension: without them a connection is freed at once, not collected later.
+        # They lead back here, through the extensions: without them a connection is freed at once, and not collected.
         self.scope = self.cycle = self.running = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
@@ -198,7 +205,8 @@ class HandoverProtocol(HttpToolsProtocol):
         if self.head_timer is None:
             self.await_head()
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: self.hand_over}  # type: ignore[dict-item]  # ASGI allows any value
+        # ASGI allows any value
+        self.scope["extensions"] = {EXTENSION: self.hand_over, ANSWER: self.answer_at_once}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self.head_bytes = 0  # what comes behind a chunked body, its trailers, has the same limit as a head
@@ -235,6 +243,37 @@ class HandoverProtocol(HttpToolsProtocol):
         transport.write(answer)
         transport.write_eof()
         asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
+
+    def answer_at_once(self, status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Write an answer that is all there in one write, which costs half of uvicorn's two; False, with nothing
+        written, when it takes uvicorn's own way, which knows every other case.
+
+        Shape: the names of `fields` are in lower case; `content-length` is among them and true.
+        """
+        cycle = self.running
+        if cycle is None:
+            return False
+        head = [*cycle.default_headers, *fields]
+        names = [name for name, _ in head]
+        if (
+            cycle.response_started
+            or cycle.flow.write_paused
+            or not cycle.keep_alive
+            or cycle.scope["method"] == "HEAD"
+            or (b"content-length", b"%d" % len(body)) not in head
+            or b"connection" in names
+            or b"transfer-encoding" in names
+            or HEADER_RE.search(b"".join(names))
+            or HEADER_VALUE_RE.search(b"".join([value for _, value in head]))
+        ):
+            return False
+        lines = [b"%b: %b\r\n" % field for field in head]
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def hand_over(self, stream: HandoverStream, head: bytes) -> bool:
         """Give the connection to the stream, which begins with this response head; False when the client has gone."""
