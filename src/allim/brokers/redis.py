@@ -200,7 +200,7 @@ class RedisBroker:
 
     # What the link brings --------------------------------------------------------------------------------------
 
-    def _hear(self, channel: bytes, message: bytes) -> None:
+    async def _hear(self, channel: bytes, message: bytes) -> None:
         assert self._listener is not None
         name = channel.decode()
         if name == self._pulse_channel:
@@ -216,6 +216,7 @@ class RedisBroker:
             if event is not None:
                 self._note(event.position)
                 self._listener.on_event(event)
+                await self._listener.room()
 
     def _note(self, position: Position) -> None:
         self._heard = max(self._heard, position)
