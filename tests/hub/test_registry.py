@@ -78,7 +78,7 @@ def test_a_topic_gives_its_streams_in_the_order_they_came_and_the_same_tuple_unt
     assert before == tuple(streams[:4])
     assert topic.streams is before
     registry.add(streams[4])
+    assert topic.streams == tuple(streams)
     registry.remove(streams[1])
-
     assert topic.streams == (streams[0], *streams[2:])
     assert before == tuple(streams[:4])

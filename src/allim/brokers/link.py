@@ -24,7 +24,7 @@ GREET_TIMEOUT_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 CHANNELS_PER_COMMAND = 1000
 CANCEL_AGAIN_S = 0.05
-TURN_S = 0.005  # how long buffered messages may keep the event loop
+TURN_S = 0.002  # how long buffered messages may keep the event loop
 
 
 class Link:
