@@ -134,6 +134,22 @@ MUTANTS = (
         ("tests/hub/test_dispatcher.py::test_a_hole_is_filled_before_the_event_that_shows_it",),
     ),
     Mutant(
+        "a newer event overtakes a broadcast that waits",
+        4,
+        "hub/dispatcher.py",
+        "                self._broadcasts.settle(stream)\n                written += stream.deliver(event)\n",
+        "                written += stream.deliver(event)\n",
+        ("tests/hub/test_broadcasts.py::test_every_stream_gets_its_topics_events_once_and_in_order",),
+    ),
+    Mutant(
+        "a pulse overtakes a broadcast that waits",
+        4,
+        "hub/broadcasts.py",
+        "        if self._waiting:\n            self._waiting[-1].pulse = pulse\n",
+        "        if False:\n            pass\n",
+        ("tests/hub/test_broadcasts.py::test_every_stream_gets_its_topics_events_once_and_in_order",),
+    ),
+    Mutant(
         "a silent link is waited for",
         5,
         "hub/hub.py",

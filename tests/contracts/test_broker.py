@@ -35,6 +35,8 @@ class Ear:
     def link_up(self) -> None:
         self.ups += 1
 
+    async def room(self) -> None: ...
+
     @property
     def events(self) -> list[Event]:
         return [item for item in self.heard if isinstance(item, Event)]

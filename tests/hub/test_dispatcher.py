@@ -1,140 +1,17 @@
 """The dispatcher between a link that loses things and streams that must not notice, or must be told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from allim.errors import Unavailable
-from allim.hub import (
-    ZERO,
-    Backlog,
-    CloseReason,
-    Event,
-    Heads,
-    Listener,
-    Position,
-    Publication,
-    Reading,
-    catch_up,
-    dispatcher,
-)
-from allim.hub.catch_up import CatchUp
-from allim.hub.dispatcher import Dispatcher
+from allim.hub import ZERO, Backlog, CloseReason, Event, Heads, Position, catch_up, dispatcher
 from allim.hub.event import Control, encode, encode_control
-from allim.hub.registry import Registry
-from allim.telemetry import Metrics
-from tests.streams import ListStream, identity
+from tests.hub.histories import Bench
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-TTL_S = 3600
-
-
-class History:
-    """A broker whose history can be read, and whose announcements are up to the test."""
-
-    durability = "memory"
-
-    def __init__(self) -> None:
-        self.kept: dict[str, list[Event]] = {}
-        self.newest: dict[str, Position] = {}
-        self.floor = ZERO
-        self.now = ZERO
-        self.failures: list[Exception] = []
-        self.open = asyncio.Event()
-        self.open.set()
-        self.asked: list[tuple[tuple[str, ...], Position | None]] = []
-
-    def add(self, topic: str, ms: int, lines: bytes | None = None) -> Event:
-        """Store an event at this position, announced or not."""
-        self.now = Position(ms, 0)
-        event = Event(topic, self.now, self.newest.get(topic, ZERO), lines or encode("t", ms))
-        self.newest[topic] = event.position
-        self.kept.setdefault(topic, []).append(event)
-        return event
-
-    def trim(self, topic: str, keep: int) -> None:
-        del self.kept[topic][:-keep]
-
-    async def read(self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int) -> Reading:
-        assert after is not None
-        self.asked.append((tuple(topics), after))
-        await self._answer()
-        kept = [self.kept[topic] for topic in topics if self.kept.get(topic)]
-        newer = sorted((e for events in kept for e in events if e.position > after), key=lambda e: e.position)
-        page, complete = newer[:max_events], len(newer) <= max_events
-        trimmed = [events[0].topic for events in kept if after < events[0].prev]
-        until = self.now if complete else page[-1].position
-        return Reading(self.now, self.floor, self.now.ms, page, until, len(newer), trimmed, complete)
-
-    async def heads(self, topics: Sequence[str]) -> Heads:
-        await self._answer()
-        return Heads(self.now, self.floor, self.now.ms, [self.newest.get(topic, ZERO) for topic in topics])
-
-    async def _answer(self) -> None:
-        await self.open.wait()
-        if self.failures:
-            raise self.failures.pop(0)
-
-    async def start(self, listener: Listener) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def publish(self, publication: Publication) -> Sequence[Position]:
-        raise NotImplementedError
-
-    async def subscribe(self, topics: Collection[str]) -> None: ...
-
-    def unsubscribe(self, topic: str) -> None: ...
-
-    async def pulse(self) -> None: ...
-
-    async def replace_link(self) -> None: ...
-
-
-class Bench:
-    """A dispatcher over a history, and streams that are live at a position."""
-
-    def __init__(self) -> None:
-        self.history = History()
-        self.registry = Registry()
-        self.metrics = Metrics()
-        self.alive = self.repairs = 0
-        self.beats: list[Position] = []
-        self.catch_up = CatchUp(self.history, self.metrics, TTL_S, lambda: Backlog(1000))
-        self.dispatcher = Dispatcher(
-            self.history,
-            self.registry,
-            self.catch_up,
-            self.metrics,
-            TTL_S,
-            self._note_alive,
-            self.beats.append,
-            self._note_repair,
-        )
-
-    def _note_alive(self) -> None:
-        self.alive += 1
-
-    def _note_repair(self) -> None:
-        self.repairs += 1
-
-    def stream(self, *topics: str, at: int = 0, session: str = "s1") -> ListStream:
-        stream = ListStream(*topics, who=identity(session=session))
-        stream.backlog = None
-        stream.last = stream.covered = Position(at, 0)
-        self.registry.add(stream)
-        for name in topics:
-            topic = self.registry.topic(name)
-            assert topic is not None
-            topic.last = topic.last or Position(at, 0)
-        return stream
-
-    def metric(self, line: str) -> bool:
-        return line.encode() in self.metrics.text().splitlines()
 
 
 @pytest.fixture

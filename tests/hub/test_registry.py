@@ -65,3 +65,20 @@ def test_streams_may_end_while_they_are_counted_through() -> None:
         registry.remove(each)
 
     assert len(registry) == 0
+
+
+def test_a_topic_gives_its_streams_in_the_order_they_came_and_the_same_tuple_until_one_comes_or_leaves() -> None:
+    registry, streams = Registry(), [ListStream("a") for _ in range(5)]
+    for stream in streams[:4]:
+        registry.add(stream)
+    topic = registry.topic("a")
+    assert topic is not None
+    before = topic.streams
+
+    assert before == tuple(streams[:4])
+    assert topic.streams is before
+    registry.add(streams[4])
+    assert topic.streams == tuple(streams)
+    registry.remove(streams[1])
+    assert topic.streams == (streams[0], *streams[2:])
+    assert before == tuple(streams[:4])

@@ -99,3 +99,15 @@ def test_no_header_value_makes_another_line(value: str) -> None:
         return
     assert head.count(b"\r\n") == 7
     assert head.count(b"\n") == head.count(b"\r") == 7
+
+
+def test_a_proof_stands_behind_each_id_of_joined_frames_and_nowhere_in_data() -> None:
+    one, two = b'id: 1-0\nevent: t\ndata: "id: 9-9"\n\n', b"id: 2-0\nevent: t\ndata: 2\n\n"
+
+    wire = frames.with_proof(b"retry: 5\n" + one + b"event: heartbeat\ndata: {}\n\n" + two, b"~p")
+
+    assert wire == (
+        b'retry: 5\nid: 1-0~p\nevent: t\ndata: "id: 9-9"\n\n'
+        b"event: heartbeat\ndata: {}\n\n"
+        b"id: 2-0~p\nevent: t\ndata: 2\n\n"
+    )

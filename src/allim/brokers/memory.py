@@ -49,6 +49,8 @@ class MemoryBroker:
         self._listener = None
 
     async def publish(self, publication: Publication) -> Sequence[Position]:
+        if self._listener is not None:
+            await self._listener.room()
         if publication.key is not None and (known := self._known(publication.key, publication.fingerprint)):
             return known
         positions = [self._append(entry.topic, entry.lines) for entry in publication.entries]

@@ -204,7 +204,7 @@ class RedisBroker:
 
     # What the link brings --------------------------------------------------------------------------------------
 
-    def _hear(self, channel: bytes, message: bytes) -> None:
+    async def _hear(self, channel: bytes, message: bytes) -> None:
         assert self._listener is not None
         name = channel.decode()
         if name.startswith(self._topic_channel):
@@ -214,6 +214,7 @@ class RedisBroker:
             if event is not None:
                 self._note(event.position)
                 self._listener.on_event(event)
+                await self._listener.room()
         elif name == self._pulse_channel:
             pulse = _position(message)
             self._note(pulse)

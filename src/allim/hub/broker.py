@@ -76,6 +76,9 @@ class Listener(Protocol):
     def link_up(self) -> None:
         """Every wanted topic is subscribed again; what was missed must be read from history."""
 
+    async def room(self) -> None:
+        """Return when there is room for what the link brings next: it is read no faster than streams are written."""
+
 
 class Broker(Protocol):
     """Carries events between replicas and keeps each topic's history.

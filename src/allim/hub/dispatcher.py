@@ -1,7 +1,8 @@
 """From the broker's link to this replica's streams, in order.
 
-Normally an announcement goes straight to the streams of its topic. When something may be missing (the link was lost,
-or an event's `prev` shows a hole), the streams concerned catch up from history, and stay open.
+Normally an announcement goes straight to the streams of its topic, to many of them in slices. When something may be
+missing (the link was lost, or an event's `prev` shows a hole), the streams concerned catch up from history, and stay
+open.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from functools import partial
 import structlog
 
 from allim.errors import Unavailable
+from allim.hub.broadcasts import Broadcasts
 from allim.hub.broker import Broker
 from allim.hub.catch_up import CatchUp
 from allim.hub.event import Event
@@ -23,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 REPAIR_TOPICS = 200  # topics compared in one step of a repair: a bound on what Redis does at a stretch
 REPAIR_RETRY_S = 0.5
+AT_ONCE = 128  # streams that an event is written to without looking at the clock
 
 
 class Dispatcher:
@@ -53,6 +56,7 @@ class Dispatcher:
         self._alive = alive
         self._beat = beat
         self._repaired = repaired
+        self._broadcasts = Broadcasts(self._note_written, self._hear)
         self._in_doubt = False  # something may be missing: nothing is written straight, no pulse proves anything
         self._late_pulse = ZERO
         self._floor = ZERO  # the newest origin heard of
@@ -83,7 +87,7 @@ class Dispatcher:
         if self._in_doubt:
             self._late_pulse = position
         else:
-            self._hear(position)
+            self._broadcasts.hear(position)
 
     def on_origin(self, floor: Position) -> None:
         log.warning("the history has a new origin", floor=str(floor))
@@ -105,6 +109,9 @@ class Dispatcher:
             self.stop()
             self._repair = asyncio.create_task(self._run_repair(), name="allim link repair")
 
+    async def room(self) -> None:
+        await self._broadcasts.room()
+
     def stop(self) -> None:
         if self._repair is not None:
             self._repair.cancel()
@@ -113,14 +120,22 @@ class Dispatcher:
     # Straight on ----------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: Event, topic: Topic) -> None:
+        streams = topic.streams
         if (control := event.control) is not None:
-            for stream in topic.streams:
+            for stream in streams:
+                self._broadcasts.settle(stream)
                 stream.obey(control)
-            return
-        written = 0
-        for stream in topic.streams:
-            written += stream.deliver(event)
-        self._metrics.dispatched(event.position.ms, written)
+        elif len(streams) > AT_ONCE:
+            self._broadcasts.add(event, topic)
+        else:
+            written = 0
+            for stream in streams:
+                self._broadcasts.settle(stream)
+                written += stream.deliver(event)
+            self._note_written(event, written)
+
+    def _note_written(self, event: Event, streams: int) -> None:
+        self._metrics.dispatched(event.position.ms, streams)
 
     def _hear(self, position: Position) -> None:
         self._heard = position
@@ -131,6 +146,7 @@ class Dispatcher:
             if stream.backlog is not None:
                 stream.backlog.floor = self._floor
             elif stream.last < self._floor:
+                self._broadcasts.settle(stream)
                 stream.last = self._floor
                 self._metrics.gap("origin")
                 stream.gap(stream.topics, "origin")
@@ -147,7 +163,7 @@ class Dispatcher:
         self._in_doubt = False
         self._tell_origin()
         if self._late_pulse > self._heard:
-            self._hear(self._late_pulse)
+            self._broadcasts.hear(self._late_pulse)
         self._repaired()
         log.info("link repaired", topics=len(names), streams_behind=behind)
 

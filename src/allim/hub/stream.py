@@ -45,6 +45,8 @@ class Backlog:
         self.whole = True
 
     def put(self, event: Event) -> None:
+        if self.events and event.position <= self.events[-1].position:
+            return  # a broadcast that was put here before its turn, because something newer came
         self.size += len(event.wire)
         if self.size <= self.max_bytes:
             self.events.append(event)

@@ -14,7 +14,7 @@ from allim.hub.event import encode
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
 
-_ID = re.compile(rb"(?:retry: \d+\n)?id: [^\n]+")
+_ID = re.compile(rb"(?:\A(?:retry: \d+\n)?|(?<=\n\n))id: [^\n]+")
 _BAD_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -68,6 +68,5 @@ def close(reason: CloseReason, retry_ms: int) -> bytes:
 
 
 def with_proof(wire: bytes, proof: bytes) -> bytes:
-    """The frame with this behind its id, if it has one. An id stands first, or after `retry:`."""
-    head = _ID.match(wire)
-    return wire if head is None else head[0] + proof + wire[head.end() :]
+    """The frames with this behind each id there is. An id stands first in its frame, or after `retry:`."""
+    return _ID.sub(lambda head: head[0] + proof, wire)
