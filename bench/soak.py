@@ -145,6 +145,7 @@ class Soak:
     tokens: dict[str, str] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
     published: int = 0
     for_steady: int = 0
     read_by_steady: int = 0
@@ -223,7 +224,7 @@ class Soak:
             wire.sock.close()
 
     async def signed_out(self, user: str) -> None:
-        who = token(user)  # a session of its own
+        who = token(f"leaving-{user}")  # a session of its own
         wire = await Wire.connect(self.server.port)
         other = await Wire.connect(self.server.port)
         try:
@@ -240,6 +241,7 @@ class Soak:
 
     async def reads_too_slowly(self, user: str) -> None:
         """Reads nothing any more, and is ended; what lies in its own kernel it may still read."""
+        user = f"slow-{user}"  # nobody else gets what it is sent
         wire = await Wire.connect(self.server.port, receive_bytes=4096)
         try:
             await wire.ask(self._token(user))
@@ -276,7 +278,8 @@ class Soak:
                 await ending(user)
             self.outcomes[name] += 1
         except (Unexpected, TimeoutError, OSError, httpx.HTTPError) as error:
-            self.failures.append(f"{name}: {error!r}"[:500])
+            at_s = time.monotonic() - self.began
+            self.failures.append(f"{name}, after {at_s:.1f} s: {error!r}"[:500])
 
     async def _pass(self, events: int) -> None:
         steady = [f"user:steady-{number}" for number in range(STEADY)]
@@ -408,6 +411,7 @@ def main(cycles: int, seconds: int, events_per_s: int, quick: bool) -> None:
     began = time.monotonic()
     with redis_server() as store, replica(redis_url=store.url, **SETTINGS) as server, store.client() as redis:
         run, looks = asyncio.run(soak(server, redis, cycles, seconds * events_per_s))
+        logged = server.log.read_text("utf-8", "replace")
     took_s = time.monotonic() - began
     print(f"{cycles:,} cycles and {run.published:,} events ({events_per_s}/s for {seconds:,} s) in {took_s:.0f} s")
     print(", ".join(f"{name} {count:,}" for name, count in run.outcomes.most_common()))
@@ -415,6 +419,8 @@ def main(cycles: int, seconds: int, events_per_s: int, quick: bool) -> None:
     for name, *values in zip(Held._fields, *looks, strict=True):
         print(f"{name:<16}" + "".join(f"{value:>10,}" for value in values))
     wrong = judge(run, looks)
+    if logged.strip():
+        print("\nlogged:", *logged.splitlines()[-20:], sep="\n  ")
     print("\nflat" if not wrong else "\nNOT FLAT:\n  " + "\n  ".join(wrong))
     sys.exit(1 if wrong else 0)
 
