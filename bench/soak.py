@@ -432,7 +432,8 @@ def main(cycles: int, seconds: int, events_per_s: int, quick: bool) -> None:
         print(f"{name:<16}" + "".join(f"{value:>10,}" for value in values))
     print()
     wrong = judge(run, looks)
-    warnings = Counter(line["event"] for line in map(json.loads, logged.splitlines()))
+    lines = logged.splitlines()
+    warnings = Counter(json.loads(line)["event"] if line.startswith("{") else line for line in lines)
     for event, count in warnings.most_common():
         print(f"logged {count:,} times: {event}")
     print("flat" if not wrong else "NOT FLAT:\n  " + "\n  ".join(wrong))
