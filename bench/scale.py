@@ -35,8 +35,9 @@ SETTINGS: dict[str, Any] = {
     "log_level": "warning",
 }
 REPLICAS = (1, 2, 4)
-CONNECTIONS = 32  # that publish, to each replica: under load, calls of one turn of the loop share a pipeline
-MARK = b"\nevent: bench\n"
+AT_ONCE = 32  # requests to each replica: under load, calls of one turn of the loop share a pipeline
+BATCHES_AT_ONCE = 4
+MARK, GAP = b"\nevent: bench\n", b"\nevent: stream.gap\n"
 DATA = {"p": "x" * 190}  # 200 bytes of JSON
 BATCH = 1000
 
@@ -70,11 +71,13 @@ class Cpu(NamedTuple):
 
 @dataclass
 class Followers:
-    """All open streams, and how many events they got."""
+    """All open streams, how many events they got, and how many were told a gap or ended."""
 
     got: int = 0
     opened: int = 0
-    transports: list[asyncio.Transport] = field(default_factory=list)
+    gaps: int = 0
+    ended: int = 0
+    transports: list[asyncio.Transport] = field(default_factory=list, repr=False)
 
     async def open(self, ports: Sequence[int], who: Iterable[str], query: str = "") -> None:
         loop = asyncio.get_running_loop()
@@ -106,7 +109,11 @@ class Follower(asyncio.Protocol):
         if not self.open.done() and b"event: stream.open\n" in text:
             self.open.set_result(None)
         self.all.got += text.count(MARK)
+        self.all.gaps += GAP in text
         self.tail = text[1 - len(MARK) :]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.all.ended += 1
 
 
 @dataclass
@@ -146,13 +153,14 @@ class Bench:
         """
         wanted = self.followers.got + deliveries
         waiting = iter(bodies)
+        targets = [*(ports or self.ports)] * (BATCHES_AT_ONCE if bodies[0].startswith(b"[") else AT_ONCE)
         before = self.cpu()
-        targets = [*(ports or self.ports)] * min(CONNECTIONS, len(bodies))
         await asyncio.gather(*(_publish(port, waiting) for port in targets))
-        await until(lambda: self.followers.got >= wanted, 60, f"{deliveries} deliveries")
+        await until(lambda: self.followers.got >= wanted or self.followers.ended, 60, f"{deliveries} deliveries")
         spent = self.cpu().since(before)
         await asyncio.sleep(0.05)
-        assert self.followers.got == wanted, f"{self.followers.got - wanted} events came twice"
+        assert self.followers.got == wanted, f"{self.followers.got - wanted} events more than were published"
+        assert not self.followers.gaps + self.followers.ended, f"streams had gaps or ended: {self.followers}"
         return spent
 
 
