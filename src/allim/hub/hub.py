@@ -100,6 +100,7 @@ class Hub:
         self._clock = clock
         self._rng = rng or random.Random()
         self._registry = Registry()
+        metrics.count_topics(self._registry.count_topics)
         self._addresses: Counter[str] = Counter()
         self._load = Load(self.settings.memory_max_bytes)
         self._wheel = Wheel()

@@ -30,6 +30,7 @@ from allim.transports.sse.stream import Proven, SseStream
 EXTENSION = "allim.handover"
 ANSWER = "allim.answer"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
+CLIENT_GONE = 499  # nginx' word for it, in our log alone
 FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
 
 
@@ -323,5 +324,7 @@ class HandoverResponse(Response):
         stream = self.stream
         if not hand_over(stream, frames.head(self.stream_headers)):
             stream.hub.leave(stream, CloseReason.CLIENT_LEFT)
+            # Nobody hears it, but uvicorn would log a missing answer as a defect.
+            await Response(status_code=CLIENT_GONE)(scope, receive, send)
             return
         await stream.hub.follow(stream, self.begin)
