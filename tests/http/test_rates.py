@@ -185,7 +185,7 @@ async def test_what_waits_for_the_same_is_asked_for_once() -> None:
 
     await together(Rationed(ledger), *[1] * 50)
 
-    assert ledger.costs == [50]
+    assert ledger.costs == [50 + 1], "and a hundredth of the limit ahead"
 
 
 async def test_the_sum_stays_within_the_limit() -> None:
@@ -204,3 +204,39 @@ async def test_who_goes_while_waiting_leaves_the_others_their_answers() -> None:
     gone.cancel()
 
     assert (await stays)["ratelimit"] == '"address";r=98;t=1'
+
+
+BUSY = Policy("busy", 1000, 1)
+
+
+async def test_where_several_wait_a_hundredth_is_asked_for_ahead_and_told_as_if_it_were_not() -> None:
+    ledger = CountingLedger(Clock(1000.0))
+    rationed = Rationed(ledger)
+
+    told = await together(rationed, 1, 1, 1, policy=BUSY)
+    told += [await rationed.take((BUSY, "x")) for _ in range(10)]
+    assert ledger.costs == [3 + 10]
+    told.append(await rationed.take((BUSY, "x")))
+    assert ledger.costs == [3 + 10, 1], "it is used up, and nobody else waits"
+
+    assert [headers["ratelimit"] for headers in told] == [f'"busy";r={1000 - number};t=1' for number in range(1, 15)]
+
+
+async def test_what_was_asked_for_ahead_is_not_kept() -> None:
+    ledger = CountingLedger(Clock(1000.0))
+    rationed = Rationed(ledger)
+
+    await together(rationed, 1, 1, policy=BUSY)
+    await asyncio.sleep(2 * rates.AHEAD_S)
+    await rationed.take((BUSY, "x"))
+
+    assert ledger.costs == [2 + 10, 1]
+
+
+async def test_what_is_asked_for_ahead_costs_nobody_a_place() -> None:
+    rationed = Rationed()
+
+    told = await together(rationed, *[1] * 300, policy=Policy("busy", 200, 3600))
+    told.append(await rationed.take((Policy("busy", 200, 3600), "x")))
+
+    assert sum("retry-after" not in headers for headers in told) == 200
