@@ -77,6 +77,11 @@ bench: setup ## Measure, side by side with others: half an hour, or QUICK=1 two 
 	@./make/install redis-server
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(WRITE),--write $(WRITE))
 
+.PHONY: soak
+soak: setup ## Let 100,000 streams come and go under an hour's events, and see that nothing is left; QUICK=1 for fewer
+	@./make/install redis-server
+	@$(BIN)/python -m bench.soak $(if $(QUICK),--quick)
+
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf .venv web/node_modules web/dist dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -203,8 +203,8 @@ MUTANTS = (
         "a ticket opens as many streams as are asked for",
         8,
         "brokers/admit.lua",
-        "'PX', ARGV[5], 'NX')",
-        "'PX', ARGV[5])",
+        "if ticket and redis.call('EXISTS', ticket) == 1 then",
+        "if false then",
         (LEDGER + "test_a_ticket_is_spent_once_by_whoever_is_first",),
     ),
     Mutant(

@@ -1,10 +1,10 @@
-"""The command line: `allim serve | up | publish | tail | token | doctor`."""
+"""The command line: `allim serve | up | publish | tail | token | doctor | plan`."""
 
 import asyncio
 import json
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import httpx
@@ -124,6 +124,31 @@ def doctor(url: str | None) -> None:
         if finding.advice:
             click.echo(f"     → {finding.advice}")
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command()
+@click.option("--streams", type=int, required=True, help="Streams open at once.")
+@click.option("--events-per-s", type=float, required=True, help="Events published per second.")
+@click.option("--fan-out", default="1", show_default=True, help="Streams that get each event; `all` for everybody.")
+@click.option("--event-bytes", default=200, show_default=True, help="Bytes of an event's data.")
+@click.option("--batch", default=1, show_default=True, help="Events per publish request.")
+@click.option("--keyed", is_flag=True, help="Requests carry idempotency keys, which Redis keeps for 24 hours.")
+@click.option("--history-events", default=256, show_default=True, help="ALLIM_HISTORY_EVENTS.")
+@click.option("--history-ttl-s", default=3600.0, show_default=True, help="ALLIM_HISTORY_TTL_S.")
+@click.option("--json", "in_json", is_flag=True, help="For programs.")
+def plan(streams: int, fan_out: str, in_json: bool, **rest: Any) -> None:
+    """Compute what a load needs: replicas, Redis, nginx, network, and what saturates first."""
+    from allim import plan as planning
+
+    try:
+        reach = float(streams) if fan_out == "all" else float(fan_out)
+    except ValueError:
+        _fail("--fan-out: must be a number or `all`")
+    try:
+        made = planning.plan(planning.Load(streams=streams, fan_out=reach, **rest))
+    except (ValueError, planning.Impossible) as error:
+        _fail(str(error))
+    click.echo(json.dumps(planning.as_json(made), ensure_ascii=False) if in_json else planning.as_text(made))
 
 
 def _serve(settings: Settings, host: str, port: int) -> None:

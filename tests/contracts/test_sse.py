@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -215,6 +216,20 @@ async def test_a_pipelined_request_does_not_leak_the_stream(portable: bool) -> N
         opened = server.metric("allim_streams_opened_total")
         await until(lambda: server.metric("allim_streams_open") == 0, what="stream freed")
         assert opened >= 1
+
+
+async def test_a_client_that_cannot_have_its_stream_is_no_defect_in_the_log() -> None:
+    with replica() as server:
+        ask = f"GET /events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token()}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(ask + ask)
+            with suppress(ConnectionResetError):
+                await asyncio.to_thread(client.recv, 4096)
+
+        await until(
+            lambda: '"path": "/events", "status": 499' in server.log.read_text(), what="its request is logged"
+        )
+        assert '"error"' not in server.log.read_text()
 
 
 @pytest.mark.parametrize("portable", [False, True], ids=["handover", "portable"])

@@ -86,7 +86,8 @@ def _from_here(headers: Headers) -> bool:
     Without `Sec-Fetch-Site` (older browsers, plain http) hosts are compared and schemes are not, for TLS may end
     before us. `Origin: null`, of a page that hides where it comes from, is no host's.
     """
-    site, origin, host = (headers.get(name) for name in ("sec-fetch-site", "origin", "host"))
+    site = headers.get("sec-fetch-site")
     if site is not None:
         return site in ("same-origin", "none")
+    origin, host = headers.get("origin"), headers.get("host")
     return origin is None or bool(host and origin.partition("://")[2] == host)

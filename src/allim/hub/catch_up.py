@@ -13,6 +13,7 @@ from typing import NamedTuple
 import structlog
 
 from allim.errors import Unavailable
+from allim.hub.broadcasts import JOINED_BYTES
 from allim.hub.broker import Broker, Reading
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import Event
@@ -181,18 +182,29 @@ class CatchUp:
         return written
 
     async def _write(self, stream: Stream, chain: Chain, events: Sequence[Event]) -> int:
+        """In writes of several events: each costs as much as all that is in it."""
         written = 0
+        wires: list[bytes] = []
+        size = 0
         for event in events:
-            if chain.breaks_before(stream, event):
+            broken, control = chain.breaks_before(stream, event), event.control
+            if wires and (broken or control is not None or size >= JOINED_BYTES):
+                stream.write(b"".join(wires))
+                wires, size = [], 0
+                await stream.drained()
+            if broken:
                 self._tell(stream, chain, [event.topic], "trimmed")
             chain.note(event)
-            if (control := event.control) is not None:
+            if control is not None:
                 stream.obey(control)
             elif event.position > stream.last and not stream.ended:
-                stream.write(event.wire)
+                wires.append(event.wire)
+                size += len(event.wire)
                 stream.last = event.position
                 written += 1
-                await stream.drained()
+        if wires:
+            stream.write(b"".join(wires))
+            await stream.drained()
         return written
 
     def _tell(self, stream: Stream, chain: Chain, topics: Sequence[str], reason: str) -> None:

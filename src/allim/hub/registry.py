@@ -82,6 +82,9 @@ class Registry:
     def topic(self, name: str) -> Topic | None:
         return self._topics.get(name)
 
+    def count_topics(self) -> int:
+        return len(self._topics)
+
     def topics(self) -> list[str]:
         return list(self._topics)
 

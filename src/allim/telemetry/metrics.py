@@ -3,7 +3,9 @@
 Counted per event, never per write: a broadcast to 10,000 streams costs one update.
 """
 
+import asyncio
 import time
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
@@ -22,6 +24,8 @@ class Metrics:
         r = self.registry
         Gauge("allim_replica_info", "Which replica this is", ["server_id"], registry=r).labels(server_id).set(1)
         self._open = Gauge("allim_streams_open", "Streams open now", registry=r)
+        self._topics = Gauge("allim_topics", "Topics that a stream here waits for", registry=r)
+        Gauge("allim_tasks", "Tasks of the event loop", registry=r).set_function(_tasks)
         self._opened = Counter("allim_streams_opened_total", "Streams opened", registry=r)
         self._closed = Counter("allim_streams_closed_total", "Streams ended, by reason", ["reason"], registry=r)
         self._published = Counter("allim_events_published_total", "Events accepted here", registry=r)
@@ -54,6 +58,10 @@ class Metrics:
             registry=r,
         )
         self._skew_s = 0.0
+
+    def count_topics(self, count: Callable[[], int]) -> None:
+        """Ask this for the number of topics whenever the metrics are read."""
+        self._topics.set_function(count)
 
     def opened(self) -> None:
         self._open.inc()
@@ -100,3 +108,10 @@ class Metrics:
     def text(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""
         return generate_latest(self.registry)
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # read where no loop runs
+        return 0

@@ -30,9 +30,11 @@ from allim.transports.sse.stream import Proven, SseStream
 EXTENSION = "allim.handover"
 ANSWER = "allim.answer"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
+CLIENT_GONE = 499  # nginx' word for it, in our log alone
 FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
 
 
+FIRST_BYTES = 16 * 1024  # what may go out together at the beginning; less than a stream's buffer
 HEAD_TIMEOUT_S = 20.0  # from the connection, or the first byte of a later request, to the end of its head
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -66,7 +68,7 @@ class HandedOver(Exception):
 class HandoverStream(SseStream, asyncio.Protocol):
     """A stream that is its connection's protocol. No task, no queue, no timer: the buffer is the transport's.
 
-    Shape: `head` is what goes before the first bytes that are written.
+    Shape: `head` is what is written first and not sent yet.
     """
 
     __slots__ = ("connections", "head", "transport", "waiter")
@@ -82,10 +84,11 @@ class HandoverStream(SseStream, asyncio.Protocol):
 
     def attach(self, transport: asyncio.Transport, connections: set[Any], head: bytes) -> None:
         """Take the connection. Being in `connections`, the server waits for it when it shuts down. The response head
-        goes out with the first frame: a packet of its own would cost a tenth of the opening.
+        goes out with all that is written in this turn of the loop: each packet by itself is a tenth of the opening.
         """
         self.head = head
         self.transport = transport
+        asyncio.get_running_loop().call_soon(self.begin)
         self.connections = connections
         connections.add(self)
         transport.set_write_buffer_limits(high=self.hub.settings.stream_buffer_bytes)
@@ -95,8 +98,17 @@ class HandoverStream(SseStream, asyncio.Protocol):
     def write(self, wire: bytes) -> None:
         if self.close_reason is None and self.transport is not None:
             if self.head:
-                wire, self.head = self.head + wire, b""
-            self.transport.write(wire)
+                self.head += wire
+                if len(self.head) >= FIRST_BYTES:
+                    self.begin()
+            else:
+                self.transport.write(wire)
+
+    def begin(self) -> None:
+        """Send the head, and what was written with it."""
+        if self.head and self.transport is not None:
+            first, self.head = self.head, b""
+            self.transport.write(first)
 
     def finish(self, *, flush: bool) -> None:
         self._wake()
@@ -106,6 +118,7 @@ class HandoverStream(SseStream, asyncio.Protocol):
         if not flush:
             _reset(transport)
             return
+        self.begin()
         transport.close()
         if transport.get_write_buffer_size():
             grace_s = CLOSE_GRACE_S if self.close_reason is None or self.close_reason.reconnect else FINAL_GRACE_S
@@ -177,6 +190,7 @@ class HandoverProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.head_bytes = 0
+        self.in_head = False
         self.head_timer: asyncio.TimerHandle | None = None
         self.running: RequestResponseCycle | None = None
 
@@ -198,12 +212,17 @@ class HandoverProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self.head_bytes += len(data)
         super().data_received(data)
-        if self.head_bytes > MAX_HEAD_BYTES and self.transport.get_protocol() is self:
+        if self.transport.get_protocol() is not self:
+            return
+        if self.head_bytes > MAX_HEAD_BYTES:
             self.refuse(_HEAD_TOO_LARGE)
+        elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
+            self.await_head()
 
     def on_message_begin(self) -> None:
+        self.in_head = True
         if self.head_timer is None:
-            self.await_head()
+            self.head_bytes = 0
         super().on_message_begin()
         # ASGI allows any value
         self.scope["extensions"] = {EXTENSION: self.hand_over, ANSWER: self.answer_at_once}  # type: ignore[dict-item]
@@ -221,10 +240,10 @@ class HandoverProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def await_head(self) -> None:
-        self.head_bytes = 0
         self.head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self.transport.abort)
 
     def head_came(self) -> None:
+        self.in_head = False
         if self.head_timer is not None:
             self.head_timer.cancel()
             self.head_timer = None
@@ -305,5 +324,7 @@ class HandoverResponse(Response):
         stream = self.stream
         if not hand_over(stream, frames.head(self.stream_headers)):
             stream.hub.leave(stream, CloseReason.CLIENT_LEFT)
+            # Nobody hears it, but uvicorn would log a missing answer as a defect.
+            await Response(status_code=CLIENT_GONE)(scope, receive, send)
             return
         await stream.hub.follow(stream, self.begin)
