@@ -50,8 +50,8 @@ PER_EVENT = "xadd"
 class Storm(NamedTuple):
     """One storm as the clients saw it, and what it cost beyond what the same time costs in calm.
 
-    Shape: `cut` streams lost their replica, `returned` ones came back; `return_s` is from the kill to the last frame of
-    what each had missed: p50, p99 and longest. `placed` is how many came back to which replica. `commands` are Redis
+    Shape: `cut` streams lost their replica, `returned` ones came back; `return_s` is from the kill to the last frame
+    of what each had missed: p50, p99, longest. `placed` is how many came back to which replica. `commands` are Redis
     commands per returned stream by name, those within scripts too. `calm` and `storm` are the watched user's events,
     `others_ms` (p50, p99, longest) those to all users whose replica lived on. `busy` is how much of a CPU each used
     until the last was back; "queued" is what the replicas would have used as well if others had not.
