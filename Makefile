@@ -74,8 +74,9 @@ mutants: setup ## Break the code behind each promise: its tests must notice
 
 .PHONY: bench
 bench: setup ## Measure, side by side with others: half an hour, or QUICK=1 two minutes; WRITE=docs/performance.md
-	@./make/install redis-server
+	@./make/install redis-server nginx-light
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(WRITE),--write $(WRITE))
+	@$(if $(QUICK),,$(BIN)/python -m bench.scale && $(BIN)/python -m bench.storm)
 
 .PHONY: soak
 soak: setup ## Let 100,000 streams come and go under an hour's events, and see that nothing is left; QUICK=1 for fewer
@@ -85,3 +86,4 @@ soak: setup ## Let 100,000 streams come and go under an hour's events, and see t
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf .venv web/node_modules web/dist dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf bench/.peers bench/peers/nestjs/node_modules bench/peers/nestjs/dist

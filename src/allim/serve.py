@@ -25,6 +25,7 @@ SEND_BUFFER_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75  # above nginx's keepalive_timeout of 60 s, so that it is nginx that closes
 BACKLOG = 4096
 COLLECT_AFTER = (10_000, 20, 50)  # new objects, and collections of the younger generation
+ACCEPTS_AT_ONCE = 8
 LEAVE_SHARE, REST_SHARE = 0.85, 0.1  # of the drain time for streams and work in hand; for requests and frozen readers
 
 
@@ -59,7 +60,8 @@ class ReplicaServer(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket whose accepted sockets do not wait for ever for a reader.
+    """A bound socket whose accepted sockets do not wait for ever for a reader. The server listens once it has
+    started: before that, connections are refused and go to another replica.
 
     Raises: OSError when the address is taken or not ours.
     """
@@ -72,7 +74,6 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
     try:
         listener.bind(address)
-        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise
@@ -102,7 +103,10 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     log.info("serving", host=host, port=port, clustered=settings.clustered)
     spare_collections()
-    ReplicaServer(config, app.state.leave, settings.drain_s).run(sockets=[listener])
+    # libuv accepts one connection per listener in a turn of the loop. Those of a herd are to share a turn: what they
+    # ask Redis goes out together, and a publisher does not wait behind all of them.
+    listeners = [listener, *(listener.dup() for _ in range(ACCEPTS_AT_ONCE - 1))]
+    ReplicaServer(config, app.state.leave, settings.drain_s).run(sockets=listeners)
 
 
 def spare_collections() -> None:
