@@ -145,8 +145,8 @@ MUTANTS = (
         "a pulse overtakes a broadcast that waits",
         4,
         "hub/broadcasts.py",
-        "        if self._waiting:\n            self._waiting[-1].pulse = pulse\n",
-        "        if False:\n            pass\n",
+        "        if self._waiting and self._waiting[-1].due:\n",
+        "        if False:\n",
         ("tests/hub/test_broadcasts.py::test_every_stream_gets_its_topics_events_once_and_in_order",),
     ),
     Mutant(

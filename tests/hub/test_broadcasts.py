@@ -61,17 +61,30 @@ async def test_the_loop_is_free_between_two_slices_and_everybody_gets_it(bench: 
 
 async def test_what_comes_meanwhile_is_joined_to_one_write(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [bench.stream("a") for _ in range(3)]
-    writes: list[bytes] = []
-    monkeypatch.setattr(streams[-1], "write", writes.append)
+    writes: list[list[bytes]] = [[], [], []]
+    for stream, written in zip(streams, writes, strict=True):
+        monkeypatch.setattr(stream, "write", written.append)
 
     events = [bench.history.add("a", ms) for ms in (1, 2, 3)]
+    one, two, three = [event.wire for event in events]
     for event in events:
         bench.dispatcher.on_event(event)
     await turns(8)
 
-    assert writes == [events[0].wire, events[1].wire + events[2].wire]
+    assert writes == [[one, two + three], [one + two + three], [one + two + three]], "each in its next turn"
     assert bench.metric("allim_events_written_total 9.0")
     assert bench.metric("allim_events_dispatched_total 3.0")
+
+
+async def test_an_event_that_comes_when_the_streams_have_changed_waits_for_its_own_round(bench: Bench) -> None:
+    streams = [bench.stream("a") for _ in range(3)]
+    bench.dispatcher.on_event(bench.history.add("a", 1))
+    late = bench.stream("a")
+    bench.dispatcher.on_event(bench.history.add("a", 2))
+    await turns(12)
+
+    assert [stream.data for stream in streams] == [[1, 2]] * 3
+    assert late.data[-1:] == [2]
 
 
 async def test_joining_ends_at_a_size(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +98,7 @@ async def test_joining_ends_at_a_size(bench: Bench, monkeypatch: pytest.MonkeyPa
         bench.dispatcher.on_event(event)
     await turns(8)
 
-    assert writes == [events[0].wire, events[1].wire + events[2].wire, events[3].wire]
+    assert writes == [events[0].wire + events[1].wire, events[2].wire + events[3].wire]
 
 
 async def test_somebody_elses_event_does_not_wait(bench: Bench) -> None:

@@ -5,6 +5,7 @@ Source: draft-ietf-httpapi-ratelimit-headers-10 (RateLimit, RateLimit-Policy).
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 PATIENCE_S = 0.5  # with the ledger: what is limited has a deadline of its own
 AHEAD_SHARE, AHEAD_S = 0.01, 0.05  # of a limit, asked for ahead; how long it is good
+WARN_EVERY_S = 1.0  # of the calls since the last time
 SESSION_PATIENCE_S = 2.0  # where a session is at stake, which nobody else can judge
 
 
@@ -50,6 +52,7 @@ class Rates:
         self.refused = refused
         self._lines: dict[str, list[_Waiting]] = {}  # by the demand's name; there is one while somebody is asked for
         self._stocks: dict[str, _Stock] = {}
+        self._uncounted, self._warn_at = 0, 0.0
         self._askers: set[asyncio.Task[None]] = set()
 
     async def take(
@@ -178,7 +181,10 @@ class Rates:
         return grant
 
     async def _count_here(self, demands: Sequence[Demand], why: str) -> Grant:
-        log.warning("rates are counted by this replica alone", error=why)
+        self._uncounted += len(demands)
+        if (now := time.monotonic()) >= self._warn_at:
+            log.warning("rates are counted by this replica alone", error=why, calls=self._uncounted)
+            self._warn_at, self._uncounted = now + WARN_EVERY_S, 0
         return await self._substitute.take(demands)
 
 

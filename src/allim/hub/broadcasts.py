@@ -1,7 +1,8 @@
 """Events for many streams, written a slice at a time, so that nobody else waits for the whole.
 
 A broadcast to 10,000 streams takes the kernel most of a tenth of a second. It is written in slices, and between two
-the event loop is free. Events of one topic that come meanwhile are joined: each stream gets them in one write.
+the event loop is free. Events of one topic that come meanwhile are joined: each stream gets them in one write, in its
+next turn.
 What must hold until a broadcast is written: docs/decisions/0010-broadcasts-in-slices.md.
 """
 
@@ -9,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from allim.hub.event import Event
 from allim.hub.position import Position
@@ -21,55 +23,96 @@ JOINED_BYTES = 16 * 1024  # written to a stream at once: enough to make the cost
 MAX_WAITING = 16  # broadcasts, each of one topic; with more than that the link is read no further
 
 
-class _Broadcast:
-    """Events of one topic in their order, and how far they are written.
+@dataclass(slots=True)
+class _Due:
+    """An event that is being written.
 
-    Shape: the streams are taken when the writing begins: who joins a topic after an event was announced has it from
-    history. `pulse` is the newest that came after these events.
+    Shape: it is done when the turn `until` is reached; so many streams had been written to `before` it came, and so
+    many were given it by itself; `pulse` is the newest that came after it.
     """
 
-    __slots__ = ("events", "pulse", "settled", "size", "streams", "topic", "turns", "wire")
+    event: Event
+    until: int
+    before: int
+    by_itself: int = 0
+    pulse: Position | None = None
+
+
+class _Broadcast:
+    """Events of one topic. The streams take turns, round after round, and each gets in one write what has come since
+    its last turn; an event is done when the round has come back to where it began.
+
+    Shape: the streams are taken when the writing begins, and an event joins later only if they are still the same:
+    who joins a topic after an event was announced has it from history. `turn` counts the turns, `writes` those that
+    were a write of all that was due.
+    """
+
+    __slots__ = ("due", "name", "size", "streams", "topic", "turn", "wire", "writes")
 
     def __init__(self, event: Event, topic: Topic) -> None:
+        self.name = event.topic
         self.topic = topic
-        self.events = [event]
-        self.size = len(event.wire)
-        self.settled = [0]  # streams that got the event by itself
-        self.turns = 0  # streams that got all events in one write
-        self.pulse: Position | None = None
+        self.due: deque[_Due] = deque()
+        self.size = self.turn = self.writes = 0
+        self.streams: tuple[Stream, ...] | None = None
+        self.join(event)
+
+    def takes(self, topic: Topic) -> bool:
+        """Whether another event of this topic may join."""
+        return (
+            topic is self.topic
+            and self.size < JOINED_BYTES
+            and (self.streams is None or self.streams is topic.streams)
+        )
 
     def join(self, event: Event) -> None:
-        self.events.append(event)
+        self.due.append(_Due(event, self.turn + len(self.streams or ()), self.writes))
         self.size += len(event.wire)
-        self.settled.append(0)
+        if self.streams is not None:
+            self._gather()
 
     def begin(self) -> None:
-        self.wire = b"".join([event.wire for event in self.events])
-        self.streams = iter(self.topic.streams)
+        self.streams = self.topic.streams
+        for due in self.due:
+            due.until = len(self.streams)
+        self._gather()
 
-    def go_on(self, ends_at: float) -> bool:
-        """Write until then; True when every stream has had its turn."""
-        wire, first, last = self.wire, self.events[0].position, self.events[-1].position
+    def go_on(self, ends_at: float, done: Callable[[Event, int, Position | None], None]) -> bool:
+        """Write until then; True when nothing is due any more."""
+        streams = self.streams
+        assert streams is not None
         left = STRIDE
-        for stream in self.streams:
-            if stream.backlog is None and stream.last < first and stream.close_reason is None:
-                stream.last = last
-                stream.write(wire)
-                self.turns += 1
-            else:
-                self.settle(stream)
-            left -= 1
-            if not left:
-                if time.perf_counter() >= ends_at:
-                    return False
-                left = STRIDE
+        while self.due:
+            oldest, wire = self.due[0], self.wire
+            first, last = oldest.event.position, self.due[-1].event.position
+            while self.turn < oldest.until:
+                stream = streams[self.turn % len(streams)]
+                self.turn += 1
+                if stream.backlog is None and stream.last < first and stream.close_reason is None:
+                    stream.last = last
+                    self.writes += 1
+                    stream.write(wire)
+                else:
+                    self.settle(stream)
+                left -= 1
+                if not left:
+                    if time.perf_counter() >= ends_at:
+                        return False
+                    left = STRIDE
+            self.due.popleft()
+            self.size -= len(oldest.event.wire)
+            self._gather()
+            done(oldest.event, self.writes - oldest.before + oldest.by_itself, oldest.pulse)
         return True
 
     def settle(self, stream: Stream) -> None:
         """Give a stream what it has not had of these events."""
         if not stream.ended:
-            for number, event in enumerate(self.events):
-                self.settled[number] += stream.deliver(event)
+            for due in self.due:
+                due.by_itself += stream.deliver(due.event)
+
+    def _gather(self) -> None:
+        self.wire = b"".join([due.event.wire for due in self.due])
 
 
 class Broadcasts:
@@ -89,28 +132,27 @@ class Broadcasts:
     def add(self, event: Event, topic: Topic) -> None:
         """Write the event to the topic's streams: some at once, the others in later turns of the loop."""
         waiting = self._waiting
-        if not waiting:
-            waiting.append(_Broadcast(event, topic))
+        if waiting and waiting[-1].takes(topic):
+            waiting[-1].join(event)
+            return
+        waiting.append(_Broadcast(event, topic))
+        if len(waiting) == 1:
             waiting[0].begin()
             self._write_slice()
-        elif len(waiting) > 1 and (last := waiting[-1]).topic is topic and last.size < JOINED_BYTES:
-            last.join(event)
-        else:
-            waiting.append(_Broadcast(event, topic))
-            if len(waiting) >= MAX_WAITING:
-                self._room.clear()
+        elif len(waiting) >= MAX_WAITING:
+            self._room.clear()
 
     def hear(self, pulse: Position) -> None:
         """Pass the pulse on when everything that came before it has been written."""
-        if self._waiting:
-            self._waiting[-1].pulse = pulse
+        if self._waiting and self._waiting[-1].due:
+            self._waiting[-1].due[-1].pulse = pulse
         else:
             self._heard(pulse)
 
     def settle(self, stream: Stream) -> None:
         """Write what waits for this stream, so that something newer can follow."""
         for broadcast in self._waiting:
-            if broadcast.events[0].topic in stream.topics:
+            if broadcast.name in stream.topics:
                 broadcast.settle(stream)
 
     async def room(self) -> None:
@@ -120,19 +162,18 @@ class Broadcasts:
     def _write_slice(self) -> None:
         ends_at = time.perf_counter() + SLICE_S
         try:
-            while self._waiting and self._waiting[0].go_on(ends_at):
-                self._finish(self._waiting.popleft())
+            while self._waiting and self._waiting[0].go_on(ends_at, self._done):
+                self._waiting.popleft()
+                self._room.set()
+                if self._waiting:
+                    self._waiting[0].begin()
                 if time.perf_counter() >= ends_at:
                     break
         finally:  # also when a stream failed: the others wait for their turn
             if self._waiting:
                 asyncio.get_running_loop().call_soon(self._write_slice)
 
-    def _finish(self, broadcast: _Broadcast) -> None:
-        self._room.set()
-        if self._waiting:
-            self._waiting[0].begin()
-        for event, settled in zip(broadcast.events, broadcast.settled, strict=True):
-            self._written(event, broadcast.turns + settled)
-        if broadcast.pulse is not None:
-            self._heard(broadcast.pulse)
+    def _done(self, event: Event, streams: int, pulse: Position | None) -> None:
+        self._written(event, streams)
+        if pulse is not None:
+            self._heard(pulse)
