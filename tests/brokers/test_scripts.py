@@ -1,6 +1,7 @@
 """Deadlines of many calls with one timer."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -47,3 +48,19 @@ async def test_a_deadline_that_has_passed_ends_it_at_once() -> None:
 
     with pytest.raises(TimeoutError):
         await late
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
+async def test_a_deadline_is_set_in_a_turn_that_rings_others_late() -> None:
+    loop, deadlines = asyncio.get_running_loop(), Deadlines()
+    now = loop.time()
+    first, second, third = future(), future(), future()
+    deadlines.set(first, now + 0.02)
+    deadlines.set(second, now + 0.021)
+    first.add_done_callback(lambda _: deadlines.set(third, now + 0.06))
+    loop.call_later(0.01, time.sleep, 0.03)
+
+    async with asyncio.timeout(1):
+        answers = await asyncio.gather(first, second, third, return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [TimeoutError] * 3

@@ -58,12 +58,13 @@ class Deadlines:
         self._pending: list[tuple[float, int, asyncio.Future[Any]]] = []  # a heap, the nearest first
         self._number = itertools.count()  # so that futures are never compared
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf  # uvloop's handle for a time that has passed does not know it
 
     def set(self, future: "asyncio.Future[Any]", at: float) -> None:
         """Give the future a TimeoutError at that time of the event loop."""
         self._forget_done()
         heapq.heappush(self._pending, (at, next(self._number), future))
-        if self._timer is None or at < self._timer.when():
+        if at < self._rings_at:
             self._wind(at)
 
     def clear(self) -> None:
@@ -71,15 +72,16 @@ class Deadlines:
         self._pending.clear()
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._rings_at = None, math.inf
 
     def _wind(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._rings_at = at
         self._timer = asyncio.get_running_loop().call_at(at, self._ring, at)
 
     def _ring(self, at: float) -> None:
-        self._timer = None
+        self._timer, self._rings_at = None, math.inf
         self._forget_done()
         while self._pending and self._pending[0][0] <= at:
             heapq.heappop(self._pending)[2].set_exception(TimeoutError())
