@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -48,6 +50,22 @@ def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     for name, before in levels.items():
         logging.getLogger(name).setLevel(before)
     structlog.configure(**config)
+
+
+class Full(io.StringIO):
+    """Standard error on a disk that is full."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_line_that_cannot_be_written_ends_nothing(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", Full())
+        structlog.get_logger().warning("lost")
+    structlog.get_logger().warning("heard")
+
+    assert [json.loads(line)["event"] for line in logged.getvalue().splitlines()] == ["heard"]
 
 
 async def answer(request: Request) -> Response:

@@ -5,6 +5,7 @@ Values are escaped by JSON, so nothing a client sends can start a line of its ow
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -48,8 +49,10 @@ class _Lines:
     """Writes lines to whatever standard error is at that moment."""
 
     def _write(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        # A full disk, a pipe that nobody reads: as under `logging`, a lost line ends neither a request nor the link.
+        with suppress(OSError, ValueError):
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
 
     debug = info = warning = error = critical = exception = _write
 
