@@ -76,7 +76,11 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
             return Response(status_code=204)  # the one answer after which a browser does not come back by itself
 
     async def answer(request: Request, visitor: Visitor) -> Response:
-        topics = await _topics(request, visitor, permission)
+        try:
+            topics = await _topics(request, visitor, permission)
+        except (Invalid, Forbidden):
+            await gate.count(request, visitor.identity)  # no stream pays for it; and who has signed out hears that
+            raise
         if request.method == "HEAD":  # how a page asks why its EventSource gave up
             await gate.count(request, visitor.identity)
             hub.check_room(visitor.address)
