@@ -185,7 +185,7 @@ async def test_what_waits_for_the_same_is_asked_for_once() -> None:
 
     await together(Rationed(ledger), *[1] * 50)
 
-    assert ledger.costs == [50 + 1], "and a hundredth of the limit ahead"
+    assert ledger.costs == [50]
 
 
 async def test_the_sum_stays_within_the_limit() -> None:
@@ -240,3 +240,13 @@ async def test_what_is_asked_for_ahead_costs_nobody_a_place() -> None:
     told.append(await rationed.take((Policy("busy", 200, 3600), "x")))
 
     assert sum("retry-after" not in headers for headers in told) == 200
+
+
+@pytest.mark.parametrize(("policy", "cost"), [(Policy("slow", 3000, 60), 1), (BUSY, 20)])
+async def test_nothing_is_asked_for_ahead_that_would_be_lost(policy: Policy, cost: int) -> None:
+    """Of a slow limit, a hundredth every twentieth of a second is more than it gives; a larger cost cannot use it."""
+    ledger = CountingLedger(Clock(1000.0))
+
+    await together(Rationed(ledger), cost, cost, policy=policy)
+
+    assert ledger.costs == [2 * cost]

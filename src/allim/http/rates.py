@@ -20,7 +20,7 @@ from allim.hub import Demand, Grant, Holder, Ledger, Quota, Standing, refuse_end
 log = structlog.get_logger(__name__)
 
 PATIENCE_S = 0.5  # with the ledger: what is limited has a deadline of its own
-AHEAD_SHARE, AHEAD_S = 0.01, 0.05  # of a limit, asked for ahead; how long it is good
+AHEAD_SHARE, AHEAD_S = 0.01, 0.05  # of what a limit gives in a second, asked for ahead; how long it is good
 WARN_EVERY_S = 1.0  # of the calls since the last time
 SESSION_PATIENCE_S = 2.0  # where a session is at stake, which nobody else can judge
 
@@ -41,7 +41,8 @@ class Rates:
 
     Calls that want the same thing while others wait for it are asked for together, so that load does not make more
     questions. What each of them is granted and told is what it would be, asked for by itself in its turn. Where
-    several wait, a hundredth of the limit is asked for ahead, to be used up within a twentieth of a second.
+    several wait, a hundredth of what the limit gives in a second is asked for ahead, to be used up within a twentieth
+    of a second.
 
     Shape: `refused` is told the name of the policy that refused.
     """
@@ -133,7 +134,8 @@ class Rates:
         """As one demand, which is granted if and only if each is; if it is not, each by itself and in order."""
         costs = [one.demand.cost for one in some]
         limit = some[0].demand.limit
-        if len(some) > 1 and (ahead := int(limit * AHEAD_SHARE)) and sum(costs) + ahead <= limit:
+        ahead = int(limit / some[0].demand.period_s * AHEAD_SHARE)
+        if len(some) > 1 and max(costs) <= ahead and sum(costs) + ahead <= limit:
             costs.append(ahead)
         demand = some[0].demand._replace(cost=sum(costs))
         quota = (await self._ask([demand], None)).quotas[0]
