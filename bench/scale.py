@@ -25,6 +25,8 @@ from tests.deployment import Deployment, deployment
 from tests.replicas import PUBLISH_KEY, token
 from tests.waiting import until
 
+from bench.measure import memory_kib
+
 MANY = 10_000_000
 SETTINGS: dict[str, Any] = {
     "stream_lifetime_s": 3600,
@@ -37,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 REPLICAS = (1, 2, 4)
 AT_ONCE = 32  # requests to each replica: under load, calls of one turn of the loop share a pipeline
 BATCHES_AT_ONCE = 4
-MARK, GAP = b"\nevent: bench\n", b"\nevent: stream.gap\n"
+MARK, GAP = b"\nevent: bench\n", b"t: stream.gap\n"  # of one length: what is kept of a read holds neither whole
 DATA = {"p": "x" * 190}  # 200 bytes of JSON
 BATCH = 1000
 
@@ -109,7 +111,7 @@ class Follower(asyncio.Protocol):
         if not self.open.done() and b"event: stream.open\n" in text:
             self.open.set_result(None)
         self.all.got += text.count(MARK)
-        self.all.gaps += GAP in text
+        self.all.gaps += text.count(GAP)
         self.tail = text[1 - len(MARK) :]
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -282,9 +284,9 @@ async def through_nginx(sizes: Sizes) -> Front:
         nginx = bench.deployed.nginx
         assert nginx
         await bench.publish(singles(500, 1), 0)
-        before_kib = sum(map(resident_kib, nginx.workers()))
+        before_kib = sum(memory_kib([pid]) for pid in nginx.workers())
         opened = await bench.open(sizes.streams)
-        after_kib = sum(map(resident_kib, nginx.workers()))
+        after_kib = sum(memory_kib([pid]) for pid in nginx.workers())
         single = await bench.publish(singles(sizes.singles // 2, sizes.streams), sizes.singles // 2)
         writes = sizes.broadcasts * sizes.streams
         system = [json.dumps(event("system")).encode()] * sizes.broadcasts
@@ -339,11 +341,6 @@ async def started(replicas: int, *, nginx: bool = False) -> AsyncIterator[Bench]
             for transport in bench.followers.transports:
                 transport.abort()
             await asyncio.sleep(0.1)
-
-
-def resident_kib(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0])
 
 
 def _us(cpu_s: Sequence[float], count: int) -> float:
