@@ -185,7 +185,7 @@ class Rates:
     async def _count_here(self, demands: Sequence[Demand], why: str) -> Grant:
         self._uncounted += len(demands)
         if (now := time.monotonic()) >= self._warn_at:
-            log.warning("rates are counted by this replica alone", error=why, calls=self._uncounted)
+            log.warning("rates are counted by this replica alone", error=why, questions=self._uncounted)
             self._warn_at, self._uncounted = now + WARN_EVERY_S, 0
         return await self._substitute.take(demands)
 
