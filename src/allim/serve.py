@@ -5,6 +5,7 @@ import gc
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any
@@ -40,6 +41,17 @@ class ReplicaServer(uvicorn.Server):
         super().__init__(config)
         self.leave = leave
         self.drain_s = drain_s
+        self.deaf = False  # it could not listen
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Two processes may bind one address as long as neither listens, and uvloop does not tell the second one."""
+        await super().startup(sockets)
+        if self.started and not all(listens(sock) for sock in sockets or ()):
+            log.error("cannot listen: another process has taken the address meanwhile")
+            self.deaf = True
+            asyncio.get_running_loop().call_soon(
+                setattr, self, "should_exit", True
+            )  # now, nothing would be shut down
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
@@ -57,6 +69,10 @@ class ReplicaServer(uvicorn.Server):
             if isinstance(failure, Exception):
                 log.error("leaving failed", exc_info=failure)
         await super().shutdown(sockets)
+
+
+def listens(sock: socket.socket) -> bool:
+    return sock.fileno() >= 0 and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -106,7 +122,10 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     # libuv accepts one connection per listener in a turn of the loop. Those of a herd are to share a turn: what they
     # ask Redis goes out together, and a publisher does not wait behind all of them.
     listeners = [listener, *(listener.dup() for _ in range(ACCEPTS_AT_ONCE - 1))]
-    ReplicaServer(config, app.state.leave, settings.drain_s).run(sockets=listeners)
+    server = ReplicaServer(config, app.state.leave, settings.drain_s)
+    server.run(sockets=listeners)
+    if server.deaf:
+        sys.exit(1)
 
 
 def spare_collections() -> None:

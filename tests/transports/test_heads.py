@@ -30,6 +30,9 @@ async def served() -> AsyncIterator[Connect]:
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, http=HandoverProtocol, lifespan="off", log_config=None))
     serving = asyncio.create_task(server.serve([listener]))
+    async with asyncio.timeout(5):
+        while not server.started:
+            await asyncio.sleep(0.01)
     writers = []
 
     async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -97,3 +100,22 @@ async def test_a_long_head_within_the_limit_is_read() -> None:
         writer.write(b"\r\n")
 
         assert (await ended(reader)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_an_idle_connection_ends_although_an_empty_line_came_after_the_last_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect_and_keep = HandoverProtocol.__init__
+
+    def keep_shortly(self: HandoverProtocol, *args: Any, **kwargs: Any) -> None:
+        connect_and_keep(self, *args, **kwargs)
+        self.timeout_keep_alive = 1
+
+    monkeypatch.setattr(HandoverProtocol, "__init__", keep_shortly)
+    async with served() as connect:
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"here")
+        writer.write(b"\r\n")
+
+        assert await ended(reader) == b""

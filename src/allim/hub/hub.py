@@ -278,6 +278,9 @@ class Hub:
             topic = self._registry.topic(name)
             if topic is not None and topic.last is None:
                 topic.last = begin.reading.now
+                for other in topic.streams:  # they may have read before that, and are not told of it any more
+                    if other is not stream and other.backlog is not None:
+                        other.backlog.spoil()
         return begin
 
     def check_room(self, address: str) -> None:

@@ -216,8 +216,15 @@ class HandoverProtocol(HttpToolsProtocol):
             return
         if self.head_bytes > MAX_HEAD_BYTES:
             self.refuse(_HEAD_TOO_LARGE)
-        elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
-            self.await_head()
+        elif self.in_head:
+            if self.head_timer is None:  # most heads come whole, and need no timer
+                self.await_head()
+        elif self.running is not None and self.running.response_complete and self.timeout_keep_alive_task is None:
+            # Divergence: what belongs to no request (an empty line, the rest of a body after its answer) stops
+            # uvicorn's clock for an idle connection for ever.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_message_begin(self) -> None:
         self.in_head = True
