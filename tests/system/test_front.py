@@ -132,21 +132,22 @@ async def test_the_herd_of_a_killed_replica_comes_back_spread_and_nobody_is_refu
             await until(lambda: all(c.ended_at for c in connections), 2, "streams cut")
             await until_open(followers)
             returns = [follower.connections[count] for follower, count in zip(herd, counts, strict=True)]
+            told_s = [follower.retry_s for follower in herd]
         await until_complete(followers, load)
 
     arrivals_s = sorted(returned.asked_at - killed_at for returned in returns)
     deciles = [quantile(arrivals_s, tenth / 10) for tenth in range(10)]
-    busiest = max(sum(at <= other < at + 0.1 for other in arrivals_s) for at in arrivals_s)
+    busiest = max(sum(at <= other < at + 0.1 for other in told_s) for at in told_s)
     _show(
         f"{len(herd)} back at "
         + " ".join(f"{at:.2f}" for at in (*deciles, arrivals_s[-1]))
-        + f"; {busiest=} in 0.1 s"
+        + f"; {busiest} told to within 0.1 s"
     )
     assert len(herd) > HERD / 5
     assert all(returned.opening is not None for returned in returns), "told to come back once more"
     assert statuses(followers) == {200}
     assert arrivals_s[0] > 0.4 * RETRY_MS / 1000
-    assert busiest < len(herd) / 2  # evenly spread over a second it were a tenth; a busy machine gathers them
+    assert busiest < len(herd) / 4, "evenly spread over a second it were a tenth"
 
 
 def _show(line: str) -> None:

@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "address_calls_per_min": 10_000_000,
     "sign_in_tries_per_min": 100_000,
     "publish_events_per_s": 10_000_000,
+    "log_level": "debug",  # with the lines of accepted publishes
 }
 ENDING = ["signOut", "kickUser"]
 """What ends sessions is called last, each with a session of its own: others would only be refused after it."""

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor
 
+_CHATTY = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "taskiq", "alembic", "aiosqlite", "sqlalchemy")
 _MAX_VALUE_CHARS = 1000
 _OURS = frozenset({"exception", "stack"})  # many lines, on purpose
 
@@ -41,7 +42,17 @@ def configure_logging(server_id: str, level: str = "info", *, pretty: bool = Fal
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "taskiq", "alembic"):
+    # At a lower level they would log what is stored, with it the hashes of passwords.
+    for chatty in (
+        "uvicorn.error",
+        "uvicorn.access",
+        "httpx",
+        "httpcore",
+        "taskiq",
+        "alembic",
+        "aiosqlite",
+        "sqlalchemy",
+    ):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
 
 
