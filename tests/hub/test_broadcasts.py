@@ -25,6 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """One stream per slice, and two streams are many."""
     monkeypatch.setattr(broadcasts, "SLICE_S", 0.0)
+    monkeypatch.setattr(broadcasts, "TURNS_LEFT", 0)
     monkeypatch.setattr(broadcasts, "STRIDE", 1)
     monkeypatch.setattr(broadcasts, "MAX_WAITING", 3)
     monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
@@ -57,6 +58,19 @@ async def test_the_loop_is_free_between_two_slices_and_everybody_gets_it(bench: 
     assert [stream.data for stream in streams] == [[1]] * 4
     assert bench.metric("allim_events_written_total 4.0")
     assert bench.metric("allim_events_dispatched_total 1.0")
+
+
+async def test_between_two_slices_others_have_their_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcasts, "TURNS_LEFT", 3)
+    streams = [bench.stream("a") for _ in range(3)]
+    bench.dispatcher.on_event(bench.history.add("a", 1))
+
+    written = []
+    for _ in range(9):
+        written.append(sum(stream.data == [1] for stream in streams))
+        await turns(1)
+
+    assert written == [1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
 async def test_what_comes_meanwhile_is_joined_to_one_write(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

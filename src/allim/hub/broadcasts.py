@@ -17,10 +17,22 @@ from allim.hub.position import Position
 from allim.hub.registry import Topic
 from allim.hub.stream import Stream
 
-SLICE_S = 0.001  # how long a broadcast may keep the event loop
+SLICE_S = 0.0015  # how long a broadcast may keep the event loop
+TURNS_LEFT = 8  # of the event loop to others, between two slices
 STRIDE = 32  # streams written between two looks at the clock
 JOINED_BYTES = 16 * 1024  # written to a stream at once: enough to make the cost of a write small
 MAX_WAITING = 16  # broadcasts, each of one topic; with more than that the link is read no further
+
+
+def after_others(go_on: Callable[[], None], turns: int | None = None) -> None:
+    """Go on when everybody else has had some turns of the event loop: a request is answered in a dozen of them, one for
+    each thing that it waits for.
+    """
+    left = TURNS_LEFT if turns is None else turns
+    if left:
+        asyncio.get_running_loop().call_soon(after_others, go_on, left - 1)
+    else:
+        asyncio.get_running_loop().call_soon(go_on)
 
 
 @dataclass(slots=True)
@@ -171,7 +183,7 @@ class Broadcasts:
                     break
         finally:  # also when a stream failed: the others wait for their turn
             if self._waiting:
-                asyncio.get_running_loop().call_soon(self._write_slice)
+                after_others(self._write_slice)
 
     def _done(self, event: Event, streams: int, pulse: Position | None) -> None:
         self._written(event, streams)

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import structlog
 
 from allim.errors import FieldError, Invalid, Kicked, SignedOut, TooLarge, TooMany, Unauthenticated, Unavailable
-from allim.hub.broadcasts import SLICE_S
+from allim.hub.broadcasts import SLICE_S, after_others
 from allim.hub.broker import Broker, Publication
 from allim.hub.catch_up import CatchUp, Start
 from allim.hub.close_reason import CloseReason
@@ -452,7 +453,7 @@ class Hub:
             else:
                 stream.heartbeat(None)
             if time.perf_counter() >= ends_at:
-                asyncio.get_running_loop().call_soon(self._write_heartbeats, due, position)
+                after_others(partial(self._write_heartbeats, due, position))
                 return
 
     def _patience_left_s(self) -> float:
