@@ -25,8 +25,8 @@ MAX_WAITING = 16  # broadcasts, each of one topic; with more than that the link 
 
 
 def after_others(go_on: Callable[[], None], turns: int | None = None) -> None:
-    """Go on when everybody else has had some turns of the event loop: a request is answered in a dozen of them, one for
-    each thing that it waits for.
+    """Go on when everybody else has had some turns of the event loop. A request is answered in a dozen of them: one
+    for each thing that it waits for.
     """
     left = TURNS_LEFT if turns is None else turns
     if left:
