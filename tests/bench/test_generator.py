@@ -75,10 +75,11 @@ class Server:
         if not end:
             return None
         if stream := re.match(rb"GET /(\d+)", top):
-            streams[int(stream[1])] = sock
             kind = b"Transfer-Encoding: chunked" if self.chunk_bytes else b"Connection: close"
-            sock.sendall(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % kind)
-            self._write(sock, b": hello\n\n")
+            with self.writing:  # nobody's event between the bytes
+                streams[int(stream[1])] = sock
+                sock.sendall(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % kind)
+                self._write(sock, b": hello\n\n")
             return rest
         length = re.search(rb"Content-Length: (\d+)", top)
         assert length
