@@ -129,6 +129,19 @@ async def test_an_unusable_last_event_id_is_told_and_the_stream_lives(
     assert stream.data == ["live"]
 
 
+async def test_a_heartbeat_whose_slice_comes_late_takes_no_position_back(make_hub: MakeHub) -> None:
+    hub = await make_hub(heartbeat_s=60, pulse_s=60)
+    passed, waits = await opened(hub, ListStream()), await opened(hub, ListStream())
+    old = max(passed.last, waits.last).after(0)
+    newer = old.after(0)
+    passed.last = newer  # written to since the pulse was heard
+
+    hub._write_heartbeats(iter([passed, waits]), old)
+
+    assert (passed.heartbeats, passed.last) == ([None], newer)
+    assert (waits.heartbeats, waits.last) == ([old], old)
+
+
 async def test_heartbeats_carry_rising_positions(make_hub: MakeHub) -> None:
     hub = await make_hub(heartbeat_s=1, pulse_s=0.2)
     stream = await opened(hub, ListStream())
