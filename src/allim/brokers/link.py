@@ -6,7 +6,6 @@ never reconnects by itself without saying so, and its liveness is the hub's puls
 """
 
 import asyncio
-import math
 import random
 import time
 from collections import deque
@@ -16,7 +15,7 @@ import structlog
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from allim.brokers.server import Lead, RedisServer, write
+from allim.brokers.server import Lead, RedisServer, receive, write
 
 log = structlog.get_logger(__name__)
 
@@ -181,19 +180,21 @@ class Link:
         clock = time.perf_counter  # uvloop's own stands still within a turn
         turn_ends_at = clock() + TURN_S
         while True:
-            # Does not yield while messages lie in the buffer, so the turn is ended by the clock.
-            kind, channel, content = await connection.read_response(disable_decoding=True, timeout=math.inf)
-            if kind == b"message":
-                await self._hear(channel, content)
-            elif kind == b"subscribe":
-                self._confirm(channel.decode())
-                outstanding -= 1
-                if outstanding == 0:
-                    self._standing = True
-                    self._up()
-            if clock() > turn_ends_at:
-                await asyncio.sleep(0)
-                turn_ends_at = clock() + TURN_S
+            for message in await receive(connection):
+                if isinstance(message, Exception):
+                    raise message
+                kind, channel, content = message
+                if kind == b"message":
+                    await self._hear(channel, content)
+                elif kind == b"subscribe":
+                    self._confirm(channel.decode())
+                    outstanding -= 1
+                    if outstanding == 0:
+                        self._standing = True
+                        self._up()
+                if clock() > turn_ends_at:
+                    await asyncio.sleep(0)
+                    turn_ends_at = clock() + TURN_S
 
 
 async def _first_to_end(*ways: Coroutine[None, None, None]) -> None:

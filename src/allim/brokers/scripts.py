@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import structlog
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError
 
-from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask, write
+from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask, receive, write
 from allim.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -223,16 +223,9 @@ class ScriptCalls:
         commands = [("EVALSHA", c.script.sha, len(c.keys), *c.keys, *context, *c.args) for c in batch]
         await write(lead.connection, commands)
         replies: list[Any] = []
-        patience_s: float | None = None  # the connection's own for the first answer; for the rest there is ours
-        for _ in batch:
-            try:
-                reply = await lead.connection.read_response(
-                    disable_decoding=True, timeout=patience_s, disconnect_on_error=False
-                )
-            except (ResponseError, BusyLoadingError) as refused:
-                reply = refused
-            replies.append(reply)
-            patience_s = math.inf
+        while len(replies) < len(batch):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                replies += await receive(lead.connection)
         return replies
 
     def _settle(self, call: Call, reply: Any, unconfirmed: str | None) -> None:

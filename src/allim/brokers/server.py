@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
 from hiredis import pack_command
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import ConnectionPool, Sentinel
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.asyncio.retry import Retry
@@ -140,6 +141,27 @@ async def write(connection: AbstractConnection, commands: Iterable[tuple[Any, ..
         raise RedisConnectionError("the connection was given up")
     writer.write(b"".join([pack_command(command) for command in commands]))
     await writer.drain()
+
+
+async def receive(connection: AbstractConnection) -> list[Any]:
+    """All that has come and was not read yet, at least one; an error that Redis answers with is one of them. Whoever
+    calls has a time limit of their own.
+
+    Raises: RedisError, OSError.
+    """
+    # Divergence: redis-py reads one by one, through three coroutines and a time limit each, which costs more than
+    # parsing them. May go when it gives what its buffer holds.
+    parser: Any = connection._parser
+    some: list[Any] = []
+    while True:
+        reader = parser._reader
+        if reader is None or not parser._connected:
+            raise RedisConnectionError("the connection was given up")
+        while (one := reader.gets(False)) is not NOT_ENOUGH_DATA:
+            some.append(one)
+        if some:
+            return some
+        await parser.read_from_socket()
 
 
 def pool_of(url: str) -> dict[str, Any]:

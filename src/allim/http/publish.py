@@ -16,7 +16,7 @@ from allim.http.bodies import Body, form, parse, read_json
 from allim.http.publishers import Publisher, Publishers
 from allim.http.rates import Policy, Rates
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Hub, Published, check_topic
+from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Hub, Published
 
 MAX_BATCH = 1000
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -82,10 +82,11 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         body = await read_json(request, MAX_BODY_BYTES)
         indexed = isinstance(body, list)
         drafts = _drafts(body)
+        entries = hub.encode(drafts, indexed=indexed)
         if not publisher.may_publish_all:
             _check_permission(publisher, drafts, indexed)
         await rates.take(request, (limit, publisher.name), cost=len(drafts))
-        published = await hub.publish(drafts, f"publish/{publisher.name}/{key}" if key else None, indexed=indexed)
+        published = await hub.store(entries, f"publish/{publisher.name}/{key}" if key else None)
         return _answer(published, indexed)
 
     return [route("/api/publish", tag="Events", post=publish)]
@@ -104,15 +105,11 @@ def _drafts(body: object) -> list[Draft]:
 def _draft(value: object, under: str) -> Draft:
     # What has the shape of a `NewEvent` needs no pydantic to say so: its part is to explain what has not.
     if type(value) is dict and value.keys() == _FIELDS:
-        topic, type_ = value["topic"], value["type"]
+        topic, type_, data = value["topic"], value["type"], value["data"]
         if type(topic) is str and type(type_) is str and len(topic) <= MAX_NAME_CHARS >= len(type_):
-            return Draft(check_topic(topic, _field(under, "topic")), type_, value["data"])
+            return Draft(topic, type_, data)
     event = parse(NewEvent, value, under)
-    return Draft(check_topic(event.topic, _field(under, "topic")), event.type, event.data)
-
-
-def _field(under: str, name: str) -> str:
-    return f"{under}.{name}" if under else name
+    return Draft(event.topic, event.type, event.data)
 
 
 def _answer(published: Published, indexed: bool) -> Response:

@@ -3,6 +3,7 @@
 Streams pass through untouched. The query string is never logged: it may hold a last event ID or a ticket.
 """
 
+import logging
 import os
 import re
 import time
@@ -17,8 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from allim.errors import NotFound
 from allim.http.fields import fields_of
 from allim.http.problems import problem
+from allim.telemetry import request_id
 
 log = structlog.get_logger(__name__)
+_root = logging.getLogger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -35,12 +38,26 @@ SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",  # for browsers that do not know `frame-ancestors`
 }
-_TRANSPORT_SECURITY = {"strict-transport-security": "max-age=31536000"}  # a year; subdomains are not ours to bind
+"""nginx gives the same to the answers it makes itself: nginx/nginx.conf.template."""
 
 RawField = tuple[bytes, bytes]
-_RAW: Mapping[tuple[str, str], RawField] = {
-    (name, value): (name.encode(), value.encode()) for name, value in (SECURITY_HEADERS | _TRANSPORT_SECURITY).items()
-}
+
+
+class _Standing:
+    """Headers that are the same in every answer.
+
+    Shape: `lines` are they as they are sent.
+    """
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        self.headers = headers
+        self.names = frozenset(name.encode() for name in headers)
+        self.lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
+
+
+_PLAIN = _Standing(SECURITY_HEADERS)
+_SECURE = _Standing({**SECURITY_HEADERS, "strict-transport-security": "max-age=31536000"})
+"""A year; subdomains are not ours to bind. Over http, browsers must ignore it."""
 
 
 class Requests:
@@ -52,8 +69,8 @@ class Requests:
     handed over starts no response here: the hub logs when its stream opens and closes.
 
     Shape: `scope["state"]["answer_headers"]` is a dict of lower-case names. What anybody inside puts there goes into
-    whatever answer follows, unless that answer says it itself (`vary` is added to); who writes a response head past
-    this middleware takes them along. The security headers and the request's ID are in it from the start.
+    whatever answer follows, unless that answer says it itself (`vary` is added to). The request's ID is in it from
+    the start. Who writes a response head past this middleware takes `every_header` along.
     """
 
     def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
@@ -64,31 +81,36 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked = fields_of(scope).get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.match(asked) else os.urandom(8).hex()
-        answer_headers = _first_headers(scope, request_id)
-        scope.setdefault("state", {}).update(request_id=request_id, answer_headers=answer_headers)
+        asked = fields_of(scope).get("x-request-id")
+        name = asked if asked and _REQUEST_ID.match(asked) else os.urandom(8).hex()
+        wishes = {"x-request-id": name}
+        scope.setdefault("state", {}).update(request_id=name, answer_headers=wishes)
         started_at = time.perf_counter()
         status: int | None = None
-
+        standing = _standing(scope)
         answer_at_once = scope.get("extensions", {}).get(ANSWER)
         held: Message | None = None  # the start of an answer whose body follows at once
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status, held
             if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = _joined(message["headers"], answer_headers)
-                if self.leaving():
-                    MutableHeaders(scope=message)["connection"] = "close"
-                elif answer_at_once is not None and message["headers"][0][0] == b"content-length":
+                status, said = message["status"], message["headers"]
+                if answer_at_once and said and said[0][0] == b"content-length" and not self.leaving():
                     held = message
                     return
+                message["headers"] = _joined(said, standing.headers | wishes)
+                if self.leaving():
+                    MutableHeaders(scope=message)["connection"] = "close"
             elif held is not None:
                 start, held = held, None
-                body = message.get("body", b"")
-                if not message.get("more_body") and answer_at_once(start["status"], start["headers"], body):
+                fields = _joined(start["headers"], wishes)
+                if (
+                    not message.get("more_body")
+                    and standing.names.isdisjoint([name for name, _ in fields])
+                    and answer_at_once(start["status"], fields, standing.lines, message.get("body", b""))
+                ):
                     return
+                start["headers"] = _joined(fields, standing.headers)
                 await send(start)
             await send(message)
 
@@ -96,20 +118,29 @@ class Requests:
         # which nginx guards under that name alone.
         sound = scope["path"].isprintable()
         app = self.app if sound else problem(HTTPConnection(scope), NotFound("There is nothing at this path."))
-        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        named = request_id.set(name)
         try:
             await app(scope, receive, send_with_headers)
         finally:
             if status is not None:
                 _tell(scope, status, started_at)
-            structlog.contextvars.reset_contextvars(**bound)
+            request_id.reset(named)
+
+
+def every_header(connection: HTTPConnection) -> dict[str, str]:
+    """What every answer to this request gets: for who writes its head."""
+    wishes: dict[str, str] = connection.scope["state"]["answer_headers"]
+    return {**_standing(connection.scope).headers, **wishes}
 
 
 def _tell(scope: Scope, status: int, started_at: float) -> None:
     path = get_route_path(scope)
     if path in _QUIET:
         return
-    tell = log.debug if status < 300 and path in _COUNTED else log.info
+    counted = status < 300 and path in _COUNTED
+    if counted and not _root.isEnabledFor(logging.DEBUG):
+        return  # a question that costs less than a line that is not written
+    tell = log.debug if counted else log.info
     client = scope.get("client")
     tell(
         "request",
@@ -121,19 +152,18 @@ def _tell(scope: Scope, status: int, started_at: float) -> None:
     )
 
 
-def _first_headers(scope: Scope, request_id: str) -> dict[str, str]:
-    transport = _TRANSPORT_SECURITY if scope["scheme"] == "https" else {}  # over http, browsers must ignore it
-    return {"x-request-id": request_id, **SECURITY_HEADERS, **transport}
+def _standing(scope: Scope) -> _Standing:
+    return _SECURE if scope["scheme"] == "https" else _PLAIN
 
 
-def _joined(said: Sequence[RawField], wanted: Mapping[str, str]) -> list[RawField]:
-    """What an answer says itself, and what is wanted besides."""
-    names = {name for name, _ in said}
+def _joined(said: Sequence[RawField], wishes: Mapping[str, str]) -> list[RawField]:
+    """What an answer says itself, and what is wished for besides."""
     joined = list(said)
-    for name, value in wanted.items():
-        field = _RAW.get((name, value)) or (name.encode("latin-1"), value.encode("latin-1"))
-        if field[0] not in names:
-            joined.append(field)
+    names = [name for name, _ in said]
+    for name, value in wishes.items():
+        raw = name.encode("latin-1")
+        if raw not in names:
+            joined.append((raw, value.encode("latin-1")))
         elif name == "vary":
             MutableHeaders(raw=joined).add_vary_header(value)
     return joined

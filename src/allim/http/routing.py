@@ -64,8 +64,8 @@ class Operation:
     answers: Mapping[int, Answer]
     fails: Sequence[type[AllimError]]
 
-    async def __call__(self, request: Request) -> Response:
-        return await self.handler(request)
+    def __call__(self, request: Request) -> Awaitable[Response]:
+        return self.handler(request)
 
 
 def operation(
@@ -100,18 +100,15 @@ class Resource(Route):
     """A path and what its methods do. `tag` groups it with others in the document."""
 
     def __init__(self, path: str, handlers: Mapping[str, Handler], tag: str) -> None:
-        super().__init__(path, self._answer, methods=list(handlers))
+        super().__init__(path, self.serve, methods=list(handlers))
         self.app = self.serve  # Starlette's own way would catch errors a second time, inside the router's
         self.handlers = handlers
         self.tag = tag
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application, for a method it knows."""
-        response = await self._answer(Call(scope, receive, send))
+        response = await self.handlers[scope["method"]](Call(scope, receive, send))
         await response(scope, receive, send)
-
-    async def _answer(self, request: Request) -> Response:
-        return await self.handlers[request.method](request)
 
 
 class Paths:

@@ -7,6 +7,7 @@ made per stream. The lines are the product's stored form; nothing here opens a c
 
 import json
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from allim.errors import FieldError, Invalid, TooLarge
@@ -108,10 +109,7 @@ def encode_draft(draft: Draft, max_event_bytes: int) -> Entry:
     Raises: Invalid naming `topic`, `type` or `data`; TooLarge naming `data`.
     """
     topic = check_topic(draft.topic)
-    if not _TYPE.match(draft.type):
-        raise Invalid.field("type", "must match [a-z][a-z0-9_.-]{0,127}")
-    if draft.type.startswith(_RESERVED):
-        raise Invalid.field("type", "`stream.*` and `heartbeat` are reserved")
+    _check_type(draft.type)
     try:
         lines = encode(draft.type, draft.data)
     except ValueError as error:
@@ -121,6 +119,14 @@ def encode_draft(draft: Draft, max_event_bytes: int) -> Entry:
         message = f"the event is {len(lines)} bytes, the limit is {max_event_bytes}"
         raise TooLarge(f"data: {message}", [FieldError("data", message)])
     return Entry(topic, lines)
+
+
+@lru_cache(maxsize=1024)  # an application has some dozens
+def _check_type(type_: str) -> None:
+    if not _TYPE.match(type_):
+        raise Invalid.field("type", "must match [a-z][a-z0-9_.-]{0,127}")
+    if type_.startswith(_RESERVED):
+        raise Invalid.field("type", "`stream.*` and `heartbeat` are reserved")
 
 
 def encode_control(topic: str, control: Control) -> Entry:

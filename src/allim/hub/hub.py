@@ -190,7 +190,22 @@ class Hub:
         Raises: Invalid or TooLarge naming the field (`topic`, or `[3].topic` when `indexed`); Conflict for a
         known key with other drafts; Unavailable when the store did not confirm.
         """
-        entries = [self._encode(draft, f"[{index}]." if indexed else "") for index, draft in enumerate(drafts)]
+        return await self.store(self.encode(drafts, indexed=indexed), key)
+
+    def encode(self, drafts: Sequence[Draft], *, indexed: bool = False) -> Sequence[Entry]:
+        """What the drafts are stored as.
+
+        Raises: Invalid or TooLarge naming the field.
+        """
+        if not indexed:
+            return [encode_draft(draft, self.settings.max_event_bytes) for draft in drafts]
+        return [self._encode(draft, f"[{index}].") for index, draft in enumerate(drafts)]
+
+    async def store(self, entries: Sequence[Entry], key: str | None) -> Published:
+        """As `publish`, what is encoded already.
+
+        Raises: Conflict; Unavailable.
+        """
         published = await self._store(entries, key)
         self._metrics.published(len(entries))
         return published

@@ -6,6 +6,7 @@ Values are escaped by JSON, so nothing a client sends can start a line of its ow
 import logging
 import sys
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -15,11 +16,14 @@ _CHATTY = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "taskiq", "al
 _MAX_VALUE_CHARS = 1000
 _OURS = frozenset({"exception", "stack"})  # many lines, on purpose
 
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that is being answered; it stands in every line that is written meanwhile."""
+
 
 def configure_logging(server_id: str, level: str = "info", *, pretty: bool = False) -> None:
     """Send every log line of the process, ours and the libraries', to standard error."""
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _name_request,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _stamp(server_id),
@@ -43,16 +47,7 @@ def configure_logging(server_id: str, level: str = "info", *, pretty: bool = Fal
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # At a lower level they would log what is stored, with it the hashes of passwords.
-    for chatty in (
-        "uvicorn.error",
-        "uvicorn.access",
-        "httpx",
-        "httpcore",
-        "taskiq",
-        "alembic",
-        "aiosqlite",
-        "sqlalchemy",
-    ):
+    for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
 
 
@@ -79,6 +74,12 @@ def _rendering(pretty: bool) -> list[Processor]:
         return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer(ensure_ascii=False)]
+
+
+def _name_request(_: Any, __: str, event: EventDict) -> EventDict:
+    if (name := request_id.get()) is not None:
+        event.setdefault("request_id", name)
+    return event
 
 
 def _stamp(server_id: str) -> Processor:
