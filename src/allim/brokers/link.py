@@ -30,20 +30,22 @@ class Link:
     """Keeps one subscribed connection, replaces it when it breaks, and tells so.
 
     Shape: `greet(lead)` is awaited on each new connection, before it subscribes; `hear(channel, message)` gets the
-    bytes as they came, in order, and is awaited: nothing more is read before it returns.
+    bytes as they came, in order; nothing more is read before `room()` returns.
     """
 
     def __init__(
         self,
         server: RedisServer,
         greet: Callable[[Lead], Awaitable[None]],
-        hear: Callable[[bytes, bytes], Awaitable[None]],
+        hear: Callable[[bytes, bytes], None],
+        room: Callable[[], Awaitable[None]],
         down: Callable[[], None],
         up: Callable[[], None],
     ) -> None:
         self._server = server
         self._greet = greet
         self._hear = hear
+        self._room = room
         self._down = down
         self._up = up
         self._wanted: set[str] = set()
@@ -185,7 +187,7 @@ class Link:
                     raise message
                 kind, channel, content = message
                 if kind == b"message":
-                    await self._hear(channel, content)
+                    self._hear(channel, content)
                 elif kind == b"subscribe":
                     self._confirm(channel.decode())
                     outstanding -= 1
@@ -195,6 +197,7 @@ class Link:
                 if clock() > turn_ends_at:
                     await asyncio.sleep(0)
                     turn_ends_at = clock() + TURN_S
+            await self._room()
 
 
 async def _first_to_end(*ways: Coroutine[None, None, None]) -> None:

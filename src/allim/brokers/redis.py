@@ -79,7 +79,7 @@ class RedisBroker:
         # Two queues, so that neither a long read of history nor a slow disk delays the other.
         self._writes = ScriptCalls(self._server, self._context, partial(confirm, durability=durability))
         self._reads = ScriptCalls(self._server, self._context)
-        self._link = Link(self._server, self._greet, self._hear, self._link_down, self._link_up)
+        self._link = Link(self._server, self._greet, self._hear, self._room, self._link_down, self._link_up)
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
@@ -204,7 +204,7 @@ class RedisBroker:
 
     # What the link brings --------------------------------------------------------------------------------------
 
-    async def _hear(self, channel: bytes, message: bytes) -> None:
+    def _hear(self, channel: bytes, message: bytes) -> None:
         assert self._listener is not None
         name = channel.decode()
         if name.startswith(self._topic_channel):
@@ -214,13 +214,16 @@ class RedisBroker:
             if event is not None:
                 self._note(event.position)
                 self._listener.on_event(event)
-                await self._listener.room()
         elif name == self._pulse_channel:
             pulse = _position(message)
             self._note(pulse)
             self._listener.on_pulse(pulse)
         else:
             self._listener.on_origin(_position(message))
+
+    async def _room(self) -> None:
+        assert self._listener is not None
+        await self._listener.room()
 
     def _note(self, position: Position) -> None:
         if position > self._heard:

@@ -117,11 +117,14 @@ async def read_bytes(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunks.append(message.get("body", b""))
+        chunk: bytes = message.get("body", b"")
         more = message.get("more_body", False)
-        size += len(chunks[-1])
+        size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
+        if not more and not chunks:
+            return chunk  # most come whole
+        chunks.append(chunk)
     return b"".join(chunks)
 
 

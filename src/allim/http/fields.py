@@ -8,15 +8,27 @@ from starlette.types import Scope
 _KEPT = "allim.fields"
 
 
+class _Raw(dict[str, bytes]):
+    """Names as they stand in a scope, each made once: they come from code."""
+
+    def __missing__(self, name: str) -> bytes:
+        raw = self[name] = name.lower().encode("latin-1")
+        return raw
+
+
+_RAW = _Raw()
+
+
 class Fields(Headers):
     """Shape: of a field that came several times `get` gives the first, as Starlette's does."""
 
     def __init__(self, scope: Scope) -> None:
-        super().__init__(scope=scope)
+        fields = scope["headers"]
+        super().__init__(raw=fields if type(fields) is list else list(fields))
         self._first = dict(reversed(self._list))
 
     def get(self, key: str, default: Any = None) -> Any:
-        value = self._first.get(key.lower().encode("latin-1"))
+        value = self._first.get(_RAW[key])
         return default if value is None else value.decode("latin-1")
 
 

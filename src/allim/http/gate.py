@@ -135,7 +135,10 @@ class Gate:
 
 def bearer_of(connection: HTTPConnection) -> str | None:
     """The credentials of `Authorization: Bearer`."""
-    scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
+    said = connection.headers.get("authorization")
+    if said is None:
+        return None
+    scheme, _, credentials = said.partition(" ")
     return credentials.strip() if scheme.lower() == "bearer" else None
 
 

@@ -54,8 +54,7 @@ class Origins(CORSMiddleware):
             await self.app(scope, receive, send)
             return
         headers = fields_of(scope)
-        listed = headers.get("origin") in self.allow_origins
-        if listed:
+        if headers.get("origin") in self.allow_origins:
             await super().__call__(scope, receive, send)
         elif scope["method"] in _SAFE_METHODS or _from_here(headers):
             await self.simple_response(scope, receive, send, headers)
@@ -65,12 +64,11 @@ class Origins(CORSMiddleware):
 
     async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:
         """Diverges from Starlette's, which wraps `send`: a stream that is handed over never calls it."""
-        scope["state"]["answer_headers"].update(self._answer_headers(request_headers.get("origin")))
+        if self.allow_origins:
+            scope["state"]["answer_headers"].update(self._answer_headers(request_headers.get("origin")))
         await self.app(scope, receive, send)
 
     def _answer_headers(self, origin: str | None) -> dict[str, str]:
-        if not self.allow_origins:
-            return {}
         if origin is None or origin not in self.allow_origins:
             return {"vary": "Origin"}  # a cache must not give this answer to a listed one
         return {
@@ -89,5 +87,8 @@ def _from_here(headers: Headers) -> bool:
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site in ("same-origin", "none")
-    origin, host = headers.get("origin"), headers.get("host")
-    return origin is None or bool(host and origin.partition("://")[2] == host)
+    origin = headers.get("origin")
+    if origin is None:
+        return True
+    host = headers.get("host")
+    return bool(host and origin.partition("://")[2] == host)

@@ -64,14 +64,15 @@ class Rates:
         Raises: TooMany. For the holder of a session that was ended, to whom nothing is granted or charged, SignedOut
         or Kicked; Unavailable when that cannot be told now.
         """
-        demands = [policy.demand(who, cost) for policy, who in wanted]
-        if holder is None and len(demands) == 1:
-            quotas: Sequence[Quota] = [self._from_stock(demands[0]) or await self._in_line(demands[0])]
+        if holder is None and len(wanted) == 1:
+            policy, who = wanted[0]
+            demand = policy.demand(who, cost)
+            quota = self._from_stock(demand) or await self._in_line(demand)
+            self._tell(connection, (policy,), (quota,))
         else:
-            grant = await self._ask(demands, holder)
+            grant = await self._ask([policy.demand(who, cost) for policy, who in wanted], holder)
             refuse_ended(grant.standing)
-            quotas = grant.quotas
-        self._tell(connection, tuple([policy for policy, _ in wanted]), quotas)
+            self._tell(connection, tuple([policy for policy, _ in wanted]), grant.quotas)
 
     async def settle(self, connection: HTTPConnection, policy: Policy, who: str, quotas: Sequence[Quota]) -> None:
         """Tell what somebody got who was granted it together with something else; no quotas when it was not counted.
@@ -86,14 +87,14 @@ class Rates:
         """Raises: TooMany."""
         headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
         headers["ratelimit-policy"] = _told(policies)
-        granted = True
-        told = []
-        for policy, quota in zip(policies, quotas, strict=True):
-            told.append(f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}')
-            granted = granted and quota.granted
-        headers["ratelimit"] = ", ".join(told)
-        if not granted:
-            over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
+        headers["ratelimit"] = ", ".join(
+            [
+                f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}'
+                for policy, quota in zip(policies, quotas, strict=True)
+            ]
+        )
+        over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
+        if over:
             for policy, _ in over:
                 self.refused(policy.name)
             wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))

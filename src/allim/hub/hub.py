@@ -206,9 +206,9 @@ class Hub:
 
         Raises: Conflict; Unavailable.
         """
-        published = await self._store(entries, key)
+        positions = await self._broker.publish(Publication(entries, key, _fingerprint(entries) if key else ""))
         self._metrics.published(len(entries))
-        return published
+        return Published(tuple(positions), self._broker.durability)
 
     # Sessions -------------------------------------------------------------------------------------------------
     # Orders go the way of the user's events, so they reach just the replicas that hold a stream of the user, in
@@ -240,7 +240,7 @@ class Hub:
         await self._order(Control(holder.subject, expires_at=expires_at, session=holder.session))
 
     async def _order(self, control: Control) -> None:
-        await self._store([encode_control(user_topic(control.subject), control)], None)
+        await self._broker.publish(Publication([encode_control(user_topic(control.subject), control)], None, ""))
 
     def _encode(self, draft: Draft, prefix: str) -> Entry:
         try:
@@ -249,10 +249,6 @@ class Hub:
             raise type(error)(
                 prefix + error.detail, [FieldError(prefix + field, text) for field, text in error.fields]
             ) from error
-
-    async def _store(self, entries: Sequence[Entry], key: str | None) -> Published:
-        publication = Publication(entries, key, _fingerprint(entries) if key else "")
-        return Published(tuple(await self._broker.publish(publication)), self._broker.durability)
 
     # Streams --------------------------------------------------------------------------------------------------
 

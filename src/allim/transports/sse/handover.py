@@ -15,8 +15,6 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import (
-    HEADER_RE,
-    HEADER_VALUE_RE,
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
@@ -53,6 +51,9 @@ def _problem(status: int, title: str, detail: str, code: str) -> bytes:
     head = f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
     return f"{head}connection: close\r\n\r\n{body}".encode()
 
+
+_FRAMING = frozenset({b"connection", b"transfer-encoding"})
+_CONTROL = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 
 # Said before there is an application to say it.
 _BAD_REQUEST = _problem(400, "Bad request", "The request could not be read.", "bad_request")
@@ -193,6 +194,7 @@ class HandoverProtocol(HttpToolsProtocol):
         self.in_head = False
         self.head_timer: asyncio.TimerHandle | None = None
         self.running: RequestResponseCycle | None = None
+        self.answered_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -200,6 +202,8 @@ class HandoverProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.head_came()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
         if self.running is not None:
             # Divergence: of pipelined requests uvicorn tells the last alone, so the one it works on would go on for
@@ -216,15 +220,8 @@ class HandoverProtocol(HttpToolsProtocol):
             return
         if self.head_bytes > MAX_HEAD_BYTES:
             self.refuse(_HEAD_TOO_LARGE)
-        elif self.in_head:
-            if self.head_timer is None:  # most heads come whole, and need no timer
-                self.await_head()
-        elif self.running is not None and self.running.response_complete and self.timeout_keep_alive_task is None:
-            # Divergence: what belongs to no request (an empty line, the rest of a body after its answer) stops
-            # uvicorn's clock for an idle connection for ever.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+        elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
+            self.await_head()
 
     def on_message_begin(self) -> None:
         self.in_head = True
@@ -245,6 +242,31 @@ class HandoverProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self.running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        # Divergence: uvicorn winds its clock for an idle connection anew with every request, and what belongs to none
+        # (an empty line, the rest of a body after its answer) stops it for ever. Here it is wound once, and looks.
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.answered_at = self.loop.time()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.close_if_idle)
+
+    def close_if_idle(self) -> None:
+        busy = self.in_head or (self.running is not None and not self.running.response_complete)
+        idle_s = 0.0 if busy else self.loop.time() - self.answered_at
+        if idle_s < self.timeout_keep_alive:
+            left_s = self.timeout_keep_alive - idle_s
+            self.timeout_keep_alive_task = self.loop.call_later(left_s, self.close_if_idle)
+        else:
+            self.transport.close()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Called by uvicorn with every request."""
 
     def await_head(self) -> None:
         self.head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self.transport.abort)
@@ -274,30 +296,27 @@ class HandoverProtocol(HttpToolsProtocol):
         """Write an answer that is all there in one write, which costs half of uvicorn's two; False, with nothing
         written, when it takes uvicorn's own way, which knows every other case.
 
-        Shape: the names of `fields` are in lower case; `content-length` is among them and true. `lines` are more
-        fields, known to be sound.
+        Shape: the names of `fields` are tokens in lower case; `content-length` is among them and true. `lines` are
+        more fields, known to be sound.
         """
         cycle = self.running
         if cycle is None:
             return False
         head = [*cycle.default_headers, *fields]
-        names = [name for name, _ in head]
+        said = b"".join([b"%b: %b\r\n" % field for field in head])
         if (
             cycle.response_started
             or cycle.flow.write_paused
             or not cycle.keep_alive
             or cycle.scope["method"] == "HEAD"
             or (b"content-length", b"%d" % len(body)) not in head
-            or b"connection" in names
-            or b"transfer-encoding" in names
-            or HEADER_RE.search(b"".join(names))
-            or HEADER_VALUE_RE.search(b"".join([value for _, value in head]))
+            or not _FRAMING.isdisjoint([name for name, _ in head])
+            or len(said) - len(said.translate(None, _CONTROL)) > 2 * len(head)  # more than the ends of lines
         ):
             return False
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        said = [b"%b: %b\r\n" % field for field in head]
-        cycle.transport.write(b"".join([STATUS_LINE[status], *said, lines, b"\r\n", body]))
+        cycle.transport.write(b"".join([STATUS_LINE[status], said, lines, b"\r\n", body]))
         cycle.message_event.set()
         cycle.on_response()
         return True
