@@ -15,10 +15,12 @@ import httpx
 import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from allim.brokers import durability
 from allim.brokers.memory import MemoryBroker
@@ -139,7 +141,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *health.routes(checks),
         _metrics_route(metrics),
     ]
-    app = Starlette(
+    app = _Application(
         routes=[*resources, *openapi.routes(resources, PAGE), *_page_routes()],
         middleware=[
             Middleware(Requests, leaving=lambda: hub.draining),
@@ -161,6 +163,14 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     app.state.leave = leave
     return app
+
+
+class _Application(Starlette):
+    def build_middleware_stack(self) -> ASGIApp:
+        """Without Starlette's outermost layer, which answers what nobody foresaw: `UnexpectedErrors` has done so."""
+        outermost = super().build_middleware_stack()
+        assert isinstance(outermost, ServerErrorMiddleware)
+        return outermost.app
 
 
 async def check(settings: Settings) -> None:

@@ -4,7 +4,7 @@ Streams pass through untouched. The query string is never logged: it may hold a 
 """
 
 import logging
-import os
+import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ import structlog
 from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from allim.errors import NotFound
@@ -70,7 +71,8 @@ class Requests:
 
     Shape: `scope["state"]["answer_headers"]` is a dict of lower-case names. What anybody inside puts there goes into
     whatever answer follows, unless that answer says it itself (`vary` is added to). The request's ID is in it from
-    the start. Who writes a response head past this middleware takes `every_header` along.
+    the start. Who writes a response head past this middleware takes `every_header` along. `answer_at_once`, beside
+    it, writes a response that is all there; False, with nothing written, when it must be sent in the usual way.
     """
 
     def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
@@ -82,38 +84,38 @@ class Requests:
             await self.app(scope, receive, send)
             return
         asked = fields_of(scope).get("x-request-id")
-        name = asked if asked and _REQUEST_ID.match(asked) else os.urandom(8).hex()
+        name = asked if asked and _REQUEST_ID.match(asked) else f"{random.getrandbits(64):016x}"
         wishes = {"x-request-id": name}
-        scope.setdefault("state", {}).update(request_id=name, answer_headers=wishes)
+        state = scope.setdefault("state", {})
+        state.update(request_id=name, answer_headers=wishes)
         started_at = time.perf_counter()
         status: int | None = None
         standing = _standing(scope)
-        answer_at_once = scope.get("extensions", {}).get(ANSWER)
-        held: Message | None = None  # the start of an answer whose body follows at once
+        write_at_once = scope.get("extensions", {}).get(ANSWER)
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status, held
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, said = message["status"], message["headers"]
-                if answer_at_once and said and said[0][0] == b"content-length" and not self.leaving():
-                    held = message
-                    return
-                message["headers"] = _joined(said, standing.headers | wishes)
+                status = message["status"]
+                message["headers"] = _joined(message["headers"], standing.headers | wishes)
                 if self.leaving():
                     MutableHeaders(scope=message)["connection"] = "close"
-            elif held is not None:
-                start, held = held, None
-                fields = _joined(start["headers"], wishes)
-                if (
-                    not message.get("more_body")
-                    and standing.names.isdisjoint([name for name, _ in fields])
-                    and answer_at_once(start["status"], fields, standing.lines, message.get("body", b""))
-                ):
-                    return
-                start["headers"] = _joined(fields, standing.headers)
-                await send(start)
             await send(message)
 
+        def answer_at_once(response: Response) -> bool:
+            nonlocal status
+            fields = _joined(response.raw_headers, wishes)
+            if (
+                write_at_once is None
+                or self.leaving()
+                or not standing.names.isdisjoint([name for name, _ in fields])
+                or not write_at_once(response.status_code, fields, standing.lines, response.body)
+            ):
+                return False
+            status = response.status_code
+            return True
+
+        state["answer_at_once"] = answer_at_once
         # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,
         # which nginx guards under that name alone.
         sound = scope["path"].isprintable()

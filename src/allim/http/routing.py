@@ -108,7 +108,10 @@ class Resource(Route):
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application, for a method it knows."""
         response = await self.handlers[scope["method"]](Call(scope, receive, send))
-        await response(scope, receive, send)
+        answer_at_once = scope.get("state", {}).get("answer_at_once")
+        whole = type(response).__call__ is Response.__call__ and response.background is None
+        if not (whole and answer_at_once and answer_at_once(response)):
+            await response(scope, receive, send)
 
 
 class Paths:
