@@ -61,8 +61,7 @@ class RedisBroker:
         self._topic_channel = shard + "topic:"
         self._pulse_channel = f"{shard}pulse:{replica}"
         self._origin_channel = shard + "origin"
-        self._history_events = history_events
-        self._history_ttl_s = history_ttl_s
+        self._kept = (str(history_events), str(history_ttl_s), str(IDEMPOTENCY_WINDOW_S))
         self.durability = durability
         self._durable = "1" if durable else ""
         self._metrics = metrics
@@ -93,12 +92,7 @@ class RedisBroker:
 
     async def publish(self, publication: Publication) -> Sequence[Position]:
         keys = [self._clock_key, self._key(publication.key)]
-        args: list[Any] = [
-            self._history_events,
-            self._history_ttl_s,
-            IDEMPOTENCY_WINDOW_S,
-            publication.fingerprint,
-        ]
+        args: list[Any] = [*self._kept, publication.fingerprint]
         for topic, lines in publication.entries:
             keys.append(self._history_key + topic)
             args += (self._topic_channel + topic, lines)

@@ -54,19 +54,24 @@ class Origins(CORSMiddleware):
             await self.app(scope, receive, send)
             return
         headers = fields_of(scope)
-        if headers.get("origin") in self.allow_origins:
+        origin = headers.get("origin")
+        if origin in self.allow_origins:
             await super().__call__(scope, receive, send)
-        elif scope["method"] in _SAFE_METHODS or _from_here(headers):
-            await self.simple_response(scope, receive, send, headers)
+        elif scope["method"] in _SAFE_METHODS or _from_here(headers, origin):
+            self._wish(scope, origin)
+            await self.app(scope, receive, send)
         else:
             refusal = Forbidden("A page of another origin may not change anything here.")
             await problem(HTTPConnection(scope), refusal)(scope, receive, send)
 
     async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:
         """Diverges from Starlette's, which wraps `send`: a stream that is handed over never calls it."""
-        if self.allow_origins:
-            scope["state"]["answer_headers"].update(self._answer_headers(request_headers.get("origin")))
+        self._wish(scope, request_headers.get("origin"))
         await self.app(scope, receive, send)
+
+    def _wish(self, scope: Scope, origin: str | None) -> None:
+        if self.allow_origins:
+            scope["state"]["answer_headers"].update(self._answer_headers(origin))
 
     def _answer_headers(self, origin: str | None) -> dict[str, str]:
         if origin is None or origin not in self.allow_origins:
@@ -78,7 +83,7 @@ class Origins(CORSMiddleware):
         }
 
 
-def _from_here(headers: Headers) -> bool:
+def _from_here(headers: Headers, origin: str | None) -> bool:
     """Whether our own page sends this, or no page at all.
 
     Without `Sec-Fetch-Site` (older browsers, plain http) hosts are compared and schemes are not, for TLS may end
@@ -87,7 +92,6 @@ def _from_here(headers: Headers) -> bool:
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site in ("same-origin", "none")
-    origin = headers.get("origin")
     if origin is None:
         return True
     host = headers.get("host")

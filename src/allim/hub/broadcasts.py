@@ -154,6 +154,10 @@ class Broadcasts:
         elif len(waiting) >= MAX_WAITING:
             self._room.clear()
 
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._waiting)
+
     def hear(self, pulse: Position) -> None:
         """Pass the pulse on when everything that came before it has been written."""
         if self._waiting and self._waiting[-1].due:

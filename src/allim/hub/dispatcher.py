@@ -128,9 +128,11 @@ class Dispatcher:
         elif len(streams) > AT_ONCE:
             self._broadcasts.add(event, topic)
         else:
+            if self._broadcasts:
+                for stream in streams:
+                    self._broadcasts.settle(stream)
             written = 0
             for stream in streams:
-                self._broadcasts.settle(stream)
                 written += stream.deliver(event)
             self._note_written(event, written)
 
