@@ -32,8 +32,11 @@ class Policy(NamedTuple):
     limit: int
     period_s: int
 
+    def of(self, who: str) -> str:
+        return f"{self.name}:{who}"
+
     def demand(self, who: str, cost: int = 1) -> Demand:
-        return Demand(f"{self.name}:{who}", self.limit, self.period_s, cost)
+        return Demand(self.of(who), self.limit, self.period_s, cost)
 
 
 class Rates:
@@ -66,8 +69,8 @@ class Rates:
         """
         if holder is None and len(wanted) == 1:
             policy, who = wanted[0]
-            demand = policy.demand(who, cost)
-            quota = self._from_stock(demand) or await self._in_line(demand)
+            stock = self._stocks.get(policy.of(who))
+            quota = (stock and stock.take(cost)) or await self._in_line(policy.demand(who, cost))
             self._tell(connection, (policy,), (quota,))
         else:
             grant = await self._ask([policy.demand(who, cost) for policy, who in wanted], holder)
@@ -85,15 +88,14 @@ class Rates:
 
     def _tell(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
         """Raises: TooMany."""
+        told, over = [], []
+        for policy, quota in zip(policies, quotas, strict=True):
+            told.append(f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}')
+            if not quota.granted:
+                over.append((policy, quota))
         headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
         headers["ratelimit-policy"] = _told(policies)
-        headers["ratelimit"] = ", ".join(
-            [
-                f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}'
-                for policy, quota in zip(policies, quotas, strict=True)
-            ]
-        )
-        over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
+        headers["ratelimit"] = ", ".join(told)
         if over:
             for policy, _ in over:
                 self.refused(policy.name)
@@ -161,13 +163,6 @@ class Rates:
         if self._stocks.get(name) is stock:
             del self._stocks[name]
 
-    def _from_stock(self, demand: Demand) -> Quota | None:
-        stock = self._stocks.get(demand.name)
-        if stock is None or stock.left < demand.cost:
-            return None
-        stock.left -= demand.cost
-        return _before(stock.demand, stock.quota, stock.left)
-
     # Questions -------------------------------------------------------------------------------------------------
 
     async def _ask(self, demands: Sequence[Demand], holder: Holder | None) -> Grant:
@@ -197,6 +192,12 @@ class _Stock:
     demand: Demand
     quota: Quota
     left: int
+
+    def take(self, cost: int) -> Quota | None:
+        if self.left < cost:
+            return None
+        self.left -= cost
+        return _before(self.demand, self.quota, self.left)
 
 
 class _Waiting(NamedTuple):
