@@ -27,23 +27,17 @@ class Position(NamedTuple):
         """The next position of a hybrid clock: the time, or one more than this where time lags."""
         return Position(now_ms, 0) if now_ms > self.ms else Position(self.ms, self.seq + 1)
 
-    @classmethod
-    def parse(cls, text: str) -> "Position":
+    @staticmethod
+    @lru_cache(maxsize=4096)  # one comes up several times: an event's own, its publisher's, the next one's `prev`
+    def parse(text: str) -> "Position":
         """Read the text form.
 
         Raises: ValueError when it is anything but what `str` gives.
         """
-        return _parse(text)
-
-
-@lru_cache(
-    maxsize=4096
-)  # one comes up several times: as an event's own, as its publisher's, as the next one's `prev`
-def _parse(text: str) -> Position:
-    match = _TEXT.match(text)
-    if match is None:
-        raise ValueError("a position is <milliseconds>-<sequence>")
-    return Position(int(match[1]), int(match[2]))
+        match = _TEXT.match(text)
+        if match is None:
+            raise ValueError("a position is <milliseconds>-<sequence>")
+        return Position(int(match[1]), int(match[2]))
 
 
 ZERO = Position(0, 0)
