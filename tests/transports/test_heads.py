@@ -1,65 +1,32 @@
-"""A head has an end, in time and in size, also where no proxy stands in front."""
+"""A head has an end, in time and in size, also where no proxy stands in front; and so has an idle connection."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+import time
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from allim.serve import listen
 from allim.transports.sse import HandoverProtocol, handover
+from tests.transports.served import ended, served
 
 pytestmark = pytest.mark.anyio
 
-Connect = Callable[[], Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+async def show(request: Request) -> Response:
+    await request.body()
+    return Response("here")
 
 
-@asynccontextmanager
-async def served() -> AsyncIterator[Connect]:
-    async def show(request: Request) -> Response:
-        await request.body()
-        return Response("here")
-
-    app = Starlette(routes=[Route("/", show, methods=["GET", "POST"])])
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, http=HandoverProtocol, lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve([listener]))
-    async with asyncio.timeout(5):
-        while not server.started:
-            await asyncio.sleep(0.01)
-    writers = []
-
-    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
-        writers.append(writer)
-        return reader, writer
-
-    try:
-        yield connect
-    finally:
-        for writer in writers:
-            writer.close()
-        server.should_exit = True
-        await serving
-
-
-async def ended(reader: asyncio.StreamReader) -> bytes:
-    async with asyncio.timeout(5):
-        try:
-            return await reader.read()
-        except ConnectionResetError:
-            return b""
+APP = Starlette(routes=[Route("/", show, methods=["GET", "POST"])])
 
 
 async def test_a_silent_and_a_trickling_connection_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "HEAD_TIMEOUT_S", 0.3)
-    async with served() as connect:
+    async with served(APP) as connect:
         silent, _ = await connect()
         trickling, writer = await connect()
         writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-")
@@ -70,7 +37,7 @@ async def test_a_silent_and_a_trickling_connection_end(monkeypatch: pytest.Monke
 
 async def test_a_second_head_has_its_own_time_and_a_body_has_none_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "HEAD_TIMEOUT_S", 0.3)
-    async with served() as connect:
+    async with served(APP) as connect:
         reader, writer = await connect()
         writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n1")
         await asyncio.sleep(0.4)  # longer than a head may take
@@ -83,7 +50,7 @@ async def test_a_second_head_has_its_own_time_and_a_body_has_none_here(monkeypat
 
 
 async def test_a_head_that_never_ends_is_refused() -> None:
-    async with served() as connect:
+    async with served(APP) as connect:
         reader, writer = await connect()
         writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x-more: %b\r\n" % (b"x" * 1000) * 70)
 
@@ -94,7 +61,7 @@ async def test_a_head_that_never_ends_is_refused() -> None:
 
 
 async def test_a_long_head_within_the_limit_is_read() -> None:
-    async with served() as connect:
+    async with served(APP) as connect:
         reader, writer = await connect()
         writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n" + b"x-more: %b\r\n" % (b"x" * 1000) * 50)
         writer.write(b"\r\n")
@@ -102,20 +69,67 @@ async def test_a_long_head_within_the_limit_is_read() -> None:
         assert (await ended(reader)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_an_idle_connection_ends_although_an_empty_line_came_after_the_last_answer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    connect_and_keep = HandoverProtocol.__init__
+# How long an idle connection stays ------------------------------------------------------------------------------
+
+KEEP_S = 0.4
+
+
+@pytest.fixture
+def kept_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    init = HandoverProtocol.__init__
 
     def keep_shortly(self: HandoverProtocol, *args: Any, **kwargs: Any) -> None:
-        connect_and_keep(self, *args, **kwargs)
-        self.timeout_keep_alive = 1
+        init(self, *args, **kwargs)
+        self.timeout_keep_alive = KEEP_S  # type: ignore[assignment]  # uvicorn hands it to `call_later`
 
     monkeypatch.setattr(HandoverProtocol, "__init__", keep_shortly)
-    async with served() as connect:
+
+
+async def until_idle(reader: asyncio.StreamReader) -> float:
+    """How long it took until the connection ended without another byte."""
+    start = time.monotonic()
+    assert await ended(reader) == b""
+    return time.monotonic() - start
+
+
+@pytest.mark.usefixtures("kept_shortly")
+@pytest.mark.parametrize("rest", [b"", b"\r\n"], ids=["nothing", "an empty line"])
+async def test_an_idle_connection_ends_whatever_came_after_the_last_answer(rest: bytes) -> None:
+    async with served(APP) as connect:
         reader, writer = await connect()
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"here")
-        writer.write(b"\r\n")
+        writer.write(rest)
 
-        assert await ended(reader) == b""
+        assert await until_idle(reader) >= KEEP_S - 0.05
+
+
+@pytest.mark.usefixtures("kept_shortly")
+async def test_a_connection_is_idle_from_its_last_answer_on() -> None:
+    async with served(APP) as connect:
+        reader, writer = await connect()
+        for _ in range(4):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"here")
+            await asyncio.sleep(KEEP_S * 0.6)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"here")
+
+        assert await until_idle(reader) >= KEEP_S - 0.05
+
+
+@pytest.mark.usefixtures("kept_shortly")
+@pytest.mark.parametrize("pause_in", ["head", "body"])
+async def test_a_request_that_is_under_way_is_not_cut(pause_in: str) -> None:
+    head, rest = b"POST / HTTP/1.1\r\nHost: x\r\n", b"Content-Length: 2\r\n\r\n1"
+    async with served(APP) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"here")
+        await asyncio.sleep(KEEP_S * 0.5)
+        writer.write(head if pause_in == "head" else head + rest)
+        await asyncio.sleep(KEEP_S)  # over the moment in which the connection would have been idle for long enough
+        writer.write((rest if pause_in == "head" else b"") + b"2")
+
+        assert b"here" in await reader.readuntil(b"here")
+        assert await until_idle(reader) >= KEEP_S - 0.05
