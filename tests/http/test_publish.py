@@ -91,6 +91,8 @@ async def test_any_json_is_data(server: Server, data: Any) -> None:
         ({**GOOD, "type": "a\ndata: x"}, ["type"]),
         ([GOOD, GOOD, GOOD, {**GOOD, "topic": "A"}], ["[3].topic"]),
         ([GOOD, {**GOOD, "type": "T"}], ["[1].type"]),
+        ([{**GOOD, "topic": "T"}, {"topic": "a"}], ["[0].topic"]),
+        ([{**GOOD, "type": "T"}, "text"], ["[0].type"]),
         ([GOOD, {"topic": "a"}], ["[1].type", "[1].data"]),
         ([GOOD, "text"], ["[1]"]),
         ([GOOD, [GOOD]], ["[1]"]),

@@ -265,6 +265,16 @@ async def test_when_too_much_waits_there_is_room_only_after_some_is_written(benc
     assert [stream.data[0] for stream in streams] == [1] * 6
 
 
+async def test_after_more_came_at_once_than_may_wait_there_is_room_when_fewer_wait(bench: Bench) -> None:
+    streams = [bench.stream("a", "b") for _ in range(6)]
+
+    for ms in range(1, 9):
+        bench.dispatcher.on_event(bench.history.add("ab"[ms % 2], ms))
+    await bench.dispatcher.room()
+
+    assert all(len(stream.data) >= 8 - broadcasts.MAX_WAITING for stream in streams)
+
+
 async def has_room(bench: Bench) -> bool:
     room = asyncio.ensure_future(bench.dispatcher.room())
     await asyncio.sleep(0)

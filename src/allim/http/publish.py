@@ -4,7 +4,7 @@ A request is judged in this order: its key, its body, what the key may publish.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -81,7 +81,12 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         key = _idempotency_key(request)
         body = await read_json(request, MAX_BODY_BYTES)
         indexed = isinstance(body, list)
-        drafts = _drafts(body)
+        drafts: list[Draft] = []
+        try:
+            drafts.extend(_drafts(body))
+        except Invalid:
+            hub.encode(drafts, indexed=True)  # one before may be wrong as well: the first is named
+            raise
         entries = hub.encode(drafts, indexed=indexed)
         if not publisher.may_publish_all:
             _check_permission(publisher, drafts, indexed)
@@ -92,14 +97,16 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
     return [route("/api/publish", tag="Events", post=publish)]
 
 
-def _drafts(body: object) -> list[Draft]:
+def _drafts(body: object) -> Iterator[Draft]:
     if not isinstance(body, list):
-        return [_draft(body, "")]
+        yield _draft(body, "")
+        return
     if not body:
         raise Invalid.field("body", "must have at least 1 event")
     if len(body) > MAX_BATCH:
         raise Invalid.field("body", f"must have at most {MAX_BATCH} events")
-    return [_draft(event, f"[{index}]") for index, event in enumerate(body)]
+    for index, event in enumerate(body):
+        yield _draft(event, f"[{index}]")
 
 
 def _draft(value: object, under: str) -> Draft:

@@ -71,8 +71,9 @@ class Requests:
 
     Shape: `scope["state"]["answer_headers"]` is a dict of lower-case names. What anybody inside puts there goes into
     whatever answer follows, unless that answer says it itself (`vary` is added to). The request's ID is in it from
-    the start. Who writes a response head past this middleware takes `every_header` along. `answer_at_once`, beside
-    it, writes a response that is all there; False, with nothing written, when it must be sent in the usual way.
+    the start. Beside it, `every_header` tells who writes a response head past this middleware what to take along, and
+    `answer_at_once` writes a response that is all there; False, with nothing written, when it must be sent in the
+    usual way.
     """
 
     def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
@@ -87,7 +88,7 @@ class Requests:
         name = asked if asked and _REQUEST_ID.match(asked) else f"{random.getrandbits(64):016x}"
         wishes = {"x-request-id": name}
         state = scope.setdefault("state", {})
-        state.update(request_id=name, answer_headers=wishes)
+        state.update(request_id=name, answer_headers=wishes, every_header=every_header)
         started_at = time.perf_counter()
         status: int | None = None
         standing = _standing(scope)

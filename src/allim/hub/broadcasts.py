@@ -180,7 +180,8 @@ class Broadcasts:
         try:
             while self._waiting and self._waiting[0].go_on(ends_at, self._done):
                 self._waiting.popleft()
-                self._room.set()
+                if len(self._waiting) < MAX_WAITING:  # the link brings more than one at a time
+                    self._room.set()
                 if self._waiting:
                     self._waiting[0].begin()
                 if time.perf_counter() >= ends_at:

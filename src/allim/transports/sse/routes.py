@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from allim.errors import Forbidden, Invalid, Kicked, TooMany, Unauthenticated, Unavailable
-from allim.http.requests import every_header
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 from allim.hub import MAX_TOPICS, TOPIC_FORM, CloseReason, Hub, Toll, check_topic
 from allim.identity import Identity, Visitor
@@ -95,7 +94,7 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
         if stream.ended:
             raise _refusal(stream)
         if isinstance(stream, HandoverStream):
-            return HandoverResponse(stream, begin, every_header(request))
+            return HandoverResponse(stream, begin, request.state.every_header(request))
         return PortableResponse(stream, begin)
 
     return [route("/events", tag="Events", get=events)]
