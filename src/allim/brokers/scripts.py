@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import structlog
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask, receive, write
 from allim.errors import Unavailable
@@ -226,6 +227,8 @@ class ScriptCalls:
         while len(replies) < len(batch):
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 replies += await receive(lead.connection)
+        if len(replies) > len(batch):
+            raise RedisConnectionError("more answers than questions")
         return replies
 
     def _settle(self, call: Call, reply: Any, unconfirmed: str | None) -> None:

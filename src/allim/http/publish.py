@@ -16,7 +16,7 @@ from allim.http.bodies import Body, form, parse, read_json
 from allim.http.publishers import Publisher, Publishers
 from allim.http.rates import Policy, Rates
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Hub, Published
+from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Published
 
 MAX_BATCH = 1000
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -82,12 +82,10 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         body = await read_json(request, MAX_BODY_BYTES)
         indexed = isinstance(body, list)
         drafts: list[Draft] = []
-        try:
-            drafts.extend(_drafts(body))
-        except Invalid:
-            hub.encode(drafts, indexed=True)  # one before may be wrong as well: the first is named
-            raise
-        entries = hub.encode(drafts, indexed=indexed)
+        entries: list[Entry] = []
+        for draft, under in _drafts(body):
+            entries.append(hub.encode(draft, under))
+            drafts.append(draft)
         if not publisher.may_publish_all:
             _check_permission(publisher, drafts, indexed)
         await rates.take(request, (limit, publisher.name), cost=len(drafts))
@@ -97,16 +95,18 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
     return [route("/api/publish", tag="Events", post=publish)]
 
 
-def _drafts(body: object) -> Iterator[Draft]:
+def _drafts(body: object) -> Iterator[tuple[Draft, str]]:
+    """One by one, each with its path in the body, so that the first wrong event is the one that is named."""
     if not isinstance(body, list):
-        yield _draft(body, "")
+        yield _draft(body, ""), ""
         return
     if not body:
         raise Invalid.field("body", "must have at least 1 event")
     if len(body) > MAX_BATCH:
         raise Invalid.field("body", f"must have at most {MAX_BATCH} events")
     for index, event in enumerate(body):
-        yield _draft(event, f"[{index}]")
+        under = f"[{index}]"
+        yield _draft(event, under), under
 
 
 def _draft(value: object, under: str) -> Draft:

@@ -29,7 +29,6 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 ANSWER = "allim.answer"  # the server's offer to write an answer as one
 _COUNTED = frozenset({"/api/publish"})  # answered well they are counted; a line each would cost as much as they do
 
-# nginx gives the same to the answers it makes itself: nginx/nginx.conf.template.
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # data; a page brings its own policy
     "cross-origin-opener-policy": "same-origin",

@@ -190,16 +190,21 @@ class Hub:
         Raises: Invalid or TooLarge naming the field (`topic`, or `[3].topic` when `indexed`); Conflict for a
         known key with other drafts; Unavailable when the store did not confirm.
         """
-        return await self.store(self.encode(drafts, indexed=indexed), key)
+        entries = [self.encode(draft, f"[{index}]" if indexed else "") for index, draft in enumerate(drafts)]
+        return await self.store(entries, key)
 
-    def encode(self, drafts: Sequence[Draft], *, indexed: bool = False) -> Sequence[Entry]:
-        """What the drafts are stored as.
+    def encode(self, draft: Draft, under: str = "") -> Entry:
+        """What a draft is stored as. Shape: `under` is its path, such as `[3]`, where there are several.
 
         Raises: Invalid or TooLarge naming the field.
         """
-        if not indexed:
-            return [encode_draft(draft, self.settings.max_event_bytes) for draft in drafts]
-        return [self._encode(draft, f"[{index}].") for index, draft in enumerate(drafts)]
+        try:
+            return encode_draft(draft, self.settings.max_event_bytes)
+        except (Invalid, TooLarge) as error:
+            if not under:
+                raise
+            fields = [FieldError(f"{under}.{field}", text) for field, text in error.fields]
+            raise type(error)(f"{under}.{error.detail}", fields) from error
 
     async def store(self, entries: Sequence[Entry], key: str | None) -> Published:
         """As `publish`, what is encoded already.
@@ -241,14 +246,6 @@ class Hub:
 
     async def _order(self, control: Control) -> None:
         await self._broker.publish(Publication([encode_control(user_topic(control.subject), control)], None, ""))
-
-    def _encode(self, draft: Draft, prefix: str) -> Entry:
-        try:
-            return encode_draft(draft, self.settings.max_event_bytes)
-        except (Invalid, TooLarge) as error:
-            raise type(error)(
-                prefix + error.detail, [FieldError(prefix + field, text) for field, text in error.fields]
-            ) from error
 
     # Streams --------------------------------------------------------------------------------------------------
 
