@@ -70,9 +70,9 @@ class Requests:
 
     Shape: `scope["state"]["answer_headers"]` is a dict of lower-case names. What anybody inside puts there goes into
     whatever answer follows, unless that answer says it itself (`vary` is added to). The request's ID is in it from
-    the start. Beside it, `every_header` tells who writes a response head past this middleware what to take along, and
-    `answer_at_once` writes a response that is all there; False, with nothing written, when it must be sent in the
-    usual way.
+    the start. Who writes a response head past this middleware takes it along, and `standing_headers` beside it, which
+    are the same in every answer. `answer_at_once` writes a response that is all there; False, with nothing written,
+    when it must be sent in the usual way.
     """
 
     def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
@@ -86,11 +86,9 @@ class Requests:
         asked = fields_of(scope).get("x-request-id")
         name = asked if asked and _REQUEST_ID.match(asked) else f"{random.getrandbits(64):016x}"
         wishes = {"x-request-id": name}
-        state = scope.setdefault("state", {})
-        state.update(request_id=name, answer_headers=wishes, every_header=every_header)
+        standing = _SECURE if scope["scheme"] == "https" else _PLAIN
         started_at = time.perf_counter()
         status: int | None = None
-        standing = _standing(scope)
         write_at_once = scope.get("extensions", {}).get(ANSWER)
 
         async def send_with_headers(message: Message) -> None:
@@ -115,7 +113,12 @@ class Requests:
             status = response.status_code
             return True
 
-        state["answer_at_once"] = answer_at_once
+        scope.setdefault("state", {}).update(
+            request_id=name,
+            answer_headers=wishes,
+            standing_headers=standing.headers,
+            answer_at_once=answer_at_once,
+        )
         # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,
         # which nginx guards under that name alone.
         sound = scope["path"].isprintable()
@@ -127,12 +130,6 @@ class Requests:
             if status is not None:
                 _tell(scope, status, started_at)
             request_id.reset(named)
-
-
-def every_header(connection: HTTPConnection) -> dict[str, str]:
-    """What every answer to this request gets: for who writes its head."""
-    wishes: dict[str, str] = connection.scope["state"]["answer_headers"]
-    return {**_standing(connection.scope).headers, **wishes}
 
 
 def _tell(scope: Scope, status: int, started_at: float) -> None:
@@ -152,10 +149,6 @@ def _tell(scope: Scope, status: int, started_at: float) -> None:
         duration_ms=round((time.perf_counter() - started_at) * 1000, 2),
         client=client[0] if client else None,
     )
-
-
-def _standing(scope: Scope) -> _Standing:
-    return _SECURE if scope["scheme"] == "https" else _PLAIN
 
 
 def _joined(said: Sequence[RawField], wishes: Mapping[str, str]) -> list[RawField]:

@@ -94,7 +94,8 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
         if stream.ended:
             raise _refusal(stream)
         if isinstance(stream, HandoverStream):
-            return HandoverResponse(stream, begin, request.state.every_header(request))
+            headers = {**request.state.standing_headers, **request.state.answer_headers}
+            return HandoverResponse(stream, begin, headers)
         return PortableResponse(stream, begin)
 
     return [route("/events", tag="Events", get=events)]
