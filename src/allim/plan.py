@@ -26,7 +26,7 @@ def figure(value: float, unit: str, source: str) -> float:
 class Measured:
     """What was measured, on one two-core machine. Shape: each field's metadata holds its unit and its source."""
 
-    rest_events_per_cpu_s: float = figure(8_000, "events per replica CPU-s", "one event to one stream per request")
+    rest_events_per_cpu_s: float = figure(9_000, "events per replica CPU-s", "one event to one stream per request")
     batch_events_per_cpu_s: float = figure(49_000, "events per replica CPU-s", "the same, 1,000 events per request")
     heard_events_per_cpu_s: float = figure(60_000, "events per replica CPU-s", "each further replica that hears one")
     writes_per_cpu_s: float = figure(100_000, "writes per replica CPU-s", "a lone broadcast; joined, a third")
