@@ -85,11 +85,11 @@ def kept_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HandoverProtocol, "__init__", keep_shortly)
 
 
-async def until_idle(reader: asyncio.StreamReader) -> float:
-    """How long it took until the connection ended without another byte."""
+async def stays_as_long_as_said(reader: asyncio.StreamReader) -> bool:
+    """Whether the connection ends without another byte, and when it should."""
     start = time.monotonic()
     assert await ended(reader) == b""
-    return time.monotonic() - start
+    return KEEP_S - 0.05 <= time.monotonic() - start < 2  # uvicorn's own would be 5 s
 
 
 @pytest.mark.usefixtures("kept_shortly")
@@ -101,21 +101,21 @@ async def test_an_idle_connection_ends_whatever_came_after_the_last_answer(rest:
         await reader.readuntil(b"here")
         writer.write(rest)
 
-        assert await until_idle(reader) >= KEEP_S - 0.05
+        assert await stays_as_long_as_said(reader)
 
 
 @pytest.mark.usefixtures("kept_shortly")
 async def test_a_connection_is_idle_from_its_last_answer_on() -> None:
     async with served(APP) as connect:
         reader, writer = await connect()
-        for _ in range(4):
+        for _ in range(6):  # over more than that time in all
             writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             await reader.readuntil(b"here")
-            await asyncio.sleep(KEEP_S * 0.6)
+            await asyncio.sleep(KEEP_S * 0.25)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"here")
 
-        assert await until_idle(reader) >= KEEP_S - 0.05
+        assert await stays_as_long_as_said(reader)
 
 
 @pytest.mark.usefixtures("kept_shortly")
@@ -126,10 +126,10 @@ async def test_a_request_that_is_under_way_is_not_cut(pause_in: str) -> None:
         reader, writer = await connect()
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"here")
-        await asyncio.sleep(KEEP_S * 0.5)
+        await asyncio.sleep(KEEP_S * 0.25)
         writer.write(head if pause_in == "head" else head + rest)
         await asyncio.sleep(KEEP_S)  # over the moment in which the connection would have been idle for long enough
         writer.write((rest if pause_in == "head" else b"") + b"2")
 
-        assert b"here" in await reader.readuntil(b"here")
-        assert await until_idle(reader) >= KEEP_S - 0.05
+        await reader.readuntil(b"here")
+        assert await stays_as_long_as_said(reader)
