@@ -135,7 +135,7 @@ def parse_json(body: bytes) -> object:
     duplicate names, NaN and infinities, lone surrogates, and more than `MAX_DEPTH` levels.
     """
     try:
-        value = _decode(body.decode())
+        value = _DECODER.decode(body.decode())
     except UnicodeDecodeError as error:
         raise Invalid.field("body", f"is not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
@@ -147,16 +147,6 @@ def parse_json(body: bytes) -> object:
     _check_depth(body, value)
     _check_surrogates(body, value)
     return value
-
-
-def _decode(text: str) -> object:
-    try:
-        value, end = _DECODER.raw_decode(text)
-    except json.JSONDecodeError:
-        end = -1
-    if end == len(text):
-        return value
-    return _DECODER.decode(text)  # which knows white space around a value, and explains
 
 
 def _check_content_type(request: Request) -> None:
