@@ -8,15 +8,15 @@ from starlette.types import Scope
 _KEPT = "allim.fields"
 
 
-class _Raw(dict[str, bytes]):
-    """Names as they stand in a scope, each made once: they come from code."""
+class _Names(dict[str, bytes]):
+    """Names of fields as they stand in a scope, each made once: who asks for one has it in the code."""
 
     def __missing__(self, name: str) -> bytes:
         raw = self[name] = name.lower().encode("latin-1")
         return raw
 
 
-_RAW = _Raw()
+_NAMES = _Names()
 
 
 class Fields(Headers):
@@ -28,7 +28,7 @@ class Fields(Headers):
         self._first = dict(reversed(self._list))
 
     def get(self, key: str, default: Any = None) -> Any:
-        value = self._first.get(_RAW[key])
+        value = self._first.get(_NAMES[key])
         return default if value is None else value.decode("latin-1")
 
 
