@@ -29,7 +29,7 @@ class Measured:
     rest_events_per_cpu_s: float = figure(9_000, "events per replica CPU-s", "one event to one stream per request")
     batch_events_per_cpu_s: float = figure(49_000, "events per replica CPU-s", "the same, 1,000 events per request")
     heard_events_per_cpu_s: float = figure(60_000, "events per replica CPU-s", "each further replica that hears one")
-    writes_per_cpu_s: float = figure(100_000, "writes per replica CPU-s", "a lone broadcast; joined, a third")
+    writes_per_cpu_s: float = figure(100_000, "writes per replica CPU-s", "a lone broadcast; joined, three times it")
     openings_per_cpu_s: float = figure(3_300, "openings per replica CPU-s", "signed in, over Redis, with catch-up")
     replica_base_mib: float = figure(115, "MiB", "resident, without streams")
     stream_kib: float = figure(3.1, "KiB", "resident, per idle stream")
