@@ -207,7 +207,7 @@ class Hub:
             raise type(error)(f"{under}.{error.detail}", fields) from error
 
     async def store(self, entries: Sequence[Entry], key: str | None) -> Published:
-        """As `publish`, what is encoded already.
+        """Store what is encoded, all or none, and announce it, as `publish` does.
 
         Raises: Conflict; Unavailable.
         """
