@@ -34,7 +34,11 @@ def stream_request(user: int) -> bytes:
 def publish_request(user: int | str | None, values: Sequence[object]) -> bytes:
     topic = "system" if user is None else f"user:{_name(user)}"
     events = [{"topic": topic, "type": "bench", "data": value} for value in values]
-    body = compact(events[0] if len(events) == 1 else events).encode()
+    return post(compact(events[0] if len(events) == 1 else events).encode())
+
+
+def post(body: bytes) -> bytes:
+    """The raw request that publishes what the body holds."""
     head = (
         f"POST /api/publish HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {PUBLISH_KEY}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

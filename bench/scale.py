@@ -22,20 +22,13 @@ from typing import Any, NamedTuple
 
 import click
 from tests.deployment import Deployment, deployment
-from tests.replicas import PUBLISH_KEY, token
+from tests.replicas import token
 from tests.waiting import until
 
+from bench import allim
 from bench.measure import memory_kib
 
-MANY = 10_000_000
-SETTINGS: dict[str, Any] = {
-    "stream_lifetime_s": 3600,
-    "streams_per_address": 1_000_000,
-    "user_calls_per_min": MANY,
-    "address_calls_per_min": MANY,
-    "publish_events_per_s": MANY,
-    "log_level": "warning",
-}
+SETTINGS: dict[str, Any] = {**allim.SETTINGS, "log_level": "warning"}
 REPLICAS = (1, 2, 4)
 AT_ONCE = 32  # requests to each replica: under load, calls of one turn of the loop share a pipeline
 BATCHES_AT_ONCE = 4
@@ -170,11 +163,7 @@ class Bench:
 async def _publish(port: int, waiting: Iterable[bytes]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for body in waiting:
-        head = (
-            f"POST /api/publish HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {PUBLISH_KEY}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
+        writer.write(allim.post(body))
         answer = (await reader.readuntil(b"\r\n\r\n")).lower()
         assert answer.startswith(b"http/1.1 202"), answer
         await reader.readexactly(int(answer.split(b"content-length: ")[1].split(b"\r")[0]))
