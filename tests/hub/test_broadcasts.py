@@ -1,6 +1,7 @@
 """Events for many streams: in slices, joined, and in order with everything else that happens meanwhile."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 
@@ -26,6 +27,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """One stream per slice, and two streams are many."""
     monkeypatch.setattr(broadcasts, "SLICE_S", 0.0)
     monkeypatch.setattr(broadcasts, "TURNS_LEFT", 0)
+    monkeypatch.setattr(broadcasts, "OTHERS_S", 60.0)
     monkeypatch.setattr(broadcasts, "STRIDE", 1)
     monkeypatch.setattr(broadcasts, "MAX_WAITING", 3)
     monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
@@ -71,6 +73,18 @@ async def test_between_two_slices_others_have_their_turns(bench: Bench, monkeypa
         await turns(1)
 
     assert written == [1, 1, 1, 1, 2, 2, 2, 2, 3]
+
+
+async def test_others_whose_turns_are_long_have_fewer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcasts, "TURNS_LEFT", 3)
+    monkeypatch.setattr(broadcasts, "OTHERS_S", 0.02)
+    streams = [bench.stream("a") for _ in range(2)]
+    bench.dispatcher.on_event(bench.history.add("a", 1))
+
+    time.sleep(0.03)
+    await turns(2)
+
+    assert [stream.data for stream in streams] == [[1], [1]]
 
 
 async def test_what_comes_meanwhile_is_joined_to_one_write(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

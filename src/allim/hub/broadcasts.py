@@ -19,20 +19,25 @@ from allim.hub.stream import Stream
 
 SLICE_S = 0.0015  # how long a broadcast may keep the event loop
 TURNS_LEFT = 8  # of the event loop to others, between two slices
+OTHERS_S = 0.006  # after which they get no further turn: long ones would leave a broadcast a few percent of the time
 STRIDE = 32  # streams written between two looks at the clock
 JOINED_BYTES = 16 * 1024  # written to a stream at once: enough to make the cost of a write small
 MAX_WAITING = 16  # broadcasts, each of one topic; with more than that the link is read no further
 
 
-def after_others(go_on: Callable[[], None], turns: int | None = None) -> None:
-    """Go on when everybody else has had some turns of the event loop. A request is answered in a dozen of them: one
-    for each thing that it waits for.
+def after_others(go_on: Callable[[], None]) -> None:
+    """Go on when everybody else has had some turns of the event loop, or one and their time. A request is answered in
+    a dozen of them: one for each thing that it waits for.
     """
-    left = TURNS_LEFT if turns is None else turns
-    if left:
-        asyncio.get_running_loop().call_soon(after_others, go_on, left - 1)
+    _leave_turns(go_on, TURNS_LEFT, time.perf_counter() + OTHERS_S)
+
+
+def _leave_turns(go_on: Callable[[], None], turns: int, until: float) -> None:
+    loop = asyncio.get_running_loop()
+    if turns and time.perf_counter() < until:
+        loop.call_soon(_leave_turns, go_on, turns - 1, until)
     else:
-        asyncio.get_running_loop().call_soon(go_on)
+        loop.call_soon(go_on)
 
 
 @dataclass(slots=True)
