@@ -16,9 +16,8 @@ from redis.exceptions import OutOfMemoryError
 
 from allim.brokers.durability import Durability, confirm
 from allim.brokers.link import Link
-from allim.brokers.scripts import NotDone, Script, ScriptCalls
+from allim.brokers.scripts import Script, ScriptCalls
 from allim.brokers.server import Lead, RedisServer, ask
-from allim.errors import Unavailable
 from allim.hub import (
     IDEMPOTENCY_WINDOW_S,
     ZERO,
@@ -90,37 +89,21 @@ class RedisBroker:
         await self._reads.close()
         await self._server.close()
 
-    async def publish(self, publication: Publication) -> Sequence[Position]:
+    def publish(self, publication: Publication) -> "asyncio.Future[Sequence[Position]]":
         keys = [self._clock_key, self._key(publication.key)]
         args: list[Any] = [*self._kept, publication.fingerprint]
         for topic, lines in publication.entries:
             keys.append(self._history_key + topic)
             args += (self._topic_channel + topic, lines)
-        until = asyncio.get_running_loop().time() + PUBLISH_TIMEOUT_S
-        try:
-            reply = await self._store(publication.key, keys, args, until)
-        except TimeoutError:
-            raise Unavailable(f"Redis did not answer within {PUBLISH_TIMEOUT_S:g} s") from None
-        if reply[0] == b"conflict":
-            raise idempotency_conflict()
-        return [Position.parse(text.decode()) for text in reply[1:]]
-
-    async def _store(self, key: str | None, keys: list[str], args: list[Any], until: float) -> Any:
-        """Try again what certainly had no effect, and what has a key: the script finds what the first try did.
-
-        Raises: TimeoutError.
-        """
-        for pause_s in TRY_AGAIN_S:
-            try:
-                return await self._writes.call(self._publish_script, keys, args, until)
-            except NotDone:
-                pass
-            except Unavailable:
-                if key is None:
-                    raise
-            async with asyncio.timeout_at(until):
-                await asyncio.sleep(pause_s)
-        return await self._writes.call(self._publish_script, keys, args, until)
+        return self._writes.call(
+            self._publish_script,
+            keys,
+            args,
+            read=_positions,
+            within_s=PUBLISH_TIMEOUT_S,
+            pauses=TRY_AGAIN_S,
+            repeatable=publication.key is not None,  # the script finds what the first try did
+        )
 
     async def subscribe(self, topics: Collection[str]) -> None:
         await self._link.subscribe([self._topic_channel + topic for topic in topics])
@@ -245,6 +228,13 @@ class RedisBroker:
     def _link_up(self) -> None:
         assert self._listener is not None
         self._listener.link_up()
+
+
+def _positions(reply: Sequence[bytes]) -> list[Position]:
+    """What the publish script says. Raises: Conflict."""
+    if reply[0] == b"conflict":
+        raise idempotency_conflict()
+    return [Position.parse(text.decode()) for text in reply[1:]]
 
 
 def _position(text: bytes) -> Position:

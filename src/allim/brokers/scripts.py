@@ -10,6 +10,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -31,6 +32,10 @@ class NotDone(Unavailable):
     """The call certainly had no effect, so it may be made again."""
 
 
+def _as_it_is(reply: Any) -> Any:
+    return reply
+
+
 class Script:
     """A Lua script with what it shares with others in front, called by its digest."""
 
@@ -43,9 +48,14 @@ class Script:
 
 
 class Call(NamedTuple):
+    """Shape: `pauses` are those before each further try; `repeatable` is whether its effect may be had twice."""
+
     script: Script
     keys: Sequence[str]
     args: Sequence[Any]
+    read: Callable[[Any], Any]
+    pauses: Sequence[float]
+    repeatable: bool
     done: "asyncio.Future[Any]"
 
 
@@ -55,14 +65,15 @@ class Deadlines:
     `asyncio.timeout` would make one for each of them, which costs as much as the rest of a call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, error: Callable[[], Exception] = TimeoutError) -> None:
+        self._error = error
         self._pending: list[tuple[float, int, asyncio.Future[Any]]] = []  # a heap, the nearest first
         self._number = itertools.count()  # so that futures are never compared
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = math.inf  # uvloop's handle for a time that has passed does not know it
 
     def set(self, future: "asyncio.Future[Any]", at: float) -> None:
-        """Give the future a TimeoutError at that time of the event loop."""
+        """Give the future the error at that time of the event loop."""
         self._forget_done()
         heapq.heappush(self._pending, (at, next(self._number), future))
         if at < self._rings_at:
@@ -85,7 +96,7 @@ class Deadlines:
         self._timer, self._rings_at = None, math.inf
         self._forget_done()
         while self._pending and self._pending[0][0] <= at:
-            heapq.heappop(self._pending)[2].set_exception(TimeoutError())
+            heapq.heappop(self._pending)[2].set_exception(self._error())
             self._forget_done()
         if self._pending:
             self._wind(self._pending[0][0])
@@ -111,35 +122,45 @@ class ScriptCalls:
         self._confirm = confirm
         self._lead: Lead | None = None
         self._waiting: list[Call] = []
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(partial(Unavailable, "Redis did not answer in time"))
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def call(
+    def call(
         self,
         script: Script,
         keys: Sequence[str],
         args: Sequence[Any],
-        until: float | None = None,
-    ) -> Any:
-        """The script's reply.
+        *,
+        read: Callable[[Any], Any] = _as_it_is,
+        within_s: float | None = None,
+        pauses: Sequence[float] = (),
+        repeatable: bool = False,
+    ) -> "asyncio.Future[Any]":
+        """What `read` makes of the script's reply.
 
-        Units: `until` is a time of the event loop.
+        Made again after each of the `pauses`, if it certainly had no effect or is `repeatable`.
+
+        Units: seconds; `within_s` for all tries together.
         Raises: NotDone when it certainly had no effect; Unavailable when Redis refused, did not answer (then the
-        effect is unknown), or did not confirm (then it is stored, but less durably than asked); TimeoutError when it
-        is not there in time (unknown as well).
+        effect is unknown), or did not confirm (then it is stored, but less durably than asked); what `read` raises.
         """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+        if within_s is not None:
+            self._deadlines.set(done, loop.time() + within_s)
+        self._enter(Call(script, keys, args, read, pauses, repeatable, done))
+        return done
+
+    def _enter(self, call: Call) -> None:
         if self._closed:
-            raise NotDone("the broker is closing")
-        if len(self._waiting) >= MAX_WAITING:
-            raise NotDone("Redis does not answer: too many calls wait for it")
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Call(script, keys, args, done))
-        if until is not None:
-            self._deadlines.set(done, until)
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send_all(), name="allim script calls")
-        return await done
+            self._fail([call], NotDone("the broker is closing"))
+        elif len(self._waiting) >= MAX_WAITING:
+            self._fail([call], NotDone("Redis does not answer: too many calls wait for it"))
+        else:
+            self._waiting.append(call)
+            if self._sender is None:
+                self._sender = asyncio.create_task(self._send_all(), name="allim script calls")
 
     async def close(self) -> None:
         self._closed = True
@@ -232,21 +253,28 @@ class ScriptCalls:
         return replies
 
     def _settle(self, call: Call, reply: Any, unconfirmed: str | None) -> None:
-        if call.done.done():
-            return  # the caller has gone
         if isinstance(reply, ReadOnlyError | BusyLoadingError):
-            call.done.set_exception(NotDone("Redis is loading, or no master any more"))
+            self._fail([call], NotDone("Redis is loading, or no master any more"))
         elif isinstance(reply, Exception):
             log.warning("redis refused a script", script=call.script.name, error=str(reply))
-            call.done.set_exception(Unavailable(f"Redis refused: {_code(reply)}"))
+            self._fail([call], Unavailable(f"Redis refused: {_code(reply)}"))
         elif unconfirmed is not None:
-            call.done.set_exception(Unavailable(unconfirmed))
-        else:
-            call.done.set_result(reply)
+            self._fail([call], Unavailable(unconfirmed))
+        elif not call.done.done():
+            try:
+                call.done.set_result(call.read(reply))
+            except Exception as error:  # noqa: BLE001 - whoever waits raises it
+                call.done.set_exception(error)
 
     def _fail(self, calls: Sequence[Call], error: Unavailable) -> None:
+        """Of those whose callers have not gone, try again what may be tried again."""
         for call in calls:
-            if not call.done.done():
+            if call.done.done():
+                continue
+            if call.pauses and not self._closed and (call.repeatable or isinstance(error, NotDone)):
+                again = call._replace(pauses=call.pauses[1:])
+                asyncio.get_running_loop().call_later(call.pauses[0], self._enter, again)
+            else:
                 call.done.set_exception(error)
 
 

@@ -7,7 +7,7 @@ Not promised: that an announcement arrives. A link may break and lose some; it t
 `link_up`) and history is the truth.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from allim.errors import Conflict, FieldError
@@ -94,7 +94,7 @@ class Broker(Protocol):
 
     async def close(self) -> None: ...
 
-    async def publish(self, publication: Publication) -> Sequence[Position]:
+    def publish(self, publication: Publication) -> Awaitable[Sequence[Position]]:
         """Store and announce, in one atomic step.
 
         Raises: Conflict when the key is known with another fingerprint; Unavailable when the store did not
