@@ -32,11 +32,12 @@ from allim.domains import accounts, keys, snapshots
 from allim.http import health, openapi, problems, publish, ticket_routes, users
 from allim.http.gate import Gate, Limits
 from allim.http.jwks import Jwks
-from allim.http.origins import PAGE_POLICY, Origins
+from allim.http.origins import PAGE_POLICY, Origins, headers_without_origin
 from allim.http.publishers import Publishers, SettingsKeys, read_grants
 from allim.http.rates import Policy, Rates
 from allim.http.requests import Requests
 from allim.http.routing import Answer, Paths, Resource, operation, route
+from allim.http.shortcuts import Shortcuts
 from allim.http.tickets import Tickets
 from allim.http.tokens import Issuer, Tokens
 from allim.hub import Broker, Hub, HubSettings, Ledger
@@ -141,10 +142,14 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *health.routes(checks),
         _metrics_route(metrics),
     ]
+
+    def leaving() -> bool:
+        return hub.draining
+
     app = _Application(
         routes=[*resources, *openapi.routes(resources, PAGE), *_page_routes()],
         middleware=[
-            Middleware(Requests, leaving=lambda: hub.draining),
+            Middleware(Requests, offer=sse.ANSWER, leaving=leaving),
             Middleware(problems.UnexpectedErrors),
             Middleware(Origins, listed=settings.cors_origins),
             Middleware(Paths, resources=resources),
@@ -162,6 +167,10 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
                 await asyncio.gather(hub.drained(), worker.leave(settings.drain_s * WORK_SHARE))
 
     app.state.leave = leave
+    shortcuts = {
+        (method, resource.path): shortcut for resource in resources for method, shortcut in resource.shortcuts.items()
+    }
+    app.state.shortcuts = partial(Shortcuts, shortcuts, headers_without_origin(settings.cors_origins), leaving)
     return app
 
 

@@ -6,14 +6,18 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import Scope
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from allim.http.shortcuts import Shortcuts
 from allim.settings import Settings
 from allim.transports.sse import HandoverProtocol
 
@@ -100,9 +104,10 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     """Run until a signal, then drain."""
     raise_file_limit()
+    shortcuts: Shortcuts = app.state.shortcuts(looking_through(settings.trusted_proxies))
     config = uvicorn.Config(
         app,
-        http=HandoverProtocol,
+        http=partial(HandoverProtocol, take=shortcuts.take),  # type: ignore[arg-type]  # it is called, and no more
         ws="none",
         loop="uvloop",
         lifespan="on",
@@ -126,6 +131,24 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     server.run(sockets=listeners)
     if server.deaf:
         sys.exit(1)
+
+
+def looking_through(trusted: Sequence[str]) -> Callable[[Scope], None]:
+    """Puts into a scope what trusted proxies say about the client, as uvicorn does on the way to an application."""
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    middleware: Any = ProxyHeadersMiddleware(nothing, list(trusted))
+
+    def look_through(scope: Scope) -> None:
+        try:
+            middleware(scope, nothing, nothing).send(None)
+        except StopIteration:
+            return
+        raise AssertionError("uvicorn's middleware waits for something")
+
+    return look_through
 
 
 def spare_collections() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -10,14 +11,17 @@ from starlette.types import ASGIApp
 
 from allim.serve import listen
 from allim.transports.sse import HandoverProtocol
+from allim.transports.sse.handover import Take
 
 Connect = Callable[[], Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[Connect]:
+async def served(app: ASGIApp, take: Take | None = None) -> AsyncIterator[Connect]:
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, http=HandoverProtocol, lifespan="off", log_config=None))
+    protocol: Any = partial(HandoverProtocol, take=take)
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listener]))
     async with asyncio.timeout(5):
         while not server.started:

@@ -5,16 +5,16 @@ import re
 import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from allim.errors import NotFound
 from allim.http.origins import Origins
 from allim.http.problems import UnexpectedErrors, handlers
 from allim.http.requests import Requests
 from allim.http.routing import Paths, route
-from allim.transports.sse import HandoverProtocol
+from allim.transports.sse import ANSWER, HandoverProtocol
 from tests.transports.served import ended, served
 
 pytestmark = pytest.mark.anyio
@@ -61,15 +61,11 @@ async def show(request: Request) -> Response:
 
 
 RESOURCES = [route("/", get=show, post=show)]
-APP = Starlette(
-    routes=RESOURCES,
-    middleware=[
-        Middleware(Requests),
-        Middleware(UnexpectedErrors),
-        Middleware(Origins, listed=[LISTED]),
-        Middleware(Paths, resources=RESOURCES),
-    ],
-    exception_handlers=handlers,
+APP = Requests(
+    UnexpectedErrors(
+        Origins(Paths(Starlette(routes=RESOURCES, exception_handlers=handlers), RESOURCES), listed=[LISTED])
+    ),
+    offer=ANSWER,
 )
 KINDS = (
     *("text", "json", "empty", "nothing", "cookies", "own", "vary", "close", "latin", "wrong", "background", "parts"),
@@ -87,10 +83,10 @@ REQUESTS = {
 }
 
 
-async def answers(form: str, *kinds: str) -> dict[str, bytes]:
+async def answers(form: str, *kinds: str, app: ASGIApp = APP) -> dict[str, bytes]:
     """To two requests in a row on one connection, the second one the last."""
     got = {}
-    async with served(APP) as connect:
+    async with served(app) as connect:
         for kind in kinds:
             head = REQUESTS[form].format(kind) + "Host: x\r\nX-Request-ID: r1\r\n"
             body = "hi" if "Content-Length" in head else ""
@@ -116,6 +112,20 @@ async def test_it_is_the_same_answer(form: str, monkeypatch: pytest.MonkeyPatch)
         kind: sorted_heads(usual[kind]) for kind in KINDS
     }
     assert all(answer.startswith(b"HTTP/1.") for answer in at_once.values())
+
+
+async def test_a_layer_outside_sees_what_is_sent() -> None:
+    async def outside(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sign(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-signed", b"1")]
+            await send(message)
+
+        await APP(scope, receive, sign)
+
+    got = await answers("GET", *PLAIN, app=outside)
+
+    assert {kind: answer.count(b"\r\nx-signed: 1\r\n") for kind, answer in got.items()} == dict.fromkeys(PLAIN, 2)
 
 
 async def test_a_field_that_would_split_an_answer_ends_it() -> None:

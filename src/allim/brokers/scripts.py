@@ -236,8 +236,8 @@ class ScriptCalls:
         unconfirmed = await self._confirm(lead.connection) if self._confirm and stored else None
         for call, reply in zip(batch, replies, strict=True):
             self._settle(call, reply, unconfirmed)
-        if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            await self.drop()  # it was the master once; the next connection finds the present one
+        if any(isinstance(reply, ReadOnlyError | RedisConnectionError) for reply in replies):
+            await self.drop()  # it was the master once, or knows us no more; the next connection may find better
 
     async def _replies(self, lead: Lead, batch: Sequence[Call]) -> list[Any]:
         """What Redis answers to each: a value, or the error it refuses with."""

@@ -135,7 +135,7 @@ def parse_json(body: bytes) -> object:
     duplicate names, NaN and infinities, lone surrogates, and more than `MAX_DEPTH` levels.
     """
     try:
-        value = _DECODER.decode(body.decode())
+        value = _decode(body.decode())
     except UnicodeDecodeError as error:
         raise Invalid.field("body", f"is not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
@@ -147,6 +147,16 @@ def parse_json(body: bytes) -> object:
     _check_depth(body, value)
     _check_surrogates(body, value)
     return value
+
+
+def _decode(text: str) -> object:
+    # `decode` looks for white space with patterns, which takes as long as most bodies do.
+    text = text.rstrip(" \t\r\n")
+    try:
+        value, end = _DECODER.scan_once(text, 0)  # type: ignore[attr-defined]
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else _DECODER.decode(text)  # which explains what is wrong
 
 
 def _check_content_type(request: Request) -> None:

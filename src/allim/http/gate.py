@@ -138,8 +138,14 @@ def bearer_of(connection: HTTPConnection) -> str | None:
     said = connection.headers.get("authorization")
     if said is None:
         return None
-    scheme, _, credentials = said.partition(" ")
-    return credentials.strip() if scheme.lower() == "bearer" else None
+    credentials = bearer_in(said.encode("latin-1"))
+    return None if credentials is None else credentials.decode("latin-1")
+
+
+def bearer_in(said: bytes) -> bytes | None:
+    """The credentials in what an `Authorization` says, when its scheme is Bearer."""
+    scheme, _, credentials = said.partition(b" ")
+    return credentials.strip() if scheme.lower() == b"bearer" else None
 
 
 def token_of(connection: HTTPConnection) -> str:

@@ -6,7 +6,7 @@ Two sides of one question. A page that is neither may change nothing, not even b
 Source: Fetch, 3.2 (CORS) and Fetch Metadata; the order of the checks is that of Go's `http.CrossOriginProtection`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -75,12 +75,17 @@ class Origins(CORSMiddleware):
 
     def _answer_headers(self, origin: str | None) -> dict[str, str]:
         if origin is None or origin not in self.allow_origins:
-            return {"vary": "Origin"}  # a cache must not give this answer to a listed one
+            return headers_without_origin(self.allow_origins)
         return {
             "vary": "Origin",
             "access-control-allow-origin": origin,
             **{name.lower(): value for name, value in self.simple_headers.items()},
         }
+
+
+def headers_without_origin(listed: Collection[str]) -> dict[str, str]:
+    """What answers to others than listed pages say: a cache must not give them to a listed one."""
+    return {"vary": "Origin"} if listed else {}
 
 
 def _from_here(headers: Headers, origin: str | None) -> bool:

@@ -1,23 +1,25 @@
 """`POST /api/publish`: events from services, one or a batch, all or nothing.
 
-A request is judged in this order: its key, its body, what the key may publish.
+A request is judged in this order: its key, its body, what the key may publish, how often.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
-from allim.errors import Conflict, FieldError, Forbidden, Invalid
-from allim.http.bodies import Body, form, parse, read_json
+from allim.errors import Conflict, FieldError, Forbidden, Invalid, TooMany
+from allim.http.bodies import Body, form, parse, parse_json, read_json
 from allim.http.publishers import Publisher, Publishers
-from allim.http.rates import Policy, Rates
+from allim.http.rates import Policy, Rates, told
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Published
+from allim.http.shortcuts import Fields, Outcome, Pending, Success
+from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Position, Published, Quota
 
+ACCEPTED, JSON = 202, "application/json"
 MAX_BATCH = 1000
 MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_NAME_CHARS = 256  # beyond every form, so that what is much too long is told from what is malformed
@@ -57,6 +59,8 @@ class StoredBatch(Body):
 def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> list[Resource]:
     """The publishers' route."""
 
+    limits = (limit,)
+
     @operation(
         caller=Caller.PUBLISHER,
         body=NewEvent | Annotated[list[NewEvent], Field(min_length=1, max_length=MAX_BATCH)],
@@ -68,7 +72,7 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
                 "The same key with the same events publishes them once, for 24 hours.",
             )
         ],
-        answers={202: Answer("Stored.", Stored | StoredBatch)},
+        answers={ACCEPTED: Answer("Stored.", Stored | StoredBatch)},
         fails=[Conflict],
     )
     async def publish(request: Request) -> Response:
@@ -78,35 +82,64 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         when the idempotency key stands for other events. After a 503 it may be stored or not: repeat it with a key.
         """
         publisher = await publishers.publisher_of(request)
-        key = _idempotency_key(request)
+        key = _idempotency_key(request.headers.get("idempotency-key"))
         body = await read_json(request, MAX_BODY_BYTES)
-        indexed = isinstance(body, list)
-        drafts: list[Draft] = []
-        entries: list[Entry] = []
-        for draft, under in _drafts(body):
-            entries.append(hub.encode(draft, under))
-            drafts.append(draft)
-        if not publisher.may_publish_all:
-            _check_permission(publisher, drafts, indexed)
-        await rates.take(request, (limit, publisher.name), cost=len(drafts))
-        published = await hub.store(entries, f"publish/{publisher.name}/{key}" if key else None)
-        return _answer(published, indexed)
+        entries = _entries(hub, publisher, body)
+        await rates.take(request, (limit, publisher.name), cost=len(entries))
+        stored = _stored(await hub.store(entries, _scoped(publisher, key)), body)
+        return Response(stored, ACCEPTED, media_type=JSON)
 
-    return [route("/api/publish", tag="Events", post=publish)]
+    def publish_at_once(fields: Fields, content: bytes) -> Pending | None:
+        """The same, for a publisher that is known without asking."""
+        publisher = publishers.known(fields.get(b"authorization", b""))
+        if publisher is None or fields.get(b"content-type") != b"application/json":
+            return None
+        key = fields.get(b"idempotency-key")
+        scoped = None if key is None else _scoped(publisher, _idempotency_key(key.decode("latin-1")))
+        body = parse_json(content)
+        entries = _entries(hub, publisher, body)
+
+        def judge(quota: Quota) -> Pending | Outcome:
+            try:
+                rates.check(limits, (quota,))
+            except TooMany as error:
+                return Outcome(error, told(limits, (quota,)))
+            return store(quota)
+
+        def store(quota: Quota) -> Pending:
+            return Pending(hub.begin(entries, scoped), told(limits, (quota,)), answer)
+
+        def answer(positions: Sequence[Position]) -> Success:
+            return Success(ACCEPTED, JSON, _stored(hub.stored(positions), body))
+
+        quota = rates.spare(limit, publisher.name, len(entries))
+        return store(quota) if quota else Pending(rates.ask(limit, publisher.name, len(entries)), {}, judge)
+
+    return [route("/api/publish", tag="Events", post=publish).with_shortcuts(post=publish_at_once)]
 
 
-def _drafts(body: object) -> Iterator[tuple[Draft, str]]:
-    """One by one, each with its path in the body, so that the first wrong event is the one that is named."""
+def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:
+    """What is to be stored, when the publisher may publish it.
+
+    Raises: Invalid, TooLarge or Forbidden naming what is wrong with the first wrong event.
+    """
     if not isinstance(body, list):
-        yield _draft(body, ""), ""
-        return
+        draft = _draft(body, "")
+        entry = hub.encode(draft)
+        _check_permission(publisher, [draft], indexed=False)
+        return [entry]
     if not body:
         raise Invalid.field("body", "must have at least 1 event")
     if len(body) > MAX_BATCH:
         raise Invalid.field("body", f"must have at most {MAX_BATCH} events")
+    drafts, entries = [], []
     for index, event in enumerate(body):
         under = f"[{index}]"
-        yield _draft(event, under), under
+        draft = _draft(event, under)
+        entries.append(hub.encode(draft, under))
+        drafts.append(draft)
+    _check_permission(publisher, drafts, indexed=True)
+    return entries
 
 
 def _draft(value: object, under: str) -> Draft:
@@ -119,14 +152,16 @@ def _draft(value: object, under: str) -> Draft:
     return Draft(event.topic, event.type, event.data)
 
 
-def _answer(published: Published, indexed: bool) -> Response:
+def _stored(published: Published, body: object) -> bytes:
     """`Stored` or `StoredBatch` as JSON: the IDs are digits and hyphens, so nothing in it needs escaping."""
-    quoted = [f'"{position}"' for position in published.positions]
-    told = f'"ids":[{",".join(quoted)}]' if indexed else f'"id":{quoted[0]}'
-    return Response(f'{{{told},"durability":"{published.durability}"}}', 202, media_type="application/json")
+    quoted = ",".join([f'"{position}"' for position in published.positions])
+    ids = f'"ids":[{quoted}]' if isinstance(body, list) else f'"id":{quoted}'
+    return f'{{{ids},"durability":"{published.durability}"}}'.encode()
 
 
-def _check_permission(publisher: Publisher, drafts: Sequence[Draft], indexed: bool) -> None:
+def _check_permission(publisher: Publisher, drafts: Sequence[Draft], *, indexed: bool) -> None:
+    if publisher.may_publish_all:
+        return
     for index, draft in enumerate(drafts):
         if not publisher.may_publish(draft.topic, draft.type):
             raise _forbidden(publisher, draft, f"[{index}]." if indexed else "")
@@ -142,8 +177,12 @@ def _forbidden(publisher: Publisher, draft: Draft, prefix: str) -> Forbidden:
     return Forbidden("; ".join(f"{field}: {message}" for field, message in fields), fields)
 
 
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
+def _idempotency_key(key: str | None) -> str | None:
     if key is not None and not _IDEMPOTENCY_KEY.match(key):
         raise Invalid.field("Idempotency-Key", "must be 1 to 256 visible ASCII characters")
     return key
+
+
+def _scoped(publisher: Publisher, key: str | None) -> str | None:
+    """Publishers do not share their keys."""
+    return f"publish/{publisher.name}/{key}" if key else None

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from starlette.requests import HTTPConnection
 
 from allim.errors import Unauthenticated, Unavailable
-from allim.http.gate import bearer_of
+from allim.http.gate import bearer_in, bearer_of
 
 CACHE_S = 2.0
 """How long a replica goes by what the store said: a key that is deleted or expires is refused after it."""
@@ -136,6 +136,14 @@ class Publishers:
             raise Unauthenticated("The publish key is not known.")
         return publisher
 
+    def known(self, authorization: bytes) -> Publisher | None:
+        """Who holds the key that an `Authorization` brings, as far as that can be told without asking the store."""
+        digest = digest_of(bearer_in(authorization) or b"")
+        publisher = self._keys.publisher(digest)
+        if publisher is None and (asked := self._fresh(digest)):
+            publisher = asked.said
+        return publisher
+
     async def _stored(self, lookup: Lookup, digest: bytes) -> Publisher | None:
         asked = self._fresh(digest)
         if asked is None:
@@ -173,6 +181,11 @@ class _Asked(NamedTuple):
 
     at: float
     answer: asyncio.Task[Publisher | None]
+
+    @property
+    def said(self) -> Publisher | None:
+        """None also while nothing was said. A question that failed is not kept."""
+        return self.answer.result() if self.answer.done() and not self.answer.cancelled() else None
 
     def is_stale(self, now: float) -> bool:
         return now >= self.at + CACHE_S

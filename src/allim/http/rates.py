@@ -69,13 +69,39 @@ class Rates:
         """
         if holder is None and len(wanted) == 1:
             policy, who = wanted[0]
-            stock = self._stocks.get(policy.of(who))
-            quota = (stock and stock.take(cost)) or await self._in_line(policy.demand(who, cost))
-            self._tell(connection, (policy,), (quota,))
+            self._tell(connection, (policy,), (self.spare(policy, who, cost) or await self.ask(policy, who, cost),))
         else:
             grant = await self._ask([policy.demand(who, cost) for policy, who in wanted], holder)
             refuse_ended(grant.standing)
             self._tell(connection, tuple([policy for policy, _ in wanted]), grant.quotas)
+
+    def spare(self, policy: Policy, who: str, cost: int) -> Quota | None:
+        """What somebody got at once, of what was granted ahead; None, and nothing, when it must be asked for."""
+        stock = self._stocks.get(policy.of(who))
+        return stock.take(cost) if stock else None
+
+    def ask(self, policy: Policy, who: str, cost: int) -> "asyncio.Future[Quota]":
+        """What somebody got, who is to be told by `told` and judged by `check`."""
+        demand = policy.demand(who, cost)
+        answer: asyncio.Future[Quota] = asyncio.get_running_loop().create_future()
+        line = self._lines.get(demand.name)
+        if line is None:
+            line = self._lines[demand.name] = []
+            # As a task it starts in the next turn, when this turn's demands are all here.
+            asker = asyncio.create_task(self._ask_for_line(demand.name), name="allim rates")
+            self._askers.add(asker)
+            asker.add_done_callback(self._askers.discard)
+        line.append(_Waiting(demand, answer))
+        return answer
+
+    def check(self, policies: Sequence[Policy], quotas: Sequence[Quota]) -> None:
+        """Raises: TooMany, when one of them was not granted."""
+        over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
+        if over:
+            for policy, _ in over:
+                self.refused(policy.name)
+            wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))
+            raise TooMany("There were too many of these calls; wait a little.", wait_s)
 
     async def settle(self, connection: HTTPConnection, policy: Policy, who: str, quotas: Sequence[Quota]) -> None:
         """Tell what somebody got who was granted it together with something else; no quotas when it was not counted.
@@ -88,33 +114,10 @@ class Rates:
 
     def _tell(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
         """Raises: TooMany."""
-        told, over = [], []
-        for policy, quota in zip(policies, quotas, strict=True):
-            told.append(f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}')
-            if not quota.granted:
-                over.append((policy, quota))
-        headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
-        headers["ratelimit-policy"] = _told(policies)
-        headers["ratelimit"] = ", ".join(told)
-        if over:
-            for policy, _ in over:
-                self.refused(policy.name)
-            wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))
-            raise TooMany("There were too many of these calls; wait a little.", wait_s)
+        connection.scope.setdefault("state", {}).setdefault("answer_headers", {}).update(told(policies, quotas))
+        self.check(policies, quotas)
 
     # One line for each name ------------------------------------------------------------------------------------
-
-    async def _in_line(self, demand: Demand) -> Quota:
-        answer: asyncio.Future[Quota] = asyncio.get_running_loop().create_future()
-        line = self._lines.get(demand.name)
-        if line is None:
-            line = self._lines[demand.name] = []
-            # As a task it starts in the next turn, when this turn's demands are all here.
-            asker = asyncio.create_task(self._ask_for_line(demand.name), name="allim rates")
-            self._askers.add(asker)
-            asker.add_done_callback(self._askers.discard)
-        line.append(_Waiting(demand, answer))
-        return await answer
 
     async def _ask_for_line(self, name: str) -> None:
         """Runs until nobody waits for this name."""
@@ -237,6 +240,15 @@ def _before(demand: Demand, quota: Quota, later: int) -> Quota:
     return Quota(quota.granted, quota.remaining + later, reset_s, quota.retry_after_s)
 
 
+def told(policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> dict[str, str]:
+    """The headers that tell what somebody got. Shape: of each policy, in order."""
+    return {"ratelimit-policy": _policies(policies), "ratelimit": ", ".join(map(_left, policies, quotas))}
+
+
+def _left(policy: Policy, quota: Quota) -> str:
+    return f'"{policy.name}";r={quota.remaining};t={math.ceil(quota.reset_s)}'
+
+
 @lru_cache(maxsize=64)
-def _told(policies: tuple[Policy, ...]) -> str:
+def _policies(policies: tuple[Policy, ...]) -> str:
     return ", ".join(f'"{name}";q={limit};w={window_s}' for name, limit, window_s in policies)

@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import structlog
 from starlette._utils import get_route_path
@@ -26,7 +27,6 @@ _root = logging.getLogger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-ANSWER = "allim.answer"  # the server's offer to write an answer as one
 _COUNTED = frozenset({"/api/publish"})  # answered well they are counted; a line each would cost as much as they do
 
 SECURITY_HEADERS = {
@@ -42,21 +42,25 @@ SECURITY_HEADERS = {
 
 RawField = tuple[bytes, bytes]
 
+WriteAtOnce = Callable[[int, Sequence[RawField], bytes, bytes], bool]
+"""Writes an answer that is all there as one: status, fields, more fields as sound lines, body. False, with nothing
+written, when it must be sent in the usual way."""
 
-class _Standing:
+
+class Standing:
     """Headers that are the same in every answer.
 
     Shape: `lines` are they as they are sent.
     """
 
-    def __init__(self, headers: dict[str, str]) -> None:
-        self.headers = headers
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = MappingProxyType(headers)
         self.names = frozenset(name.encode() for name in headers)
         self.lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
 
 
-_PLAIN = _Standing(SECURITY_HEADERS)
-_SECURE = _Standing({**SECURITY_HEADERS, "strict-transport-security": "max-age=31536000"})
+_PLAIN = Standing(SECURITY_HEADERS)
+_SECURE = Standing({**SECURITY_HEADERS, "strict-transport-security": "max-age=31536000"})
 """A year; subdomains are not ours to bind. Over http, browsers must ignore it."""
 
 
@@ -72,43 +76,44 @@ class Requests:
     whatever answer follows, unless that answer says it itself (`vary` is added to). The request's ID is in it from
     the start. Who writes a response head past this middleware takes it along, and `standing_headers` beside it, which
     are the same in every answer. `answer_at_once` writes a response that is all there; False, with nothing written,
-    when it must be sent in the usual way.
+    when it must be sent in the usual way. `offer` is the name in the scope's extensions under which a server offers
+    that: who is given its own `send` is given a `WriteAtOnce`.
     """
 
-    def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, app: ASGIApp, offer: str = "", leaving: Callable[[], bool] = lambda: False) -> None:
         self.app = app
+        self.offer = offer
         self.leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked = fields_of(scope).get("x-request-id")
-        name = asked if asked and _REQUEST_ID.match(asked) else f"{random.getrandbits(64):016x}"
+        name = name_for(fields_of(scope).get("x-request-id"))
         wishes = {"x-request-id": name}
-        standing = _SECURE if scope["scheme"] == "https" else _PLAIN
+        same = standing(scope)
         started_at = time.perf_counter()
         status: int | None = None
-        write_at_once = scope.get("extensions", {}).get(ANSWER)
+        offered = scope.get("extensions", {}).get(self.offer)
+        write_at_once: WriteAtOnce | None = offered(send) if offered else None
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _joined(message["headers"], standing.headers | wishes)
+                message["headers"] = _joined(message["headers"], same.headers | wishes)
                 if self.leaving():
                     MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
         def answer_at_once(response: Response) -> bool:
             nonlocal status
+            if write_at_once is None or self.leaving():
+                return False
             fields = _joined(response.raw_headers, wishes)
-            if (
-                write_at_once is None
-                or self.leaving()
-                or not standing.names.isdisjoint([name for name, _ in fields])
-                or not write_at_once(response.status_code, fields, standing.lines, response.body)
-            ):
+            if not same.names.isdisjoint([name for name, _ in fields]):
+                return False
+            if not write_at_once(response.status_code, fields, same.lines, bytes(response.body)):
                 return False
             status = response.status_code
             return True
@@ -116,7 +121,7 @@ class Requests:
         scope.setdefault("state", {}).update(
             request_id=name,
             answer_headers=wishes,
-            standing_headers=standing.headers,
+            standing_headers=same.headers,
             answer_at_once=answer_at_once,
         )
         # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,
@@ -128,20 +133,26 @@ class Requests:
             await app(scope, receive, send_with_headers)
         finally:
             if status is not None:
-                _tell(scope, status, started_at)
+                tell(scope, status, started_at)
             request_id.reset(named)
 
 
-def _tell(scope: Scope, status: int, started_at: float) -> None:
+def name_for(asked: str | None) -> str:
+    """A request's ID: what a proxy asked for, when it is one, or a new one."""
+    return asked if asked and _REQUEST_ID.match(asked) else f"{random.getrandbits(64):016x}"
+
+
+def tell(scope: Scope, status: int, started_at: float) -> None:
+    """Log how a request ended, unless it is counted instead. Units: `started_at` by `time.perf_counter`."""
     path = get_route_path(scope)
     if path in _QUIET:
         return
     counted = status < 300 and path in _COUNTED
     if counted and not _root.isEnabledFor(logging.DEBUG):
         return  # a question that costs less than a line that is not written
-    tell = log.debug if counted else log.info
+    write = log.debug if counted else log.info
     client = scope.get("client")
-    tell(
+    write(
         "request",
         method=scope["method"],
         path=scope["path"],
@@ -149,6 +160,11 @@ def _tell(scope: Scope, status: int, started_at: float) -> None:
         duration_ms=round((time.perf_counter() - started_at) * 1000, 2),
         client=client[0] if client else None,
     )
+
+
+def standing(scope: Scope) -> Standing:
+    """The headers that every answer to this request has."""
+    return _SECURE if scope["scheme"] == "https" else _PLAIN
 
 
 def _joined(said: Sequence[RawField], wishes: Mapping[str, str]) -> list[RawField]:

@@ -7,7 +7,7 @@ takes, answers and refuses, declared beside its handler.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from starlette._utils import get_route_path
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from allim.errors import AllimError
 from allim.http.fields import Fields, fields_of
+from allim.http.shortcuts import OUTCOME, Outcome, Shortcut
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -97,17 +98,31 @@ class Call(Request):
 
 
 class Resource(Route):
-    """A path and what its methods do. `tag` groups it with others in the document."""
+    """A path and what its methods do. `tag` groups it with others in the document.
+
+    Shape: `handlers` and `shortcuts` by method.
+    """
 
     def __init__(self, path: str, handlers: Mapping[str, Handler], tag: str) -> None:
         super().__init__(path, self.serve, methods=list(handlers))
         self.app = self.serve  # Starlette's own way would catch errors a second time, inside the router's
         self.handlers = handlers
         self.tag = tag
+        self.shortcuts: dict[str, Shortcut] = {}
+
+    def with_shortcuts(self, **shortcuts: Shortcut) -> Self:
+        """Beside their handlers: `route("/x", post=change).with_shortcuts(post=change_at_once)`."""
+        self.shortcuts = {method.upper(): shortcut for method, shortcut in shortcuts.items()}
+        return self
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application, for a method it knows."""
-        response = await self.handlers[scope["method"]](Call(scope, receive, send))
+        outcome: Outcome | None = scope.get(OUTCOME)
+        if outcome is None:
+            response = await self.handlers[scope["method"]](Call(scope, receive, send))
+        else:
+            scope["state"]["answer_headers"].update(outcome.headers)
+            response = outcome.response()
         answer_at_once = scope.get("state", {}).get("answer_at_once")
         whole = type(response).__call__ is Response.__call__ and response.background is None
         if not (whole and answer_at_once and answer_at_once(response)):

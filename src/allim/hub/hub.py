@@ -211,8 +211,17 @@ class Hub:
 
         Raises: Conflict; Unavailable.
         """
-        positions = await self._broker.publish(Publication(entries, key, _fingerprint(entries) if key else ""))
-        self._metrics.published(len(entries))
+        return self.stored(await self.begin(entries, key))
+
+    def begin(self, entries: Sequence[Entry], key: str | None) -> "asyncio.Future[Sequence[Position]]":
+        """The first half of `store`: what it gives is for `stored`."""
+        publication = Publication(entries, key, _fingerprint(entries) if key else "")
+        stored = self._broker.publish(publication)
+        return stored if isinstance(stored, asyncio.Future) else asyncio.ensure_future(stored)
+
+    def stored(self, positions: Sequence[Position]) -> Published:
+        """The second half of `store`."""
+        self._metrics.published(len(positions))
         return Published(tuple(positions), self._broker.durability)
 
     # Sessions -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -28,10 +29,8 @@ from allim.transports.sse.stream import Proven, SseStream
 EXTENSION = "allim.handover"
 ANSWER = "allim.answer"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
-CLIENT_GONE = 499  # nginx' word for it, in our log alone
 FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
-
-
+CLIENT_GONE = 499  # nginx' word for it, in our log alone
 FIRST_BYTES = 16 * 1024  # what may go out together at the beginning; less than a stream's buffer
 HEAD_TIMEOUT_S = 20.0  # from the connection, or the first byte of a later request, to the end of its head
 MAX_HEAD_BYTES = 64 * 1024
@@ -60,6 +59,14 @@ _BAD_REQUEST = _problem(400, "Bad request", "The request could not be read.", "b
 _HEAD_TOO_LARGE = _problem(
     431, "Request header fields too large", "The head of the request is over the limit.", "head_too_large"
 )
+
+
+WriteAtOnce = Callable[[int, Sequence[tuple[bytes, bytes]], bytes, bytes], bool]
+Take = Callable[[Any, Sequence[int], WriteAtOnce, Callable[[], None]], bool]
+"""Answers a request that came whole, now or later, without an ASGI task; False when it is for the application.
+
+Shape: the scope, the body, `HandoverProtocol.answer_at_once`, and what hands the request to the application later.
+"""
 
 
 class HandedOver(Exception):
@@ -186,10 +193,15 @@ class HandoverProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which offers in the scope to hand its connection over.
 
     It also gives a head an end, in time and in size, where no proxy stands in front that does; uvicorn has neither.
+
+    Shape: `take` is asked before a request goes to the application. `held` is the one that has come and not gone
+    there, `running` the one that is being answered.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, take: Take | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.take = take
+        self.held: tuple[RequestResponseCycle, Any] | None = None
         self.head_bytes = 0
         self.in_head = False
         self.head_timer: asyncio.TimerHandle | None = None
@@ -211,11 +223,12 @@ class HandoverProtocol(HttpToolsProtocol):
             self.running.disconnected = True
             self.running.message_event.set()
         # They lead back here, through the extensions: without them a connection is freed at once, and not collected.
-        self.scope = self.cycle = self.running = None  # type: ignore[assignment]
+        self.scope = self.cycle = self.running = self.held = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self.head_bytes += len(data)
         super().data_received(data)
+        self.start_held()
         if self.transport.get_protocol() is not self:
             return
         if self.head_bytes > MAX_HEAD_BYTES:
@@ -229,7 +242,7 @@ class HandoverProtocol(HttpToolsProtocol):
             self.head_bytes = 0
         super().on_message_begin()
         # ASGI allows any value
-        self.scope["extensions"] = {EXTENSION: self.hand_over, ANSWER: self.answer_at_once}  # type: ignore[dict-item]
+        self.scope["extensions"] = {EXTENSION: self.hand_over, ANSWER: self.offer_answer}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self.head_bytes = 0  # what comes behind a chunked body, its trailers, has the same limit as a head
@@ -240,8 +253,17 @@ class HandoverProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self.running = cycle
-        super()._start_asgi_task(cycle, app)
+        """Called by uvicorn at the end of a head. The request waits until all that came with the head is read."""
+        self.held = cycle, app
+
+    def start_held(self) -> None:
+        if self.held is not None:
+            (cycle, app), self.held = self.held, None
+            whole = not cycle.more_body and app is self.app
+            usual = partial(super()._start_asgi_task, cycle, app)
+            self.running = cycle
+            if not (whole and self.take and self.take(cycle.scope, cycle.body, self.answer_at_once, usual)):
+                usual()
 
     def on_response_complete(self) -> None:
         # Divergence: uvicorn winds its clock for an idle connection anew with every request, and what belongs to none
@@ -252,11 +274,14 @@ class HandoverProtocol(HttpToolsProtocol):
         self.answered_at = self.loop.time()
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self.held = self.pipeline.pop()
+            self.start_held()
         elif self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.close_if_idle)
 
     def close_if_idle(self) -> None:
+        if self.transport.get_protocol() is not self:
+            return
         busy = self.in_head or (self.running is not None and not self.running.response_complete)
         idle_s = 0.0 if busy else self.loop.time() - self.answered_at
         if idle_s < self.timeout_keep_alive:
@@ -266,7 +291,7 @@ class HandoverProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _unset_keepalive_if_required(self) -> None:
-        """Called by uvicorn with every request."""
+        """Called by uvicorn with every request; `close_if_idle` looks by itself."""
 
     def await_head(self) -> None:
         self.head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self.transport.abort)
@@ -292,6 +317,10 @@ class HandoverProtocol(HttpToolsProtocol):
         transport.write_eof()
         asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
 
+    def offer_answer(self, send: Send) -> WriteAtOnce | None:
+        """What writes an answer as one, for who stands outermost: who wraps `send` wants to see what is sent."""
+        return self.answer_at_once if self.running is not None and send == self.running.send else None
+
     def answer_at_once(self, status: int, fields: Sequence[tuple[bytes, bytes]], lines: bytes, body: bytes) -> bool:
         """Write an answer that is all there in one write, which costs half of uvicorn's two; False, with nothing
         written, when it takes uvicorn's own way, which knows every other case.
@@ -308,6 +337,7 @@ class HandoverProtocol(HttpToolsProtocol):
             cycle.response_started
             or cycle.flow.write_paused
             or not cycle.keep_alive
+            or cycle.access_log
             or cycle.scope["method"] == "HEAD"
             or (b"content-length", b"%d" % len(body)) not in head
             or not _FRAMING.isdisjoint([name for name, _ in head])

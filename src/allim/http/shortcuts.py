@@ -1,0 +1,155 @@
+"""Past ASGI: a plain request that came whole, and whose answer waits for one thing, needs no task and no layers.
+
+A shortcut judges a request at once, by the functions of its handler and in their order, and begins what is asked for.
+It answers by itself only what goes well. What comes up before anything has begun is left to the usual way, which
+judges from the start; what comes up afterwards is told in the usual way, as an `Outcome`. So each refusal, and each
+layer's work on it, stands in one place. Source: docs/decisions/0012-shortcuts.md.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from starlette.responses import Response
+from starlette.types import Scope
+
+from allim.errors import AllimError, Unavailable
+from allim.http.requests import WriteAtOnce, name_for, standing, tell
+from allim.telemetry import request_id
+
+OUTCOME = "allim.outcome"
+
+_PLAIN = frozenset(
+    {
+        *(b"accept", b"accept-encoding", b"accept-language", b"authorization", b"connection", b"content-length"),
+        *(b"content-type", b"host", b"idempotency-key", b"traceparent", b"tracestate", b"user-agent"),
+        *(b"x-forwarded-for", b"x-forwarded-proto", b"x-real-ip", b"x-request-id"),
+    }
+)
+"""Fields that no layer on the usual way goes by, or that shortcuts go by as well. Any other is for the layers."""
+
+_FROM_PROXIES = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+
+Fields = Mapping[bytes, bytes]
+
+
+class Success(NamedTuple):
+    """What went well, all there."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+
+class Pending(NamedTuple):
+    """What a shortcut has begun.
+
+    Shape: of what is done `go_on` makes the answer, or what is waited for next, or an outcome for the usual way; it
+    raises what the handler would. `headers` go into the answer, also when it is an error.
+    """
+
+    done: "asyncio.Future[Any]"
+    headers: Mapping[str, str]
+    go_on: "Callable[[Any], Pending | Success | Outcome]"
+
+
+_Request = tuple[Scope, Fields, float, WriteAtOnce, Callable[[], None]]
+"""One that was taken: scope, fields, since when, who writes the answer, and the usual way."""
+
+Shortcut = Callable[[Fields, bytes], Pending | None]
+"""Judges a request by its fields and body; None, or one of our errors, when it is for the usual way."""
+
+
+class Outcome(NamedTuple):
+    """How a request ended that has been judged, for the usual way to tell."""
+
+    answer: Success | Exception
+    headers: Mapping[str, str]
+
+    def response(self) -> Response:
+        """Raises: what the answer is, if it is an error."""
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return Response(self.answer.body, self.answer.status, media_type=self.answer.media_type)
+
+
+class Shortcuts:
+    """Takes requests before an application is called.
+
+    Shape: `shortcuts` by method and path; `headers` go into every answer; `look_through` puts into a scope what
+    proxies say about the client; none is taken while the replica is `leaving`.
+    """
+
+    def __init__(
+        self,
+        shortcuts: Mapping[tuple[str, str], Shortcut],
+        headers: Mapping[str, str],
+        leaving: Callable[[], bool],
+        look_through: Callable[[Scope], None],
+    ) -> None:
+        self._shortcuts = shortcuts
+        self._fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+        self._leaving = leaving
+        self._look_through = look_through
+
+    def take(self, scope: Scope, body: Sequence[int], write_at_once: WriteAtOnce, usual: Callable[[], None]) -> bool:
+        """Success a request, now or later; False, with nothing done, when it is for the usual way.
+
+        Shape: `body` is whole, as bytes. `usual` sends the request the usual way later, to tell the outcome.
+        """
+        shortcut = self._shortcuts.get((scope["method"], scope["path"]))
+        if shortcut is None or self._leaving():
+            return False
+        fields = dict(scope["headers"])
+        if len(fields) < len(scope["headers"]) or not fields.keys() <= _PLAIN:
+            return False
+        started_at = time.perf_counter()
+        try:
+            pending = shortcut(fields, bytes(body))
+        except AllimError:
+            return False
+        if pending is None:
+            return False
+        request = scope, fields, started_at, write_at_once, usual
+        pending.done.add_done_callback(partial(self._go_on, request, pending))
+        return True
+
+    def _go_on(self, request: _Request, pending: Pending, done: "asyncio.Future[Any]") -> None:
+        made: Pending | Success | Outcome
+        try:
+            made = pending.go_on(done.result())
+        except asyncio.CancelledError:
+            made = Outcome(Unavailable("The replica stops; it is not known what came of this."), pending.headers)
+        except Exception as error:  # noqa: BLE001 - it is raised again where errors become answers
+            made = Outcome(error, pending.headers)
+        if isinstance(made, Success):
+            if self._written(request, made, pending.headers):
+                return
+            made = Outcome(made, pending.headers)
+        if isinstance(made, Pending):
+            made.done.add_done_callback(partial(self._go_on, request, made))
+            return
+        scope, *_, usual = request
+        scope[OUTCOME] = made
+        usual()
+
+    def _written(self, request: _Request, answer: Success, headers: Mapping[str, str]) -> bool:
+        scope, fields, started_at, write_at_once, _ = request
+        if not _FROM_PROXIES.isdisjoint(fields):
+            self._look_through(scope)
+        name = name_for(fields.get(b"x-request-id", b"").decode("latin-1"))
+        status, media_type, body = answer
+        said = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", media_type.encode()),
+            (b"x-request-id", name.encode()),
+            *self._fields,
+            *[(name.encode(), value.encode()) for name, value in headers.items()],
+        ]
+        if not write_at_once(status, said, standing(scope).lines, body):
+            return False
+        request_id.set(name)  # in a context of this call alone: the loop makes one for each callback
+        tell(scope, status, started_at)
+        return True

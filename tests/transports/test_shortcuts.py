@@ -1,0 +1,307 @@
+"""A publish that is answered past ASGI gets, byte for byte, the answer of the usual way, and does the same."""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+
+from allim.brokers.memory import MemoryBroker
+from allim.brokers.memory_ledger import MemoryLedger
+from allim.errors import Unavailable
+from allim.http import publish
+from allim.http.origins import Origins, headers_without_origin
+from allim.http.problems import UnexpectedErrors, handlers
+from allim.http.publishers import Publisher, Publishers, SettingsKeys
+from allim.http.rates import Policy
+from allim.http.requests import Requests
+from allim.http.routing import Paths
+from allim.http.shortcuts import Shortcuts
+from allim.hub import ZERO, Hub, HubSettings, Position, Publication
+from allim.serve import looking_through
+from allim.telemetry import Metrics
+from allim.transports.sse import ANSWER
+from tests.http.gates import AMPLE, AwayLedger, rates_of
+from tests.transports.served import Connect, ended, served
+from tests.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+LISTED = "https://app.example.org"
+SHOP = Publisher("shop", ("user:*",), ("t",))
+STORED = "s" + "e" * 43
+EVENT = {"topic": "user:1", "type": "t", "data": {"ä": [1, None]}}
+BATCH = [EVENT, {**EVENT, "topic": "user:2"}]
+
+
+class Server:
+    """The publishers' route as `allim serve` has it, over a broker in memory; `took` says what went past ASGI."""
+
+    def __init__(
+        self,
+        broker: MemoryBroker | None = None,
+        *,
+        limit: Policy = AMPLE,
+        ledger: MemoryLedger | None = None,
+        listed: Sequence[str] = (),
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.broker = broker or MemoryBroker()
+        self.metrics = Metrics("r1")
+        self.took: list[bool] = []
+        hub = Hub(self.broker, MemoryLedger(), self.metrics, HubSettings(max_event_bytes=1000))
+        keys = SettingsKeys(["orders:key-1", "shop:key-3"], {"shop": SHOP})
+        resources = publish.routes(hub, Publishers(keys), rates_of(ledger), limit)
+        known = Starlette(routes=resources, exception_handlers=handlers)
+        self.app = Requests(
+            UnexpectedErrors(Origins(Paths(known, resources), listed=listed)), offer=ANSWER, leaving=leaving
+        )
+        past = {("POST", resource.path): resource.shortcuts["POST"] for resource in resources}
+        headers = headers_without_origin(listed)
+        self.shortcuts = Shortcuts(past, headers, leaving, looking_through(["127.0.0.1"]))
+
+    def take(self, *args: Any) -> bool:
+        self.took.append(self.shortcuts.take(*args))
+        return self.took[-1]
+
+    @asynccontextmanager
+    async def running(self, *, past: bool = True) -> AsyncIterator[Connect]:
+        async with served(self.app, self.take if past else None) as connect:
+            yield connect
+
+    async def answer(self, *parts: bytes, past: bool = True) -> bytes:
+        async with self.running(past=past) as connect:
+            return await exchange(connect, *parts)
+
+    async def stored(self) -> list[bytes]:
+        page = await self.broker.read(["user:1", "user:2", "news"], ZERO, 100, 1 << 20)
+        return [event.lines for event in page.events]
+
+
+def post(
+    body: object = EVENT, *fields: str, key: str | None = "key-1", first: str = "", version: str = "1.1"
+) -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = [
+        first or f"POST /api/publish HTTP/{version}",
+        "Host: x",
+        "X-Request-ID: r1",
+        *([f"Authorization: Bearer {key}"] if key else []),
+        *([] if any(field.startswith("Content-Type") for field in fields) else ["Content-Type: application/json"]),
+        *([] if any(field.startswith("Transfer-") for field in fields) else [f"Content-Length: {len(content)}"]),
+        *fields,
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + content
+
+
+LAST = post([], "Connection: close")  # refused, and ends the connection
+TAKEN = {
+    "one": post(),
+    "a batch": post(BATCH),
+    "a batch of one": post([EVENT]),
+    "with a key": post(EVENT, "Idempotency-Key: k"),
+    "a granted one": post(key="key-3"),
+    "of a client": post(EVENT, "User-Agent: x/1", "Accept: */*", "Accept-Encoding: gzip", "traceparent: 00-1-2-01"),
+    "through a proxy": post(EVENT, "X-Forwarded-For: 10.1.1.1", "X-Forwarded-Proto: https"),
+    "a line end behind it": post(json.dumps(EVENT).encode() + b" \r\n"),
+    "with a question": post(first="POST /api/publish?x=1 HTTP/1.1"),
+    "the last": post(EVENT, "Connection: close"),
+    "old": post(EVENT, version="1.0"),
+}
+NOT_TAKEN = {
+    "no key": post(key=None),
+    "a wrong key": post(key="key-2"),
+    "another scheme": post(EVENT, "Authorization: Basic a2V5LTE=", key=None),
+    "two keys": post(EVENT, "Authorization: Bearer key-3"),
+    "not granted": post({**EVENT, "topic": "news"}, key="key-3"),
+    "one of a batch not granted": post([EVENT, {**EVENT, "type": "x"}], key="key-3"),
+    "a wrong event": post({**EVENT, "topic": "A"}),
+    "a wrong one in a batch": post([EVENT, {**EVENT, "extra": 1}]),
+    "too large": post({**EVENT, "data": "x" * 1000}),
+    "an empty batch": post([]),
+    "empty": post(b""),
+    "no JSON": post(b"{"),
+    "another kind": post(EVENT, "Content-Type: text/plain"),
+    "the same kind in other words": post(EVENT, "Content-Type: application/json; charset=utf-8"),
+    "a malformed idempotency key": post(EVENT, "Idempotency-Key: a b"),
+    "of our page": post(EVENT, "Sec-Fetch-Site: same-origin"),
+    "of another page": post(EVENT, "Origin: https://elsewhere"),
+    "of a listed page": post(EVENT, f"Origin: {LISTED}"),
+    "with cookies": post(EVENT, "Cookie: a=1"),
+    "in chunks": post(
+        b"%x\r\n%b\r\n0\r\n\r\n" % (len(json.dumps(EVENT)), json.dumps(EVENT).encode()), "Transfer-Encoding: chunked"
+    ),
+    "another method": post(first="PUT /api/publish HTTP/1.1"),
+    "another path": post(first="POST /api/publish/ HTTP/1.1"),
+}
+
+
+async def exchange(connect: Connect, *parts: bytes) -> bytes:
+    """What is answered to these bytes, sent one after the other, until the connection ends."""
+    reader, writer = await connect()
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0.02)
+    return await ended(reader)
+
+
+def published(server: Server) -> float:
+    found = re.search(rb"^allim_events_published_total ([0-9.]+)", server.metrics.text(), re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+def comparable(answer: bytes) -> list[list[bytes]]:
+    """Without what differs from run to run: dates, positions, what is left of a rate. The order of fields is free."""
+    for pattern, instead in ((rb"\r\ndate: [^\r]+", b""), (rb"\d{13}-\d+", b"position"), (rb"r=\d+;t=\d+", b"rate")):
+        answer = re.sub(pattern, instead, answer)
+    return [sorted(part.split(b"\r\n")) for part in answer.split(b"\r\n\r\n")]
+
+
+@pytest.mark.parametrize("listed", [(), (LISTED,)], ids=["no page listed", "a page listed"])
+async def test_it_is_the_same_answer_and_the_same_is_stored(listed: Sequence[str]) -> None:
+    past, usual = Server(listed=listed), Server(listed=listed)
+    answers: dict[str, list[Any]] = {}
+    taken = set()
+    async with past.running() as connect, usual.running(past=False) as connect_usual:
+        for name, request in {**TAKEN, **NOT_TAKEN}.items():
+            past.took.clear()
+            answers[name] = [
+                comparable(await exchange(connect, request, LAST)),
+                comparable(await exchange(connect_usual, request, LAST)),
+                await past.stored() == await usual.stored(),
+            ]
+            if past.took[0]:
+                taken.add(name)
+
+    assert {name: one for name, (one, _, _) in answers.items()} == {
+        name: other for name, (_, other, _) in answers.items()
+    }
+    assert all(same for _, _, same in answers.values())
+    assert taken == set(TAKEN)
+    assert {name for name in answers if b"HTTP/1.1 202 Accepted" in answers[name][0][0]} >= taken
+    assert published(past) == published(usual) > len(TAKEN)
+
+
+async def test_a_body_that_comes_later_goes_the_usual_way() -> None:
+    server, request = Server(), post(EVENT, "Connection: close")
+
+    assert b" 202 " in await server.answer(request[:-5], request[-5:])
+    assert server.took == []
+
+
+async def test_a_body_that_is_asked_for_is_asked_for() -> None:
+    server, request = Server(), post(EVENT, "Connection: close", "Expect: 100-continue")
+    head, _, body = request.partition(b"\r\n\r\n")
+
+    answer = await server.answer(head + b"\r\n\r\n", body)
+
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 ")
+
+
+async def test_pipelined_ones_are_answered_in_their_order() -> None:
+    server = Server()
+
+    answer = await server.answer(post() + post(BATCH) + post({}) + post() + post([EVENT], "Connection: close"))
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"202", b"202", b"422", b"202", b"202"]
+    assert re.findall(rb'"ids?":(.)', answer) == [b'"', b"[", b'"', b"["]
+    assert len(await server.stored()) == 5
+
+
+async def test_a_client_keeps_its_connection() -> None:
+    server = Server()
+
+    answer = await server.answer(post(), post(), post([EVENT]), LAST)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"202", b"202", b"202", b"422"]
+    assert server.took == [True, True, True, False]
+
+
+class Slow(MemoryBroker):
+    """Stores when it is told, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.asked = 0
+        self.error = error
+
+    async def publish(self, publication: Publication) -> Sequence[Position]:
+        self.asked += 1
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        return await super().publish(publication)
+
+
+@pytest.mark.parametrize("error", [Unavailable("Redis did not answer"), RuntimeError("a defect")])
+async def test_what_the_store_says_is_told_in_the_usual_way(error: Exception) -> None:
+    answers = []
+    for past in (True, False):
+        broker = Slow(error)
+        broker.go.set()
+        answers.append(await Server(broker).answer(post(EVENT, "Connection: close"), past=past))
+        assert broker.asked == 1
+
+    assert comparable(answers[0]) == comparable(answers[1])
+    assert (b" 503 " if isinstance(error, Unavailable) else b" 500 ") in answers[0]
+    assert b"ratelimit: " in answers[0]
+
+
+async def test_what_is_known_under_its_key_with_other_content_is_a_conflict() -> None:
+    requests = post(EVENT, "Idempotency-Key: k"), post(BATCH, "Idempotency-Key: k", "Connection: close")
+
+    answers = [await Server().answer(*requests, past=past) for past in (True, False)]
+
+    assert comparable(answers[0]) == comparable(answers[1])
+    assert b" 409 " in answers[0]
+
+
+async def test_a_rate_is_refused_alike() -> None:
+    limit = Policy("publish", 1, 60)
+    answers = [
+        await Server(limit=limit).answer(post(), post(EVENT, "Connection: close"), past=past)
+        for past in (True, False)
+    ]
+
+    assert comparable(answers[0]) == comparable(answers[1])
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers[0]) == [b"202", b"429"]
+    assert answers[0].count(b"ratelimit: ") == 2
+
+
+async def test_rates_are_asked_for_while_the_ledger_is_away() -> None:
+    server = Server(ledger=AwayLedger())
+
+    assert b" 202 " in await server.answer(post(EVENT, "Connection: close"))
+    assert server.took == [True]
+
+
+async def test_what_a_client_that_leaves_has_published_stays_published(caplog: pytest.LogCaptureFixture) -> None:
+    broker = Slow()
+    server = Server(broker)
+    async with server.running() as connect:
+        _, writer = await connect()
+        writer.write(post())
+        await until(lambda: broker.asked == 1, what="the store is asked")
+        writer.close()
+        await asyncio.sleep(0.05)
+        broker.go.set()
+        await until(lambda: published(server) == 1, what="it is stored")
+        await asyncio.sleep(0.05)
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_replica_that_leaves_takes_none_and_ends_the_connection() -> None:
+    server = Server(leaving=lambda: True)
+
+    answer = await server.answer(post())
+
+    assert b"\r\nconnection: close\r\n" in answer
+    assert server.took == [False]
