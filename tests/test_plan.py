@@ -21,6 +21,7 @@ ROUND = Measured(
     heard_events_per_cpu_s=40_000,
     writes_per_cpu_s=200_000,
     openings_per_cpu_s=2_500,
+    returns_per_cpu_s=2_000,
     replica_base_mib=100,
     stream_kib=4,
     socket_kib=4,
@@ -82,11 +83,11 @@ def test_an_example_worked_by_hand() -> None:
     replicas = needs(made.replicas)
     # 2,000 × (1/8,000 − 1/40,000) + 2,000 / 40,000 + 5,400 / 200,000 + 100 / 2,500
     assert replicas["CPU"] == pytest.approx(0.2 + 0.05 + 0.027 + 0.04)
-    assert replicas["CPU in a storm"] == pytest.approx(81_000 / 4 / 2_500)
+    assert replicas["CPU in a storm"] == pytest.approx(81_000 / 4 / 2_000)
     assert replicas["memory"] == pytest.approx(81_000 * 8 / 1024)
     # 20,250 streams come back to three replicas with half a core each.
     assert made.storm_streams == 20_250
-    assert made.storm_s == pytest.approx(20_250 / 2_500 / 1.5)
+    assert made.storm_s == pytest.approx(20_250 / 2_000 / 1.5)
     # 2,000 × 8 + 2,000 × 10 + 100 × 100 µs
     assert needs(made.redis)["CPU"] == pytest.approx(0.016 + 0.020 + 0.010)
     # Every topic gets 2,000 / 81,000 × 3,600 = 89 events within the hour: none goes, all are cut at 256.

@@ -1,12 +1,15 @@
-"""Deadlines of many calls with one timer."""
+"""Calls that are tried again, and deadlines of many calls with one timer."""
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 
-from allim.brokers.scripts import Deadlines
+from allim.brokers.scripts import Deadlines, NotDone, Script, ScriptCalls
+from allim.brokers.server import Lead, RedisServer
+from allim.errors import Unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -64,3 +67,79 @@ async def test_a_deadline_is_set_in_a_turn_that_rings_others_late() -> None:
         answers = await asyncio.gather(first, second, third, return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [TimeoutError] * 3
+
+
+class Nowhere:
+    """A Redis that cannot be reached, or one whose connections end before anything can be written."""
+
+    def __init__(self, *, reached: bool) -> None:
+        self.reached = reached
+        self.tries = 0
+        self._writer = None
+
+    async def connect(self) -> Lead:
+        self.tries += 1
+        if not self.reached:
+            raise OSError("nobody is there")
+        return Lead(cast(Any, self), "run")
+
+    async def disconnect(self, nowait: bool) -> None:
+        pass
+
+
+def calls_to(server: Nowhere) -> ScriptCalls:
+    return ScriptCalls(cast(RedisServer, server), lambda _: ())
+
+
+PULSE = Script("pulse", "clock")
+PAUSES: Sequence[float] = (0.01, 0.02)
+
+
+async def test_what_had_no_effect_is_tried_again_after_each_pause() -> None:
+    server = Nowhere(reached=False)
+
+    with pytest.raises(NotDone):
+        await calls_to(server).call(PULSE, [], [], pauses=PAUSES)
+    assert server.tries == 3
+
+
+@pytest.mark.parametrize(("repeatable", "tries"), [(True, 3), (False, 1)])
+async def test_what_may_have_had_an_effect_is_tried_again_only_if_repeatable(repeatable: bool, tries: int) -> None:
+    server = Nowhere(reached=True)
+
+    with pytest.raises(Unavailable, match="did not answer"):
+        await calls_to(server).call(PULSE, [], [], pauses=PAUSES, repeatable=repeatable)
+    assert server.tries == tries
+
+
+async def test_all_tries_together_have_one_deadline() -> None:
+    server = Nowhere(reached=False)
+
+    async with asyncio.timeout(1):
+        with pytest.raises(Unavailable, match="in time"):
+            await calls_to(server).call(PULSE, [], [], within_s=0.05, pauses=(0.01, 10))
+    assert server.tries == 2
+
+
+async def test_who_has_gone_is_not_called_for_again() -> None:
+    server = Nowhere(reached=False)
+    call = calls_to(server).call(PULSE, [], [], pauses=(0.02,))
+    await asyncio.sleep(0.01)
+    call.cancel()
+    await asyncio.sleep(0.05)
+
+    assert server.tries == 1
+
+
+async def test_nothing_is_called_after_the_end() -> None:
+    server = Nowhere(reached=False)
+    calls = calls_to(server)
+    under_way = calls.call(PULSE, [], [], pauses=(0.02, 10))
+    await asyncio.sleep(0.01)
+    await calls.close()
+
+    for call in (under_way, calls.call(PULSE, [], [], pauses=(10,))):
+        with pytest.raises(NotDone):
+            async with asyncio.timeout(1):
+                await call
+    assert server.tries == 1

@@ -1,5 +1,6 @@
 """Whose address a request comes from, as limits count it."""
 
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.requests import HTTPConnection
@@ -13,16 +14,20 @@ def network_of(connection: HTTPConnection) -> str:
     The server gives a forwarded client the port 0. A loopback client with a port of its own came without a proxy: it
     is on this machine, and no address at all.
     """
-    if connection.client is None:
-        return ""
+    client: tuple[str, int] | None = connection.scope.get("client")
+    return "" if client is None else _network(client[0], forwarded=not client[1])
+
+
+@lru_cache(maxsize=4096)  # clients come back, and together from one network
+def _network(host: str, *, forwarded: bool) -> str:
     try:
-        address = ip_address(connection.client.host)
+        address = ip_address(host)
     except ValueError:
         return "unknown"  # a trusted proxy that forwards no address: all of its clients are one
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is None:
-            if address.is_loopback and connection.client.port:
+            if address.is_loopback and not forwarded:
                 return ""
             return str(ip_network((address, IPV6_PREFIX), strict=False))
         address = address.ipv4_mapped
-    return "" if address.is_loopback and connection.client.port else str(address)
+    return "" if address.is_loopback and not forwarded else str(address)

@@ -74,10 +74,10 @@ class Requests:
 
     Shape: `scope["state"]["answer_headers"]` is a dict of lower-case names. What anybody inside puts there goes into
     whatever answer follows, unless that answer says it itself (`vary` is added to). The request's ID is in it from
-    the start. Who writes a response head past this middleware takes it along, and `standing_headers` beside it, which
-    are the same in every answer. `answer_at_once` writes a response that is all there; False, with nothing written,
-    when it must be sent in the usual way. `offer` is the name in the scope's extensions under which a server offers
-    that: who is given its own `send` is given a `WriteAtOnce`.
+    the start. Who writes a response head past this middleware takes it along, and the lines of `standing` beside it:
+    headers that are the same in every answer, and which nobody wishes for. `answer_at_once` writes a response that is
+    all there; False, with nothing written, when it must be sent in the usual way. `offer` is the name in the scope's
+    extensions under which a server offers that: to who gives it its own `send`, it gives a `WriteAtOnce`.
     """
 
     def __init__(self, app: ASGIApp, offer: str = "", leaving: Callable[[], bool] = lambda: False) -> None:
@@ -121,7 +121,7 @@ class Requests:
         scope.setdefault("state", {}).update(
             request_id=name,
             answer_headers=wishes,
-            standing_headers=same.headers,
+            standing=same,
             answer_at_once=answer_at_once,
         )
         # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,

@@ -10,6 +10,7 @@ from enum import Enum, auto
 from typing import Any, Literal, NamedTuple, Self
 
 from starlette._utils import get_route_path
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -89,8 +90,15 @@ def operation(
     return declare
 
 
+_NO_QUESTION = QueryParams()
+
+
 class Call(Request):
     """A request, whose fields are found at once."""
+
+    @property
+    def query_params(self) -> QueryParams:
+        return super().query_params if self.scope["query_string"] else _NO_QUESTION
 
     @property
     def headers(self) -> Fields:

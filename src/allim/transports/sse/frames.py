@@ -15,20 +15,21 @@ MEDIA_TYPE = "text/event-stream"
 HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
 
 _ID = re.compile(rb"(?:\A(?:retry: \d+\n)?|(?<=\n\n))id: [^\n]+")
-_BAD_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def head(headers: Mapping[str, str]) -> bytes:
+def head(headers: Mapping[str, str], lines: bytes = b"") -> bytes:
     """The response head of a stream written without the server: it ends when the connection does.
 
+    Shape: `lines` are more fields, known to be sound and others than `headers`.
     Raises: ValueError when a name or value would end its line (CR, LF) or holds another control character.
     """
-    lines = ["HTTP/1.1 200 OK"]
-    for name, value in {**HEADERS, **headers, "connection": "close"}.items():
-        if _BAD_IN_HEADER.search(name + value):
-            raise ValueError(f"header {name!r} holds a control character")
-        lines.append(f"{name}: {value}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    fields = {**HEADERS, **headers, "connection": "close"}
+    said = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    if len(_CONTROL.findall(said)) > 2 * len(fields):  # more than the ends of lines
+        bad = [name for name, value in fields.items() if _CONTROL.search(name + value)]
+        raise ValueError(f"header {bad[0]!r} holds a control character")
+    return b"HTTP/1.1 200 OK\r\n%b%b\r\n" % (said.encode("latin-1"), lines)
 
 
 def opening(stream_id: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:

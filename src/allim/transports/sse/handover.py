@@ -370,16 +370,16 @@ class HandoverProtocol(HttpToolsProtocol):
 class HandoverResponse(Response):
     """Hand the connection over, then write what was missed. The ASGI task ends when the stream is live."""
 
-    def __init__(self, stream: HandoverStream, begin: Start, headers: Mapping[str, str]) -> None:
+    def __init__(self, stream: HandoverStream, begin: Start, headers: Mapping[str, str], lines: bytes) -> None:
         super().__init__()
         self.stream = stream
         self.begin = begin
-        self.stream_headers = headers
+        self.head = frames.head(headers, lines)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hand_over: Callable[[HandoverStream, bytes], bool] = scope["extensions"][EXTENSION]
         stream = self.stream
-        if not hand_over(stream, frames.head(self.stream_headers)):
+        if not hand_over(stream, self.head):
             stream.hub.leave(stream, CloseReason.CLIENT_LEFT)
             # Nobody hears it, but uvicorn would log a missing answer as a defect.
             await Response(status_code=CLIENT_GONE)(scope, receive, send)

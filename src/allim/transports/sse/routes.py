@@ -94,8 +94,7 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
         if stream.ended:
             raise _refusal(stream)
         if isinstance(stream, HandoverStream):
-            headers = {**request.state.standing_headers, **request.state.answer_headers}
-            return HandoverResponse(stream, begin, headers)
+            return HandoverResponse(stream, begin, request.state.answer_headers, request.state.standing.lines)
         return PortableResponse(stream, begin)
 
     return [route("/events", tag="Events", get=events)]
