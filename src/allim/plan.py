@@ -31,7 +31,7 @@ class Measured:
     heard_events_per_cpu_s: float = figure(60_000, "events per replica CPU-s", "each further replica that hears one")
     writes_per_cpu_s: float = figure(100_000, "writes per replica CPU-s", "a lone broadcast; joined, three times it")
     openings_per_cpu_s: float = figure(3_000, "openings per replica CPU-s", "signed in, over Redis, with catch-up")
-    returns_per_cpu_s: float = figure(1_700, "openings per replica CPU-s", "the same in a storm, with all else it does")
+    returns_per_cpu_s: float = figure(1_700, "openings per replica CPU-s", "the same in a storm, all else included")
     replica_base_mib: float = figure(115, "MiB", "resident, without streams")
     stream_kib: float = figure(3.1, "KiB", "resident, per idle stream")
     socket_kib: float = figure(4, "KiB", "kernel memory per idle socket, growth of /proc/slabinfo")
