@@ -134,7 +134,7 @@ async def test_who_has_gone_is_not_called_for_again() -> None:
 async def test_nothing_is_called_after_the_end() -> None:
     server = Nowhere(reached=False)
     calls = calls_to(server)
-    under_way = calls.call(PULSE, [], [], pauses=(0.02, 10))
+    under_way = calls.call(PULSE, [], [], pauses=(10,))
     await asyncio.sleep(0.01)
     await calls.close()
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from allim.http.publishers import Publisher, Publishers, SettingsKeys
 from allim.http.rates import Policy
 from allim.http.requests import Requests
 from allim.http.routing import Paths
-from allim.http.shortcuts import Shortcuts
+from allim.http.shortcuts import Outcome, Shortcuts
 from allim.hub import ZERO, Hub, HubSettings, Position, Publication
 from allim.serve import looking_through
 from allim.telemetry import Metrics
@@ -305,3 +306,72 @@ async def test_a_replica_that_leaves_takes_none_and_ends_the_connection() -> Non
 
     assert b"\r\nconnection: close\r\n" in answer
     assert server.took == [False]
+
+
+async def test_one_that_begins_to_leave_meanwhile_ends_the_connection() -> None:
+    broker = Slow()
+    left: list[bool] = []
+    server = Server(broker, leaving=lambda: bool(left))
+    async with server.running() as connect:
+        reader, writer = await connect()
+        writer.write(post())
+        await until(lambda: broker.asked == 1, what="the store is asked")
+        left.append(True)
+        broker.go.set()
+        answer = await ended(reader)
+
+    assert server.took == [True]
+    assert b" 202 " in answer
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+async def test_a_stop_waits_for_what_is_under_way() -> None:
+    broker = Slow()
+    server = Server(broker)
+    async with server.running() as connect:
+        _, writer = await connect()
+        writer.write(post())
+        await until(lambda: broker.asked == 1, what="the store is asked")
+        asyncio.get_running_loop().call_later(0.3, broker.go.set)
+
+    assert len(await server.stored()) == 1
+
+
+async def test_a_defect_is_answered_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    entries = publish._entries
+
+    def fail_for_a_batch(*args: Any) -> Any:
+        asked.append(args[-1])
+        if args[-1] == BATCH:
+            raise RuntimeError("a defect")
+        return entries(*args)
+
+    monkeypatch.setattr(publish, "_entries", fail_for_a_batch)
+    server = Server()
+
+    answer = await server.answer(post() + post(BATCH) + post([EVENT], "Connection: close"))
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"202", b"500", b"202"]
+    assert asked.count(BATCH) == 2  # once past ASGI, once in the usual way, which tells it
+
+
+async def test_a_line_says_how_long_it_took_from_the_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    broker = Slow(Unavailable("Redis did not answer"))
+    asyncio.get_running_loop().call_later(0.3, broker.go.set)
+
+    assert b" 503 " in await Server(broker).answer(post(EVENT, "Connection: close"))
+    told = re.search(r"duration_ms=([0-9.]+)", capsys.readouterr().out)
+    assert told
+    assert 200 < float(told[1]) < 2000
+
+
+def test_an_error_of_many_requests_keeps_its_traceback_short() -> None:
+    error = Unavailable("Redis did not answer")
+    lengths = []
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            Outcome(error, {}).response()
+        lengths.append(len(traceback.extract_tb(error.__traceback__)))
+
+    assert lengths[0] == lengths[1] == lengths[2]

@@ -123,6 +123,7 @@ class ScriptCalls:
         self._lead: Lead | None = None
         self._waiting: list[Call] = []
         self._deadlines = Deadlines(partial(Unavailable, "Redis did not answer in time"))
+        self._paused: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}  # who is called for again, later
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -162,12 +163,21 @@ class ScriptCalls:
             if self._sender is None:
                 self._sender = asyncio.create_task(self._send_all(), name="allim script calls")
 
+    def _try_again(self, call: Call) -> None:
+        del self._paused[call.done]
+        self._enter(call)
+
     async def close(self) -> None:
         self._closed = True
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
         self._deadlines.clear()
+        for done, pause in self._paused.items():
+            pause.cancel()
+            if not done.done():
+                done.set_exception(NotDone("the broker is closing"))
+        self._paused.clear()
         await self.drop()
 
     async def drop(self) -> None:
@@ -273,7 +283,8 @@ class ScriptCalls:
                 continue
             if call.pauses and not self._closed and (call.repeatable or isinstance(error, NotDone)):
                 again = call._replace(pauses=call.pauses[1:])
-                asyncio.get_running_loop().call_later(call.pauses[0], self._enter, again)
+                pause = asyncio.get_running_loop().call_later(call.pauses[0], self._try_again, again)
+                self._paused[call.done] = pause
             else:
                 call.done.set_exception(error)
 

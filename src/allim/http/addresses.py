@@ -6,6 +6,8 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from starlette.requests import HTTPConnection
 
 IPV6_PREFIX = 64  # what one subscriber gets at least: counting single addresses would limit nobody
+LONGEST = 64  # characters of an address, with its zone
+UNKNOWN = "unknown"  # what a trusted proxy says that forwards no address: all of its clients are one
 
 
 def network_of(connection: HTTPConnection) -> str:
@@ -15,7 +17,10 @@ def network_of(connection: HTTPConnection) -> str:
     is on this machine, and no address at all.
     """
     client: tuple[str, int] | None = connection.scope.get("client")
-    return "" if client is None else _network(client[0], forwarded=not client[1])
+    if client is None:
+        return ""
+    host, port = client
+    return _network(host, forwarded=not port) if len(host) <= LONGEST else UNKNOWN
 
 
 @lru_cache(maxsize=4096)  # clients come back, and together from one network
@@ -23,7 +28,7 @@ def _network(host: str, *, forwarded: bool) -> str:
     try:
         address = ip_address(host)
     except ValueError:
-        return "unknown"  # a trusted proxy that forwards no address: all of its clients are one
+        return UNKNOWN
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is None:
             if address.is_loopback and not forwarded:

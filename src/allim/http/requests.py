@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 _root = logging.getLogger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
+STARTED_AT = "allim.started_at"  # in the scope, where a request was looked at before it came here
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _COUNTED = frozenset({"/api/publish"})  # answered well they are counted; a line each would cost as much as they do
 
@@ -92,7 +93,7 @@ class Requests:
         name = name_for(fields_of(scope).get("x-request-id"))
         wishes = {"x-request-id": name}
         same = standing(scope)
-        started_at = time.perf_counter()
+        started_at = scope.get(STARTED_AT) or time.perf_counter()
         status: int | None = None
         offered = scope.get("extensions", {}).get(self.offer)
         write_at_once: WriteAtOnce | None = offered(send) if offered else None

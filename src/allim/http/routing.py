@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from allim.errors import AllimError
 from allim.http.fields import Fields, fields_of
-from allim.http.shortcuts import OUTCOME, Outcome, Shortcut
+from allim.http.shortcuts import OUTCOME, Shortcut
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -125,12 +125,11 @@ class Resource(Route):
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application, for a method it knows."""
-        outcome: Outcome | None = scope.get(OUTCOME)
-        if outcome is None:
+        if OUTCOME not in scope:
             response = await self.handlers[scope["method"]](Call(scope, receive, send))
         else:
-            scope["state"]["answer_headers"].update(outcome.headers)
-            response = outcome.response()
+            scope["state"]["answer_headers"].update(scope[OUTCOME].headers)
+            response = scope.pop(OUTCOME).response()
         answer_at_once = scope.get("state", {}).get("answer_at_once")
         whole = type(response).__call__ is Response.__call__ and response.background is None
         if not (whole and answer_at_once and answer_at_once(response)):

@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from starlette.responses import Response
 from starlette.types import Scope
 
-from allim.errors import AllimError, Unavailable
-from allim.http.requests import WriteAtOnce, name_for, standing, tell
+from allim.errors import Unavailable
+from allim.http.requests import STARTED_AT, WriteAtOnce, name_for, standing, tell
 from allim.telemetry import request_id
 
 OUTCOME = "allim.outcome"
@@ -55,8 +56,8 @@ class Pending(NamedTuple):
     go_on: "Callable[[Any], Pending | Success | Outcome]"
 
 
-_Request = tuple[Scope, Fields, float, WriteAtOnce, Callable[[], None]]
-"""One that was taken: scope, fields, since when, who writes the answer, and the usual way."""
+_Request = tuple[Scope, Fields, float, WriteAtOnce, Callable[[], None], "set[asyncio.Future[Any]]"]
+"""One that was taken: scope, fields, since when, who writes the answer, the usual way, and all that is under way."""
 
 Shortcut = Callable[[Fields, bytes], Pending | None]
 """Judges a request by its fields and body; None, or one of our errors, when it is for the usual way."""
@@ -67,11 +68,15 @@ class Outcome(NamedTuple):
 
     answer: Success | Exception
     headers: Mapping[str, str]
+    traceback: TracebackType | None = None
 
     def response(self) -> Response:
         """Raises: what the answer is, if it is an error."""
         if isinstance(self.answer, Exception):
-            raise self.answer
+            try:
+                raise self.answer.with_traceback(self.traceback)  # the error may be that of many requests
+            finally:
+                del self  # the traceback holds this frame: a cycle for each refusal otherwise
         return Response(self.answer.body, self.answer.status, media_type=self.answer.media_type)
 
 
@@ -94,10 +99,18 @@ class Shortcuts:
         self._leaving = leaving
         self._look_through = look_through
 
-    def take(self, scope: Scope, body: Sequence[int], write_at_once: WriteAtOnce, usual: Callable[[], None]) -> bool:
-        """Success a request, now or later; False, with nothing done, when it is for the usual way.
+    def take(
+        self,
+        scope: Scope,
+        body: Sequence[int],
+        write_at_once: WriteAtOnce,
+        usual: Callable[[], None],
+        under_way: "set[asyncio.Future[Any]]",
+    ) -> bool:
+        """Answer a request, now or later; False, with nothing done, when it is for the usual way.
 
-        Shape: `body` is whole, as bytes. `usual` sends the request the usual way later, to tell the outcome.
+        Shape: `body` is whole, as bytes. `usual` sends the request the usual way later, to tell the outcome. What it
+        waits for stands in `under_way`: who stops waits for it, and may cancel it.
         """
         shortcut = self._shortcuts.get((scope["method"], scope["path"]))
         if shortcut is None or self._leaving():
@@ -108,35 +121,41 @@ class Shortcuts:
         started_at = time.perf_counter()
         try:
             pending = shortcut(fields, bytes(body))
-        except AllimError:
+        except Exception:  # noqa: BLE001 - it is raised again where errors become answers
             return False
         if pending is None:
             return False
-        request = scope, fields, started_at, write_at_once, usual
-        pending.done.add_done_callback(partial(self._go_on, request, pending))
+        self._wait((scope, fields, started_at, write_at_once, usual, under_way), pending)
         return True
 
+    def _wait(self, request: _Request, pending: Pending) -> None:
+        request[-1].add(pending.done)
+        pending.done.add_done_callback(partial(self._go_on, request, pending))
+
     def _go_on(self, request: _Request, pending: Pending, done: "asyncio.Future[Any]") -> None:
+        scope, _, started_at, _, usual, under_way = request
+        under_way.discard(done)
         made: Pending | Success | Outcome
         try:
             made = pending.go_on(done.result())
         except asyncio.CancelledError:
             made = Outcome(Unavailable("The replica stops; it is not known what came of this."), pending.headers)
         except Exception as error:  # noqa: BLE001 - it is raised again where errors become answers
-            made = Outcome(error, pending.headers)
+            # Without this frame, which holds the error.
+            trace = error.__traceback__ and error.__traceback__.tb_next
+            made = Outcome(error.with_traceback(trace), pending.headers, trace)
         if isinstance(made, Success):
             if self._written(request, made, pending.headers):
                 return
             made = Outcome(made, pending.headers)
         if isinstance(made, Pending):
-            made.done.add_done_callback(partial(self._go_on, request, made))
+            self._wait(request, made)
             return
-        scope, *_, usual = request
-        scope[OUTCOME] = made
+        scope[OUTCOME], scope[STARTED_AT] = made, started_at
         usual()
 
     def _written(self, request: _Request, answer: Success, headers: Mapping[str, str]) -> bool:
-        scope, fields, started_at, write_at_once, _ = request
+        scope, fields, started_at, write_at_once, *_ = request
         if not _FROM_PROXIES.isdisjoint(fields):
             self._look_through(scope)
         name = name_for(fields.get(b"x-request-id", b"").decode("latin-1"))
@@ -148,7 +167,7 @@ class Shortcuts:
             *self._fields,
             *[(name.encode(), value.encode()) for name, value in headers.items()],
         ]
-        if not write_at_once(status, said, standing(scope).lines, body):
+        if self._leaving() or not write_at_once(status, said, standing(scope).lines, body):
             return False
         request_id.set(name)  # in a context of this call alone: the loop makes one for each callback
         tell(scope, status, started_at)

@@ -62,10 +62,11 @@ _HEAD_TOO_LARGE = _problem(
 
 
 WriteAtOnce = Callable[[int, Sequence[tuple[bytes, bytes]], bytes, bytes], bool]
-Take = Callable[[Any, Sequence[int], WriteAtOnce, Callable[[], None]], bool]
+Take = Callable[[Any, Sequence[int], WriteAtOnce, Callable[[], None], Any], bool]
 """Answers a request that came whole, now or later, without an ASGI task; False when it is for the application.
 
-Shape: the scope, the body, `HandoverProtocol.answer_at_once`, and what hands the request to the application later.
+Shape: the scope, the body, `HandoverProtocol.answer_at_once`, what hands the request to the application later, all
+that a server waits for when it stops.
 """
 
 
@@ -262,7 +263,8 @@ class HandoverProtocol(HttpToolsProtocol):
             whole = not cycle.more_body and app is self.app
             usual = partial(super()._start_asgi_task, cycle, app)
             self.running = cycle
-            if not (whole and self.take and self.take(cycle.scope, cycle.body, self.answer_at_once, usual)):
+            taken = whole and self.take and self.take(cycle.scope, cycle.body, self.answer_at_once, usual, self.tasks)
+            if not taken:
                 usual()
 
     def on_response_complete(self) -> None:
