@@ -241,6 +241,14 @@ class Slow(MemoryBroker):
         return await super().publish(publication)
 
 
+async def under_way(connect: Connect, broker: Slow) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The connection of a publish that waits for the store."""
+    reader, writer = await connect()
+    writer.write(post())
+    await until(lambda: broker.asked == 1, what="the store is asked")
+    return reader, writer
+
+
 @pytest.mark.parametrize("error", [Unavailable("Redis did not answer"), RuntimeError("a defect")])
 async def test_what_the_store_says_is_told_in_the_usual_way(error: Exception) -> None:
     answers = []
@@ -287,9 +295,7 @@ async def test_what_a_client_that_leaves_has_published_stays_published(caplog: p
     broker = Slow()
     server = Server(broker)
     async with server.running() as connect:
-        _, writer = await connect()
-        writer.write(post())
-        await until(lambda: broker.asked == 1, what="the store is asked")
+        _, writer = await under_way(connect, broker)
         writer.close()
         await asyncio.sleep(0.05)
         broker.go.set()
@@ -313,9 +319,7 @@ async def test_one_that_begins_to_leave_meanwhile_ends_the_connection() -> None:
     left: list[bool] = []
     server = Server(broker, leaving=lambda: bool(left))
     async with server.running() as connect:
-        reader, writer = await connect()
-        writer.write(post())
-        await until(lambda: broker.asked == 1, what="the store is asked")
+        reader, _ = await under_way(connect, broker)
         left.append(True)
         broker.go.set()
         answer = await ended(reader)
@@ -329,9 +333,7 @@ async def test_a_stop_waits_for_what_is_under_way() -> None:
     broker = Slow()
     server = Server(broker)
     async with server.running() as connect:
-        _, writer = await connect()
-        writer.write(post())
-        await until(lambda: broker.asked == 1, what="the store is asked")
+        await under_way(connect, broker)
         asyncio.get_running_loop().call_later(0.3, broker.go.set)
 
     assert len(await server.stored()) == 1
