@@ -10,6 +10,7 @@ import pytest
 from allim.brokers.scripts import Deadlines, NotDone, Script, ScriptCalls
 from allim.brokers.server import Lead, RedisServer
 from allim.errors import Unavailable
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -124,7 +125,7 @@ async def test_all_tries_together_have_one_deadline() -> None:
 async def test_who_has_gone_is_not_called_for_again() -> None:
     server = Nowhere(reached=False)
     call = calls_to(server).call(PULSE, [], [], pauses=(0.02,))
-    await asyncio.sleep(0.01)
+    await until(lambda: server.tries == 1, what="the first try")
     call.cancel()
     await asyncio.sleep(0.05)
 
@@ -135,7 +136,7 @@ async def test_nothing_is_called_after_the_end() -> None:
     server = Nowhere(reached=False)
     calls = calls_to(server)
     under_way = calls.call(PULSE, [], [], pauses=(10,))
-    await asyncio.sleep(0.01)
+    await until(lambda: server.tries == 1, what="the first try")
     await calls.close()
 
     for call in (under_way, calls.call(PULSE, [], [], pauses=(10,))):

@@ -1,4 +1,4 @@
-"""Past ASGI: a plain request that came whole, and whose answer waits for one thing, needs no task and no layers.
+"""Past ASGI: a plain request that came whole, and whose answer waits for a reply or two, needs no task and no layers.
 
 A shortcut judges a request at once, by the functions of its handler and in their order, and begins what is asked for.
 It answers by itself only what goes well. What comes up before anything has begun is left to the usual way, which
@@ -60,7 +60,7 @@ _Request = tuple[Scope, Fields, float, WriteAtOnce, Callable[[], None], "set[asy
 """One that was taken: scope, fields, since when, who writes the answer, the usual way, and all that is under way."""
 
 Shortcut = Callable[[Fields, bytes], Pending | None]
-"""Judges a request by its fields and body; None, or one of our errors, when it is for the usual way."""
+"""Judges a request by its fields and body; None, or an error, when it is for the usual way."""
 
 
 class Outcome(NamedTuple):
