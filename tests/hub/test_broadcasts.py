@@ -50,29 +50,29 @@ async def test_the_loop_is_free_between_two_slices_and_everybody_gets_it(bench: 
     streams = [bench.stream("a") for _ in range(4)]
 
     bench.dispatcher.on_event(bench.history.add("a", 1))
-    at_once = [stream.data for stream in streams]
-    await turns(1)
-    a_turn_later = [stream.data for stream in streams]
+    written = []
+    for _ in range(3):
+        written.append([stream.data for stream in streams])
+        await turns(1)
     await turns(4)
 
-    assert at_once == [[1], [], [], []]
-    assert a_turn_later == [[1], [1], [], []]
+    assert written == [[[], [], [], []], [[1], [], [], []], [[1], [1], [], []]]
     assert [stream.data for stream in streams] == [[1]] * 4
     assert bench.metric("allim_events_written_total 4.0")
     assert bench.metric("allim_events_dispatched_total 1.0")
 
 
-async def test_between_two_slices_others_have_their_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_before_each_slice_others_have_their_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcasts, "TURNS_LEFT", 3)
     streams = [bench.stream("a") for _ in range(3)]
     bench.dispatcher.on_event(bench.history.add("a", 1))
 
     written = []
-    for _ in range(9):
+    for _ in range(13):
         written.append(sum(stream.data == [1] for stream in streams))
         await turns(1)
 
-    assert written == [1, 1, 1, 1, 2, 2, 2, 2, 3]
+    assert written == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
 async def test_others_whose_turns_are_long_have_fewer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +81,9 @@ async def test_others_whose_turns_are_long_have_fewer(bench: Bench, monkeypatch:
     streams = [bench.stream("a") for _ in range(2)]
     bench.dispatcher.on_event(bench.history.add("a", 1))
 
-    time.sleep(0.03)
-    await turns(2)
+    for _ in streams:
+        time.sleep(0.03)
+        await turns(2)
 
     assert [stream.data for stream in streams] == [[1], [1]]
 
@@ -93,15 +94,19 @@ async def test_what_comes_meanwhile_is_joined_to_one_write(bench: Bench, monkeyp
     for stream, written in zip(streams, writes, strict=True):
         monkeypatch.setattr(stream, "write", written.append)
 
-    events = [bench.history.add("a", ms) for ms in (1, 2, 3)]
-    one, two, three = [event.wire for event in events]
-    for event in events:
-        bench.dispatcher.on_event(event)
+    events = [bench.history.add("a", ms) for ms in (1, 2, 3, 4)]
+    one, two, three, four = [event.wire for event in events]
+    bench.dispatcher.on_event(events[0])
+    bench.dispatcher.on_event(events[1])
+    await turns(1)
+    bench.dispatcher.on_event(events[2])
+    bench.dispatcher.on_event(events[3])
     await turns(8)
 
-    assert writes == [[one, two + three], [one + two + three], [one + two + three]], "each in its next turn"
-    assert bench.metric("allim_events_written_total 9.0")
-    assert bench.metric("allim_events_dispatched_total 3.0")
+    assert writes[0] == [one + two, three + four], "as it was when its turn came"
+    assert writes[1] == writes[2] == [one + two + three + four], "each in its next turn"
+    assert bench.metric("allim_events_written_total 12.0")
+    assert bench.metric("allim_events_dispatched_total 4.0")
 
 
 async def test_an_event_that_comes_when_the_streams_have_changed_waits_for_its_own_round(bench: Bench) -> None:
@@ -248,9 +253,12 @@ async def test_who_ended_gets_nothing_and_is_not_counted(bench: Bench) -> None:
     assert bench.metric("allim_events_written_total 2.0")
 
 
+@pytest.mark.parametrize("stride", [1, 2, 32])
 async def test_a_stream_that_fails_does_not_keep_the_others_waiting(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, stride: int
 ) -> None:
+    monkeypatch.setattr(broadcasts, "STRIDE", stride)
+
     def fail(wire: bytes) -> None:
         raise RuntimeError("a bug")
 
@@ -264,6 +272,7 @@ async def test_a_stream_that_fails_does_not_keep_the_others_waiting(
 
     assert (streams[0].data, streams[2].data) == ([1], [1])
     assert [str(failure) for failure in failures] == ["a bug"]
+    assert bench.metric("allim_events_dispatched_total 1.0")
 
 
 async def test_when_too_much_waits_there_is_room_only_after_some_is_written(bench: Bench) -> None:

@@ -1,6 +1,6 @@
 """Events for many streams, written a slice at a time, so that nobody else waits for the whole.
 
-A broadcast to 10,000 streams takes the kernel most of a tenth of a second. It is written in slices, and between two
+A broadcast to 10,000 streams takes the kernel most of a tenth of a second. It is written in slices, and before each
 the event loop is free. Events of one topic that come meanwhile are joined: each stream gets them in one write, in its
 next turn.
 What must hold until a broadcast is written: docs/decisions/0010-broadcasts-in-slices.md.
@@ -9,8 +9,9 @@ What must hold until a broadcast is written: docs/decisions/0010-broadcasts-in-s
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 from allim.hub.event import Event
 from allim.hub.position import Position
@@ -18,7 +19,7 @@ from allim.hub.registry import Topic
 from allim.hub.stream import Stream
 
 SLICE_S = 0.0015  # how long a broadcast may keep the event loop
-TURNS_LEFT = 8  # of the event loop to others, between two slices
+TURNS_LEFT = 8  # of the event loop to others, before each slice
 OTHERS_S = 0.006  # after which they get no further turn: long ones would leave a broadcast a few percent of the time
 STRIDE = 32  # streams written between two looks at the clock
 JOINED_BYTES = 16 * 1024  # written to a stream at once: enough to make the cost of a write small
@@ -59,12 +60,12 @@ class _Broadcast:
     """Events of one topic. The streams take turns, round after round, and each gets in one write what has come since
     its last turn; an event is done when the round has come back to where it began.
 
-    Shape: the streams are taken when the writing begins, and an event joins later only if they are still the same:
-    who joins a topic after an event was announced has it from history. `turn` counts the turns, `writes` those that
-    were a write of all that was due.
+    Shape: the streams are taken when the writing begins, and then an event joins only if they are still the same:
+    who joins a topic after an event was announced has it from history. `turns` gives the streams round after round,
+    `turn` counts them, and `writes` those that were written all that was due.
     """
 
-    __slots__ = ("due", "name", "size", "streams", "topic", "turn", "wire", "writes")
+    __slots__ = ("due", "name", "size", "streams", "topic", "turn", "turns", "wire", "writes")
 
     def __init__(self, event: Event, topic: Topic) -> None:
         self.name = event.topic
@@ -72,6 +73,7 @@ class _Broadcast:
         self.due: deque[_Due] = deque()
         self.size = self.turn = self.writes = 0
         self.streams: tuple[Stream, ...] | None = None
+        self.turns: Iterator[Stream] = iter(())
         self.join(event)
 
     def takes(self, topic: Topic) -> bool:
@@ -90,37 +92,41 @@ class _Broadcast:
 
     def begin(self) -> None:
         self.streams = self.topic.streams
+        self.turns = cycle(self.streams)
         for due in self.due:
             due.until = len(self.streams)
         self._gather()
 
     def go_on(self, ends_at: float, done: Callable[[Event, int, Position | None], None]) -> bool:
         """Write until then; True when nothing is due any more."""
-        streams = self.streams
-        assert streams is not None
-        left = STRIDE
         while self.due:
-            oldest, wire = self.due[0], self.wire
-            first, last = oldest.event.position, self.due[-1].event.position
+            oldest = self.due[0]
             while self.turn < oldest.until:
-                stream = streams[self.turn % len(streams)]
-                self.turn += 1
-                if stream.backlog is None and stream.last < first and stream.close_reason is None:
-                    stream.last = last
-                    self.writes += 1
-                    stream.write(wire)
-                else:
-                    self.settle(stream)
-                left -= 1
-                if not left:
-                    if time.perf_counter() >= ends_at:
-                        return False
-                    left = STRIDE
+                self._write(min(STRIDE, oldest.until - self.turn))
+                if time.perf_counter() >= ends_at:
+                    return False
             self.due.popleft()
             self.size -= len(oldest.event.wire)
             self._gather()
             done(oldest.event, self.writes - oldest.before + oldest.by_itself, oldest.pulse)
         return True
+
+    def _write(self, streams: int) -> None:
+        """Let so many streams have their turn. Everything is counted also when one fails, which has had it."""
+        wire, first, last = self.wire, self.due[0].event.position, self.due[-1].event.position
+        turns = writes = 0
+        try:
+            for stream in islice(self.turns, streams):
+                turns += 1
+                if stream.backlog is None and stream.last < first and stream.close_reason is None:
+                    stream.last = last
+                    writes += 1
+                    stream.write(wire)
+                else:
+                    self.settle(stream)
+        finally:
+            self.turn += turns
+            self.writes += writes
 
     def settle(self, stream: Stream) -> None:
         """Give a stream what it has not had of these events."""
@@ -147,15 +153,14 @@ class Broadcasts:
         self._room.set()
 
     def add(self, event: Event, topic: Topic) -> None:
-        """Write the event to the topic's streams: some at once, the others in later turns of the loop."""
+        """Write the event to the topic's streams, in later turns of the loop."""
         waiting = self._waiting
         if waiting and waiting[-1].takes(topic):
             waiting[-1].join(event)
             return
         waiting.append(_Broadcast(event, topic))
         if len(waiting) == 1:
-            waiting[0].begin()
-            self._write_slice()
+            after_others(self._begin)
         elif len(waiting) >= MAX_WAITING:
             self._room.clear()
 
@@ -179,6 +184,11 @@ class Broadcasts:
     async def room(self) -> None:
         """Return when more may be announced."""
         await self._room.wait()
+
+    def _begin(self) -> None:
+        """By now whatever was published with the first has come, and is written together with it."""
+        self._waiting[0].begin()
+        self._write_slice()
 
     def _write_slice(self) -> None:
         ends_at = time.perf_counter() + SLICE_S
