@@ -252,6 +252,52 @@ async def test_what_is_signed_must_be_claims(payload: bytes) -> None:
     await assert_refused(tokens, jws.serialize_compact({"alg": "HS256"}, payload, key_of(SECRET)))
 
 
+# With the header as we write it -------------------------------------------------------------------------------------
+
+WRITTEN = jws.extract_compact(tokens.issue("u1").encode()).protected
+TWO = {"sub": "u1", "exp": NOW + 60, "sid": "s1", "aud": "allim"}
+
+
+def as_written(payload: object) -> str:
+    bytes_ = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    return jws.serialize_compact(WRITTEN, bytes_, key_of(SECRET))
+
+
+def altered(token: str) -> list[str]:
+    """Another character at each place, one more, one less."""
+    other = [token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :] for at in range(len(token))]
+    return [*other, token + "A", token[:-1], token + "=", token + "\n", " " + token, token + ".", "." + token, token + "ü"]
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *(as_written(claims) for claims in (TWO, GOOD, {**TWO, "exp": NOW}, {**TWO, "aud": "them"}, {**TWO, "sub": 7})),
+        *(as_written({**TWO, "iss": name}) for name in (NAME, "https://other.test")),
+        *(as_written(payload) for payload in ([1], b"{", b"\xff", b"[" * 5000, b"")),
+        *(as_written({**TWO, "pad": "x" * length}) for length in (5900, 6100)),
+        f"{as_written(TWO).rpartition('.')[0]}.{as_written(GOOD).rpartition('.')[2]}",
+        *altered(as_written(TWO)),
+    ],
+)
+async def test_a_token_with_our_header_is_judged_like_any_other(token: str) -> None:
+    async def outcome(verifier: Tokens) -> Identity | str:
+        try:
+            return await verifier.verify(token)
+        except Unauthenticated as error:
+            return error.detail
+
+    async with with_issuer(KeyServer(refused)) as short, with_issuer(KeyServer(refused)) as long:
+        long._written.clear()
+        assert await outcome(short) == await outcome(long)
+
+
+async def test_of_the_altered_none_is_good() -> None:
+    assert as_written(TWO).partition(".")[0] in tokens._written
+    for token in altered(as_written(TWO)):
+        await assert_refused(tokens, token)
+
+
 # Renewal ------------------------------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,13 @@
 Values are escaped by JSON, so nothing a client sends can start a line of its own.
 """
 
+import json
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -73,7 +76,17 @@ def _rendering(pretty: bool) -> list[Processor]:
         plain = structlog.dev.plain_traceback
         return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer(ensure_ascii=False)]
+    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer(_encode)]
+
+
+def _encode(event: EventDict, default: Callable[[Any], Any]) -> str:
+    """As `json.dumps`, which makes an encoder for each line."""
+    return _encoder(default).encode(event)
+
+
+@lru_cache(maxsize=4)
+def _encoder(default: Callable[[Any], Any]) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=False, default=default)
 
 
 def _name_request(_: Any, __: str, event: EventDict) -> EventDict:
