@@ -1,6 +1,5 @@
 """Who is asking, and which topics they may read. Knows no HTTP and no tokens."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 SYSTEM_TOPIC = "system"
@@ -12,8 +11,7 @@ def user_topic(subject: str) -> str:
     return f"user:{subject}"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """A signed-in user.
 
     Shape: `subject` is the token's `sub`; `session` its `sid`, by which a sign-out finds the session's

@@ -266,13 +266,26 @@ def as_written(payload: object) -> str:
 def altered(token: str) -> list[str]:
     """Another character at each place, one more, one less."""
     other = [token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :] for at in range(len(token))]
-    return [*other, token + "A", token[:-1], token + "=", token + "\n", " " + token, token + ".", "." + token, token + "ü"]
+    return [
+        *other,
+        token + "A",
+        token[:-1],
+        token + "=",
+        token + "\n",
+        " " + token,
+        token + ".",
+        "." + token,
+        token + "ü",
+    ]
 
 
 @pytest.mark.parametrize(
     "token",
     [
-        *(as_written(claims) for claims in (TWO, GOOD, {**TWO, "exp": NOW}, {**TWO, "aud": "them"}, {**TWO, "sub": 7})),
+        *(
+            as_written(claims)
+            for claims in (TWO, GOOD, {**TWO, "exp": NOW}, {**TWO, "aud": "them"}, {**TWO, "sub": 7})
+        ),
         *(as_written({**TWO, "iss": name}) for name in (NAME, "https://other.test")),
         *(as_written(payload) for payload in ([1], b"{", b"\xff", b"[" * 5000, b"")),
         *(as_written({**TWO, "pad": "x" * length}) for length in (5900, 6100)),

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Collection, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -111,20 +112,30 @@ class RedisBroker:
     def unsubscribe(self, topic: str) -> None:
         self._link.unsubscribe(self._topic_channel + topic)
 
-    async def read(self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int) -> Reading:
+    def read(
+        self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int
+    ) -> "asyncio.Future[Reading]":
         keys = [self._clock_key]
         if after is not None:
             keys += (self._history_key + topic for topic in topics)
         args = ["" if after is None else str(after), max_events, max_bytes]
-        now, floor, time_ms, until, kept, trimmed, page = await self._reads.call(self._read_script, keys, args)
+        return self._reads.call(self._read_script, keys, args, read=partial(self._reading, topics))
+
+    def _reading(self, topics: Sequence[str], reply: Sequence[Any]) -> Reading:
+        now, floor, time_ms, until, kept, trimmed, page = reply
         newest = _position(now)
         self._newest = max(self._newest, newest)
-        read = (self._event(topics[topic - 1], *entry) for topic, *entry in page)
+        events = []
+        for topic, *entry in page:
+            event = self._event(topics[topic - 1], *entry)
+            if event is not None:
+                events.append(event)
+        events.sort(key=attrgetter("position"))
         return Reading(
             newest,
             _position(floor),
             int(time_ms),
-            sorted((event for event in read if event is not None), key=lambda event: event.position),
+            events,
             Position.parse(until.decode()) if until else newest,
             kept,
             [topics[topic - 1] for topic in trimmed],

@@ -7,6 +7,7 @@ Keys: `<prefix>:{0}:signed_out:<user>/<session>`, `…:kicked:<user>`, `…:stre
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 
@@ -62,7 +63,7 @@ class RedisLedger:
         found = await self._calls.call(self._standings, keys, [holder.issued_at for holder in holders])
         return [Standing(standing.decode()) for standing in found]
 
-    async def admit(
+    def admit(
         self,
         holder: Holder,
         stream: str,
@@ -70,26 +71,24 @@ class RedisLedger:
         keep_s: float,
         ticket: Ticket | None = None,
         demands: Sequence[Demand] = (),
-    ) -> Admission:
+    ) -> asyncio.Future[Admission]:
         keys = [*self._keys(holder), self._streams_key + holder.subject, *self._rate_keys(demands)]
         args = [holder.issued_at, stream, most, _ms(keep_s), ""]
         if ticket is not None:
             keys.append(self._ticket_key + ticket.id)
             args[-1] = _ms(ticket.keep_s)
         args += _limits(demands)
-        standing, quotas, *displaced = await self._calls.call(self._admit, keys, args)
-        return Admission(Standing(standing.decode()), _quotas(quotas), [other.decode() for other in displaced])
+        return self._calls.call(self._admit, keys, args, read=_admission)
 
     def leave(self, subject: str, stream: str) -> None:
         self._left.append((self._streams_key + subject, stream))
         if self._leaver is None:
             self._leaver = asyncio.create_task(self._note_left(), name="allim ended streams")
 
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+    def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> asyncio.Future[Grant]:
         keys = [*(() if holder is None else self._keys(holder)), *self._rate_keys(demands)]
         args = ["" if holder is None else holder.issued_at, *_limits(demands)]
-        standing, *quotas = await self._calls.call(self._take, keys, args)
-        return Grant(Standing(standing.decode()), _quotas(quotas))
+        return self._calls.call(self._take, keys, args, read=_grant)
 
     def _rate_keys(self, demands: Sequence[Demand]) -> list[str]:
         return [self._rate_key + hashlib.sha256(demand.name.encode()).hexdigest() for demand in demands]
@@ -108,6 +107,16 @@ class RedisLedger:
             log.warning("ended streams not noted; they will be in time", error=error.detail)
         finally:
             self._leaver = None
+
+
+def _admission(reply: Sequence[Any]) -> Admission:
+    standing, quotas, *displaced = reply
+    return Admission(Standing(standing.decode()), _quotas(quotas), [other.decode() for other in displaced])
+
+
+def _grant(reply: Sequence[Any]) -> Grant:
+    standing, *quotas = reply
+    return Grant(Standing(standing.decode()), _quotas(quotas))
 
 
 def _limits(demands: Sequence[Demand]) -> list[int]:

@@ -107,7 +107,9 @@ class Broker(Protocol):
 
     def unsubscribe(self, topic: str) -> None: ...
 
-    async def read(self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int) -> Reading:
+    def read(
+        self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int
+    ) -> Awaitable[Reading]:
         """History after a position, up to a number of events and about a number of bytes, and at least one event if
         there is any; None reads only the clock.
 

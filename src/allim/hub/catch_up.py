@@ -183,18 +183,20 @@ class CatchUp:
 
     async def _write(self, stream: Stream, chain: Chain, events: Sequence[Event]) -> int:
         """In writes of several events: each costs as much as all that is in it."""
+        chained = bool(chain.seen)
         written = 0
         wires: list[bytes] = []
         size = 0
         for event in events:
-            broken, control = chain.breaks_before(stream, event), event.control
+            broken, control = chained and chain.breaks_before(stream, event), event.control
             if wires and (broken or control is not None or size >= JOINED_BYTES):
                 stream.write(b"".join(wires))
                 wires, size = [], 0
                 await stream.drained()
             if broken:
                 self._tell(stream, chain, [event.topic], "trimmed")
-            chain.note(event)
+            if chained:
+                chain.note(event)
             if control is not None:
                 stream.obey(control)
             elif event.position > stream.last and not stream.ended:
@@ -204,7 +206,6 @@ class CatchUp:
                 written += 1
         if wires:
             stream.write(b"".join(wires))
-            await stream.drained()
         return written
 
     def _tell(self, stream: Stream, chain: Chain, topics: Sequence[str], reason: str) -> None:

@@ -5,7 +5,7 @@ as long as they mean something, and no longer.
 Not promised: that it outlives its store. A Redis without persistence that restarts has forgotten all of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -102,7 +102,7 @@ class Ledger(Protocol):
 
     async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...
 
-    async def admit(
+    def admit(
         self,
         holder: Holder,
         stream: str,
@@ -110,7 +110,7 @@ class Ledger(Protocol):
         keep_s: float,
         ticket: Ticket | None = None,
         demands: Sequence[Demand] = (),
-    ) -> Admission:
+    ) -> Awaitable[Admission]:
         """Note a stream of the user and spend its ticket, when both are good and the demands are granted; of more
         than `most` the oldest are displaced.
 
@@ -121,7 +121,7 @@ class Ledger(Protocol):
     def leave(self, subject: str, stream: str) -> None:
         """The stream has ended. Returns at once; if it cannot be noted, `keep_s` does."""
 
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+    def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Awaitable[Grant]:
         """Grant all demands or none, and none to a holder whose session was ended. One that costs more than its limit
         is granted when nothing of it is used.
         """

@@ -63,7 +63,10 @@ class Registry:
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
         for name in stream.topics:
-            self._topics.setdefault(name, Topic()).add(stream)
+            topic = self._topics.get(name)
+            if topic is None:
+                topic = self._topics[name] = Topic()
+            topic.add(stream)
 
     def remove(self, stream: Stream) -> list[str]:
         """Forget a stream; gives the topics that nobody here waits for any more."""

@@ -27,10 +27,10 @@ def configure_logging(server_id: str, level: str = "info", *, pretty: bool = Fal
     """Send every log line of the process, ours and the libraries', to standard error."""
     shared: list[Processor] = [
         _name_request,
+        _cap,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _stamp(server_id),
-        _cap,
     ]
     rendering = _rendering(pretty)
     structlog.configure(  # straight to the stream: through `logging` a line costs four times as much

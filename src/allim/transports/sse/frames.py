@@ -14,6 +14,10 @@ from allim.hub.event import encode
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
 
+_START = "".join(
+    ["HTTP/1.1 200 OK\r\n", *(f"{name}: {value}\r\n" for name, value in (HEADERS | {"connection": "close"}).items())]
+).encode()
+_SAID = HEADERS.keys() | {"connection"}
 _ID = re.compile(rb"(?:\A(?:retry: \d+\n)?|(?<=\n\n))id: [^\n]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -21,15 +25,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 def head(headers: Mapping[str, str], lines: bytes = b"") -> bytes:
     """The response head of a stream written without the server: it ends when the connection does.
 
-    Shape: `lines` are more fields, known to be sound and others than `headers`.
+    Shape: of `headers`, what a stream says itself is left out; `lines` are more fields, known to be sound and others.
     Raises: ValueError when a name or value would end its line (CR, LF) or holds another control character.
     """
-    fields = {**HEADERS, **headers, "connection": "close"}
-    said = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    fields = [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _SAID]
+    said = "".join(fields)
     if len(_CONTROL.findall(said)) > 2 * len(fields):  # more than the ends of lines
-        bad = [name for name, value in fields.items() if _CONTROL.search(name + value)]
+        bad = [name for name, value in headers.items() if _CONTROL.search(name + value)]
         raise ValueError(f"header {bad[0]!r} holds a control character")
-    return b"HTTP/1.1 200 OK\r\n%b%b\r\n" % (said.encode("latin-1"), lines)
+    return b"%b%b%b\r\n" % (_START, said.encode("latin-1"), lines)
 
 
 def opening(stream_id: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:

@@ -370,10 +370,14 @@ class HandoverProtocol(HttpToolsProtocol):
 
 
 class HandoverResponse(Response):
-    """Hand the connection over, then write what was missed. The ASGI task ends when the stream is live."""
+    """Hand the connection over, then write what was missed. The ASGI task ends when the stream is live.
+
+    Head and body are the stream's, so none are made by the base.
+    """
+
+    background = None
 
     def __init__(self, stream: HandoverStream, begin: Start, headers: Mapping[str, str], lines: bytes) -> None:
-        super().__init__()
         self.stream = stream
         self.begin = begin
         self.head = frames.head(headers, lines)
