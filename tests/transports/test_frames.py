@@ -75,11 +75,15 @@ def test_the_head_byte_for_byte() -> None:
         b"content-type: text/event-stream\r\n"
         b"cache-control: no-store\r\n"
         b"x-accel-buffering: no\r\n"
+        b"connection: close\r\n"
         b"x-request-id: r1\r\n"
         b"date: now\r\n"
-        b"connection: close\r\n"
         b"\r\n"
     )
+
+
+def test_the_head_says_nothing_twice() -> None:
+    assert frames.head({"cache-control": "max-age=9", "connection": "keep-alive"}) == frames.head({})
 
 
 @pytest.mark.parametrize("bad", ["a\r\nset-cookie: x=1", "a\n", "\r", "a\0b", "\x1b[2J", "\x7f"])

@@ -152,8 +152,8 @@ class Tokens:
         return _encoded({**claims, **times}, kid, key)
 
     def _claims_as_written(self, token: str) -> dict[str, object] | None:
-        """The claims of a good token whose header is, to the letter, as we write it: it need not be judged anew, which
-        is the half of a token's cost. None for any other, to be judged from the start.
+        """The claims of a good token whose header is, to the letter, as we write it: to judge that anew each time is
+        half of a token's cost. None for any other, to be judged from the start.
         """
         signed, _, signature = token.rpartition(".")
         header, _, payload = signed.partition(".")

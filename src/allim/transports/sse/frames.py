@@ -14,10 +14,9 @@ from allim.hub.event import encode
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
 
-_START = "".join(
-    ["HTTP/1.1 200 OK\r\n", *(f"{name}: {value}\r\n" for name, value in (HEADERS | {"connection": "close"}).items())]
-).encode()
-_SAID = HEADERS.keys() | {"connection"}
+
+_SAID = HEADERS | {"connection": "close"}
+_START = "".join(["HTTP/1.1 200 OK\r\n", *(f"{name}: {value}\r\n" for name, value in _SAID.items())]).encode()
 _ID = re.compile(rb"(?:\A(?:retry: \d+\n)?|(?<=\n\n))id: [^\n]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
