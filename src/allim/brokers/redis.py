@@ -126,8 +126,8 @@ class RedisBroker:
         newest = _position(now)
         self._newest = max(self._newest, newest)
         events = []
-        for topic, *entry in page:
-            event = self._event(topics[topic - 1], *entry)
+        for topic, position, prev, lines in page:
+            event = self._event(topics[topic - 1], position, prev, lines)
             if event is not None:
                 events.append(event)
         events.sort(key=attrgetter("position"))

@@ -106,7 +106,11 @@ def _stamp(server_id: str) -> Processor:
 def _cap(_: Any, __: str, event: EventDict) -> EventDict:
     """A value from outside may be long, and may hold what moves a terminal's cursor; a log line should not."""
     for key, value in event.items():
-        if isinstance(value, str) and key not in _OURS and (len(value) > _MAX_VALUE_CHARS or not value.isprintable()):
+        if (
+            isinstance(value, str)
+            and not (value.isprintable() and len(value) <= _MAX_VALUE_CHARS)
+            and key not in _OURS
+        ):
             cut = value[:_MAX_VALUE_CHARS] + ("…" if len(value) > _MAX_VALUE_CHARS else "")
             event[key] = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     return event

@@ -1,0 +1,62 @@
+"""What is known of a connection when it is made."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+
+from allim.transports.sse.handover import address_of
+
+LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [uvloop.new_event_loop, asyncio.new_event_loop]
+Addresses = tuple[Any, Any]
+
+
+async def addresses(listening: socket.socket, client: socket.socket) -> tuple[Addresses, Addresses]:
+    """Of client and server, as we find them and as uvicorn does."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[tuple[Addresses, Addresses]] = loop.create_future()
+
+    class Looking(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            ours = (address_of(transport, "peername"), address_of(transport, "sockname"))
+            found.set_result((ours, (get_remote_addr(transport), get_local_addr(transport))))
+            transport.close()
+
+    make = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+    server = await make(Looking, sock=listening)
+    try:
+        await loop.sock_connect(client, listening.getsockname())
+        return await found
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+def test_addresses_are_those_that_uvicorn_finds(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], family: socket.AddressFamily, tmp_path: Path
+) -> None:
+    where: dict[int, Any] = {
+        socket.AF_INET: ("127.0.0.1", 0),
+        socket.AF_INET6: ("::1", 0),
+        socket.AF_UNIX: str(tmp_path / "socket"),
+    }
+    with (
+        socket.socket(family) as listening,
+        socket.socket(family) as client,
+        asyncio.Runner(loop_factory=new_loop) as runner,
+    ):
+        listening.bind(where[family])
+        listening.listen()
+        client.setblocking(False)
+
+        ours, uvicorns = runner.run(addresses(listening, client))
+
+    assert ours == uvicorns
+    assert ours[1] is not None
