@@ -1,16 +1,17 @@
 """The metrics of one replica, in a registry of its own.
 
-Counted per event, never per write: a broadcast to 10,000 streams costs one update.
+Counted per event and per stream, never per write: a broadcast to 10,000 streams costs one update.
 """
 
 import asyncio
+import collections
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -27,14 +28,10 @@ class Metrics:
         GCCollector(registry=self.registry)
         r = self.registry
         Gauge("allim_replica_info", "Which replica this is", ["server_id"], registry=r).labels(server_id).set(1)
-        self._open = Gauge("allim_streams_open", "Streams open now", registry=r)
         self._topics = Gauge("allim_topics", "Topics that a stream here waits for", registry=r)
         Gauge("allim_tasks", "Tasks of the event loop", registry=r).set_function(_tasks)
-        self._opened = Counter("allim_streams_opened_total", "Streams opened", registry=r)
-        self._closed = Counter("allim_streams_closed_total", "Streams ended, by reason", ["reason"], registry=r)
-        self._events = _Events()
-        r.register(self._events)
-        self._caught_up = Counter("allim_catch_up_events_total", "Events written to streams from history", registry=r)
+        self._plain = _Plain()
+        r.register(self._plain)
         self._gaps = Counter(
             "allim_stream_gaps_total",
             "Streams told after a repair that events of a topic are lost",
@@ -58,24 +55,24 @@ class Metrics:
         self._topics.set_function(count)
 
     def opened(self) -> None:
-        self._open.inc()
-        self._opened.inc()
+        self._plain.open += 1
+        self._plain.opened += 1
 
     def closed(self, reason: str) -> None:
-        self._open.dec()
-        self._closed.labels(reason).inc()
+        self._plain.open -= 1
+        self._plain.closed[reason] += 1
 
     def published(self, count: int) -> None:
-        self._events.published += count
+        self._plain.published += count
 
     def dispatched(self, accepted_ms: int, written: int) -> None:
-        self._events.dispatched += 1
+        self._plain.dispatched += 1
         if written:
-            self._events.written += written
-            self._events.took(max(0.0, time.time() - self._skew_s - accepted_ms / 1000))
+            self._plain.written += written
+            self._plain.took(max(0.0, time.time() - self._skew_s - accepted_ms / 1000))
 
     def caught_up(self, count: int) -> None:
-        self._caught_up.inc(count)
+        self._plain.caught_up += count
 
     def gap(self, reason: str) -> None:
         self._gaps.labels(reason).inc()
@@ -104,15 +101,17 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Events(Collector):
-    """What is counted for every event: plain numbers, made metrics when they are read. The library's own counters
-    take a lock each time.
+class _Plain(Collector):
+    """What is counted for every event and every stream: plain numbers, made metrics when they are read. The library's
+    own counters take a lock each time.
 
-    Shape: `late` counts the events between two buckets' bounds, the last one those above all.
+    Shape: `closed` by reason; `late` counts the events between two buckets' bounds, the last one those above all.
     """
 
     def __init__(self) -> None:
-        self.published = self.dispatched = self.written = 0
+        self.open = self.opened = 0
+        self.closed: collections.Counter[str] = collections.Counter()
+        self.published = self.dispatched = self.written = self.caught_up = 0
         self.late = [0] * (len(_LATENCY_BUCKETS_S) + 1)
         self.late_s = 0.0
 
@@ -121,6 +120,13 @@ class _Events(Collector):
         self.late_s += seconds
 
     def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("allim_streams_open", "Streams open now", self.open)
+        yield CounterMetricFamily("allim_streams_opened", "Streams opened", self.opened)
+        closed = CounterMetricFamily("allim_streams_closed", "Streams ended, by reason", labels=["reason"])
+        for reason, count in self.closed.items():
+            closed.add_metric([reason], count)
+        yield closed
+        yield CounterMetricFamily("allim_catch_up_events", "Events written to streams from history", self.caught_up)
         yield CounterMetricFamily("allim_events_published", "Events accepted here", self.published)
         yield CounterMetricFamily(
             "allim_events_dispatched", "Events heard from the broker for streams held here", self.dispatched

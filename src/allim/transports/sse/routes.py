@@ -94,7 +94,8 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
         if stream.ended:
             raise _refusal(stream)
         if isinstance(stream, HandoverStream):
-            return HandoverResponse(stream, begin, request.state.answer_headers, request.state.standing.lines)
+            state = request.scope["state"]
+            return HandoverResponse(stream, begin, state["answer_headers"], state["standing"].lines)
         return PortableResponse(stream, begin)
 
     return [route("/events", tag="Events", get=events)]
