@@ -199,7 +199,7 @@ class CatchUp:
                 chain.note(event)
             if control is not None:
                 stream.obey(control)
-            elif event.position > stream.last and not stream.ended:
+            elif event.position > stream.last and stream.close_reason is None:
                 wires.append(event.wire)
                 size += len(event.wire)
                 stream.last = event.position
