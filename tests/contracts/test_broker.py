@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -22,8 +23,8 @@ class Ear:
         self.heard: list[Event | Position] = []
         self.ups = 0
 
-    def on_event(self, event: Event) -> None:
-        self.heard.append(event)
+    def on_events(self, events: Sequence[Event]) -> None:
+        self.heard += events
 
     def on_pulse(self, position: Position) -> None:
         self.heard.append(position)

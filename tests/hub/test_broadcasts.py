@@ -49,7 +49,7 @@ async def turns(count: int) -> None:
 async def test_the_loop_is_free_between_two_slices_and_everybody_gets_it(bench: Bench) -> None:
     streams = [bench.stream("a") for _ in range(4)]
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     written = []
     for _ in range(3):
         written.append([stream.data for stream in streams])
@@ -65,7 +65,7 @@ async def test_the_loop_is_free_between_two_slices_and_everybody_gets_it(bench: 
 async def test_before_each_slice_others_have_their_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcasts, "TURNS_LEFT", 3)
     streams = [bench.stream("a") for _ in range(3)]
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
 
     written = []
     for _ in range(13):
@@ -79,7 +79,7 @@ async def test_others_whose_turns_are_long_have_fewer(bench: Bench, monkeypatch:
     monkeypatch.setattr(broadcasts, "TURNS_LEFT", 3)
     monkeypatch.setattr(broadcasts, "OTHERS_S", 0.02)
     streams = [bench.stream("a") for _ in range(2)]
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
 
     for _ in streams:
         time.sleep(0.03)
@@ -96,11 +96,11 @@ async def test_what_comes_meanwhile_is_joined_to_one_write(bench: Bench, monkeyp
 
     events = [bench.history.add("a", ms) for ms in (1, 2, 3, 4)]
     one, two, three, four = [event.wire for event in events]
-    bench.dispatcher.on_event(events[0])
-    bench.dispatcher.on_event(events[1])
+    bench.dispatcher.on_events([events[0]])
+    bench.dispatcher.on_events([events[1]])
     await turns(1)
-    bench.dispatcher.on_event(events[2])
-    bench.dispatcher.on_event(events[3])
+    bench.dispatcher.on_events([events[2]])
+    bench.dispatcher.on_events([events[3]])
     await turns(8)
 
     assert writes[0] == [one + two, three + four], "as it was when its turn came"
@@ -111,9 +111,9 @@ async def test_what_comes_meanwhile_is_joined_to_one_write(bench: Bench, monkeyp
 
 async def test_an_event_that_comes_when_the_streams_have_changed_waits_for_its_own_round(bench: Bench) -> None:
     streams = [bench.stream("a") for _ in range(3)]
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     late = bench.stream("a")
-    bench.dispatcher.on_event(bench.history.add("a", 2))
+    bench.dispatcher.on_events([bench.history.add("a", 2)])
     await turns(12)
 
     assert [stream.data for stream in streams] == [[1, 2]] * 3
@@ -128,7 +128,7 @@ async def test_joining_ends_at_a_size(bench: Bench, monkeypatch: pytest.MonkeyPa
 
     events = [bench.history.add("a", ms) for ms in (1, 2, 3, 4)]
     for event in events:
-        bench.dispatcher.on_event(event)
+        bench.dispatcher.on_events([event])
     await turns(8)
 
     assert writes == [events[0].wire + events[1].wire, events[2].wire + events[3].wire]
@@ -137,8 +137,8 @@ async def test_joining_ends_at_a_size(bench: Bench, monkeypatch: pytest.MonkeyPa
 async def test_somebody_elses_event_does_not_wait(bench: Bench) -> None:
     many, other = [bench.stream("a") for _ in range(3)], bench.stream("b")
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
-    bench.dispatcher.on_event(bench.history.add("b", 2))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
+    bench.dispatcher.on_events([bench.history.add("b", 2)])
 
     assert (many[-1].data, other.data) == ([], [2])
 
@@ -146,9 +146,9 @@ async def test_somebody_elses_event_does_not_wait(bench: Bench) -> None:
 async def test_a_newer_event_of_another_topic_does_not_overtake(bench: Bench) -> None:
     _, _, both = bench.stream("a"), bench.stream("a"), bench.stream("a", "b")
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
-    bench.dispatcher.on_event(bench.history.add("a", 2))
-    bench.dispatcher.on_event(bench.history.add("b", 3))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
+    bench.dispatcher.on_events([bench.history.add("a", 2)])
+    bench.dispatcher.on_events([bench.history.add("b", 3)])
     at_once = both.data
     await turns(8)
 
@@ -160,7 +160,7 @@ async def test_broadcasts_of_two_topics_stay_in_order(bench: Bench) -> None:
     streams = [bench.stream("a", "b") for _ in range(3)]
 
     for ms, topic in enumerate("aababb", start=1):
-        bench.dispatcher.on_event(bench.history.add(topic, ms))
+        bench.dispatcher.on_events([bench.history.add(topic, ms)])
     await turns(30)
 
     assert [stream.data for stream in streams] == [[1, 2, 3, 4, 5, 6]] * 3
@@ -168,7 +168,7 @@ async def test_broadcasts_of_two_topics_stay_in_order(bench: Bench) -> None:
 
 async def test_a_pulse_is_heard_when_everything_before_it_is_written(bench: Bench) -> None:
     streams = [bench.stream("a") for _ in range(3)]
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
 
     bench.dispatcher.on_pulse(Position(2, 0))
     too_early = list(bench.beats)
@@ -180,7 +180,7 @@ async def test_a_pulse_is_heard_when_everything_before_it_is_written(bench: Benc
 
 async def test_a_pulse_heard_during_a_repair_waits_for_what_was_announced_before_it(bench: Bench) -> None:
     streams = [bench.stream("a") for _ in range(30)]
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     bench.dispatcher.link_down()
     bench.dispatcher.link_up()
     bench.dispatcher.on_pulse(Position(2, 0))
@@ -198,9 +198,9 @@ async def test_an_order_comes_behind_what_was_announced_before_it(bench: Bench) 
     _, _, mine = bench.stream("a"), bench.stream("a"), bench.stream("a", "user:42")
     order = encode_control("user:42", Control("42", CloseReason.SIGNED_OUT, session="s1"))
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
-    bench.dispatcher.on_event(bench.history.add("user:42", 2, order.lines))
-    bench.dispatcher.on_event(bench.history.add("a", 3))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
+    bench.dispatcher.on_events([bench.history.add("user:42", 2, order.lines)])
+    bench.dispatcher.on_events([bench.history.add("a", 3)])
     at_once = (mine.close_reason, mine.data)
     await turns(8)
 
@@ -210,7 +210,7 @@ async def test_an_order_comes_behind_what_was_announced_before_it(bench: Bench) 
 async def test_a_new_origin_is_told_behind_what_waits(bench: Bench) -> None:
     streams = [bench.stream("a") for _ in range(3)]
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     bench.dispatcher.on_origin(Position(5, 0))
     await turns(5)
 
@@ -222,8 +222,8 @@ async def test_a_stream_that_catches_up_gets_it_once_whichever_way_it_comes(benc
     joining.backlog = Backlog(1000)
     backlog = joining.backlog
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
-    bench.dispatcher.on_event(bench.history.add("b", 2))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
+    bench.dispatcher.on_events([bench.history.add("b", 2)])
     await turns(8)
 
     assert [event.position.ms for event in backlog.events] == [1, 2]
@@ -231,7 +231,7 @@ async def test_a_stream_that_catches_up_gets_it_once_whichever_way_it_comes(benc
 
 async def test_a_lost_link_leaves_what_was_announced_to_be_written(bench: Bench) -> None:
     streams = [bench.stream("a") for _ in range(4)]
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
 
     bench.dispatcher.link_down()
     bench.history.add("a", 2)
@@ -244,7 +244,7 @@ async def test_a_lost_link_leaves_what_was_announced_to_be_written(bench: Bench)
 async def test_who_ended_gets_nothing_and_is_not_counted(bench: Bench) -> None:
     streams = [bench.stream("a") for _ in range(3)]
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     streams[-1].close(CloseReason.CLIENT_LEFT)
     bench.registry.remove(streams[-1])
     await turns(5)
@@ -267,7 +267,7 @@ async def test_a_stream_that_fails_does_not_keep_the_others_waiting(
     streams = [bench.stream("a") for _ in range(3)]
     monkeypatch.setattr(streams[1], "write", fail)
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     await turns(6)
 
     assert (streams[0].data, streams[2].data) == ([1], [1])
@@ -280,7 +280,7 @@ async def test_when_too_much_waits_there_is_room_only_after_some_is_written(benc
     assert await has_room(bench)
 
     for ms, topic in enumerate("aba", start=1):
-        bench.dispatcher.on_event(bench.history.add(topic, ms))
+        bench.dispatcher.on_events([bench.history.add(topic, ms)])
     full = not await has_room(bench)
     await bench.dispatcher.room()
 
@@ -292,7 +292,7 @@ async def test_after_more_came_at_once_than_may_wait_there_is_room_when_fewer_wa
     streams = [bench.stream("a", "b") for _ in range(6)]
 
     for ms in range(1, 9):
-        bench.dispatcher.on_event(bench.history.add("ab"[ms % 2], ms))
+        bench.dispatcher.on_events([bench.history.add("ab"[ms % 2], ms)])
     await bench.dispatcher.room()
 
     assert all(len(stream.data) >= 8 - broadcasts.MAX_WAITING for stream in streams)
@@ -379,7 +379,7 @@ class World:
         event = self.bench.history.add(topic, self.tick())
         self.events.append(event)
         if self.standing and self.bench.registry.topic(topic) is not None:
-            self.bench.dispatcher.on_event(event)
+            self.bench.dispatcher.on_events([event])
             await self.bench.dispatcher.room()
 
     def join(self, topics: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The dispatcher between a link that loses things and streams that must not notice, or must be told."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from allim.errors import Unavailable
 from allim.hub import ZERO, Backlog, CloseReason, Event, Heads, Position, catch_up, dispatcher
 from allim.hub.event import Control, encode, encode_control
+from allim.hub.registry import Topic
 from tests.hub.histories import Bench
 from tests.waiting import until
 
@@ -31,8 +33,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_event_is_written_to_the_streams_of_its_topic_at_once(bench: Bench) -> None:
     mine, other = bench.stream("a"), bench.stream("b")
 
-    bench.dispatcher.on_event(bench.history.add("a", 1))
-    bench.dispatcher.on_event(bench.history.add("nobody", 2))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
+    bench.dispatcher.on_events([bench.history.add("nobody", 2)])
 
     assert (mine.data, other.data) == ([1], [])
     assert bench.history.asked == []
@@ -40,11 +42,11 @@ async def test_an_event_is_written_to_the_streams_of_its_topic_at_once(bench: Be
 
 async def test_a_hole_is_filled_before_the_event_that_shows_it(bench: Bench) -> None:
     stream = bench.stream("a")
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     bench.history.add("a", 2)
     bench.history.add("a", 3)
 
-    bench.dispatcher.on_event(bench.history.add("a", 4))
+    bench.dispatcher.on_events([bench.history.add("a", 4)])
     assert stream.data == [1]
     await until(lambda: len(stream.data) == 4)
 
@@ -56,8 +58,8 @@ async def test_a_hole_is_filled_before_the_event_that_shows_it(bench: Bench) -> 
 async def test_a_stream_with_a_hole_gets_its_other_topics_in_order_too(bench: Bench) -> None:
     both, other = bench.stream("a", "b"), bench.stream("b")
     bench.history.add("a", 1)
-    bench.dispatcher.on_event(bench.history.add("a", 2))
-    bench.dispatcher.on_event(bench.history.add("b", 3))
+    bench.dispatcher.on_events([bench.history.add("a", 2)])
+    bench.dispatcher.on_events([bench.history.add("b", 3)])
     assert (both.data, other.data) == ([], [3])  # who has no hole does not wait
 
     await until(lambda: len(both.data) == 3)
@@ -69,8 +71,8 @@ async def test_a_second_hole_during_catch_up_is_filled_or_told_too(bench: Bench)
     stream = bench.stream("a", "b")
     bench.history.add("a", 1)
     bench.history.add("b", 2)
-    bench.dispatcher.on_event(bench.history.add("b", 3))
-    bench.dispatcher.on_event(bench.history.add("a", 4))
+    bench.dispatcher.on_events([bench.history.add("b", 3)])
+    bench.dispatcher.on_events([bench.history.add("a", 4)])
 
     await until(lambda: 4 in stream.data)
 
@@ -83,20 +85,20 @@ async def test_a_second_hole_during_catch_up_is_filled_or_told_too(bench: Bench)
 
 async def test_after_a_link_loss_what_was_missed_comes_first_then_what_was_held(bench: Bench) -> None:
     one, both = bench.stream("a"), bench.stream("a", "b")
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     bench.dispatcher.on_pulse(Position(2, 0))
     bench.dispatcher.link_down()
     bench.history.add("a", 3)
     bench.history.add("b", 4)
     bench.history.open.clear()
     bench.dispatcher.link_up()
-    bench.dispatcher.on_event(bench.history.add("a", 5))
-    bench.dispatcher.on_event(bench.history.add("b", 6))
+    bench.dispatcher.on_events([bench.history.add("a", 5)])
+    bench.dispatcher.on_events([bench.history.add("b", 6)])
     assert (one.data, both.data) == ([1], [1])
 
     bench.history.open.set()
     await until(lambda: 6 in both.data)
-    bench.dispatcher.on_event(bench.history.add("a", 7))
+    bench.dispatcher.on_events([bench.history.add("a", 7)])
 
     assert one.data == [1, 3, 5, 7]
     assert both.data == [1, 3, 4, 5, 6, 7]
@@ -110,17 +112,17 @@ async def test_nothing_is_written_twice_when_history_and_link_bring_the_same(ben
     held = [bench.history.add("a", ms) for ms in (1, 2, 3)]
     bench.dispatcher.link_up()
     for event in held:
-        bench.dispatcher.on_event(event)
+        bench.dispatcher.on_events([event])
 
     await until(lambda: len(stream.data) >= 3)
-    bench.dispatcher.on_event(bench.history.add("a", 4))
+    bench.dispatcher.on_events([bench.history.add("a", 4)])
 
     assert stream.data == [1, 2, 3, 4]
 
 
 async def test_what_was_written_since_the_last_pulse_is_read_again_and_is_no_gap(bench: Bench) -> None:
     stream = bench.stream("a")
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     bench.dispatcher.link_down()
     bench.history.add("a", 2)
     bench.dispatcher.link_up()
@@ -196,7 +198,7 @@ async def test_a_repair_that_fails_is_tried_again_until_it_succeeds(bench: Bench
 
 async def test_a_trimmed_topic_is_told_first_and_the_rest_comes(bench: Bench) -> None:
     one, other = bench.stream("a"), bench.stream("b")
-    bench.dispatcher.on_event(bench.history.add("a", 1))
+    bench.dispatcher.on_events([bench.history.add("a", 1)])
     bench.dispatcher.link_down()
     for ms in (2, 3, 4):
         bench.history.add("a", ms)
@@ -221,7 +223,7 @@ async def test_a_new_origin_is_told_once_for_all_topics_of_each_stream(bench: Be
     bench.dispatcher.on_origin(Position(100, 0))
     await until(lambda: behind.live and behind.gaps and idle.gaps)
 
-    bench.dispatcher.on_event(bench.history.add("a", 101))
+    bench.dispatcher.on_events([bench.history.add("a", 101)])
 
     assert (behind.gaps, idle.gaps) == ([(("a", "b"), "origin")], [(("c",), "origin")])
     assert behind.data == [7, 101]
@@ -235,7 +237,7 @@ async def test_a_new_origin_over_an_unbroken_link_is_told_before_what_follows(be
 
     bench.dispatcher.on_origin(Position(100, 0))
     assert (live.gaps, live.data) == ([(("a",), "origin")], [])
-    bench.dispatcher.on_event(Event("a", Position(201, 0), ZERO, encode("t", 201)))
+    bench.dispatcher.on_events([Event("a", Position(201, 0), ZERO, encode("t", 201))])
     bench.dispatcher.on_origin(Position(100, 0))
 
     assert (live.data, live.gaps) == ([201], [(("a",), "origin")])
@@ -246,9 +248,9 @@ async def test_a_new_origin_over_an_unbroken_link_is_told_before_what_follows(be
 async def test_a_late_event_that_a_stream_is_past_is_a_gap_and_no_disorder(bench: Bench) -> None:
     both, one = bench.stream("a", "b"), bench.stream("a")
     late = bench.history.add("a", 1)
-    bench.dispatcher.on_event(bench.history.add("b", 2))
+    bench.dispatcher.on_events([bench.history.add("b", 2)])
 
-    bench.dispatcher.on_event(bench.history.add("a", 3))
+    bench.dispatcher.on_events([bench.history.add("a", 3)])
     await until(lambda: 3 in both.data)
 
     assert late.position == Position(1, 0)
@@ -262,7 +264,7 @@ async def test_what_catch_up_has_already_written_is_no_gap(bench: Bench) -> None
     new = bench.stream("a", at=1)  # it read the first event from history
     new.last = Position(1, 0)
 
-    bench.dispatcher.on_event(bench.history.add("a", 2))
+    bench.dispatcher.on_events([bench.history.add("a", 2)])
     await until(lambda: 2 in old.data)
 
     assert (old.data, new.data, new.gaps) == ([1, 2], [2], [])
@@ -286,7 +288,7 @@ async def test_a_link_away_longer_than_history_lasts_is_told(bench: Bench, quiet
 async def test_a_dropped_announcement_that_streams_are_past_is_told_by_the_repair(bench: Bench) -> None:
     past, reads = bench.stream("a", "b"), bench.stream("a")
     bench.history.add("a", 1)  # dropped on its way
-    bench.dispatcher.on_event(bench.history.add("b", 2))
+    bench.dispatcher.on_events([bench.history.add("b", 2)])
     bench.dispatcher.link_down()
     bench.dispatcher.link_up()
 
@@ -299,12 +301,12 @@ async def test_a_dropped_announcement_that_streams_are_past_is_told_by_the_repai
 async def test_a_drop_from_before_a_catch_up_is_told_although_later_ones_were_read(bench: Bench) -> None:
     stream = bench.stream("a", "b")
     bench.history.add("a", 1)  # dropped
-    bench.dispatcher.on_event(bench.history.add("b", 2))
+    bench.dispatcher.on_events([bench.history.add("b", 2)])
     bench.history.add("b", 3)  # dropped
-    bench.dispatcher.on_event(bench.history.add("b", 4))  # shows a hole in b: catch-up from 2 on
+    bench.dispatcher.on_events([bench.history.add("b", 4)])  # shows a hole in b: catch-up from 2 on
     await until(lambda: stream.live and len(stream.data) == 3)
 
-    bench.dispatcher.on_event(bench.history.add("a", 5))
+    bench.dispatcher.on_events([bench.history.add("a", 5)])
     await until(lambda: 5 in stream.data)
 
     assert (stream.data, stream.gaps) == ([2, 3, 4, 5], [(("a",), "trimmed")])
@@ -314,7 +316,7 @@ async def test_an_order_ends_the_streams_of_its_session_and_is_not_written(bench
     mine, other = bench.stream("user:42"), bench.stream("user:42", session="s2")
     order = encode_control("user:42", Control("42", CloseReason.SIGNED_OUT, session="s1"))
 
-    bench.dispatcher.on_event(bench.history.add("user:42", 1, order.lines))
+    bench.dispatcher.on_events([bench.history.add("user:42", 1, order.lines)])
 
     assert (mine.close_reason, other.close_reason) == (CloseReason.SIGNED_OUT, None)
     assert mine.written + other.written == b""
@@ -355,7 +357,7 @@ async def test_a_hole_that_history_cannot_fill_is_told_once_and_the_event_comes(
     bench.history.now = lonely.position
     bench.history.kept["a"] = [Event("a", Position(1, 0), ZERO, encode("t", 1)), lonely]
 
-    bench.dispatcher.on_event(lonely)
+    bench.dispatcher.on_events([lonely])
     await until(lambda: stream.data)
 
     assert stream.data == [5]
@@ -366,7 +368,7 @@ async def test_a_hole_behind_a_new_origin_is_told_once(bench: Bench) -> None:
     stream = bench.stream("a", at=1)
     bench.history.floor = bench.history.now = Position(5, 1)
 
-    bench.dispatcher.on_event(Event("a", Position(6, 0), Position(4, 0), encode("t", 6)))
+    bench.dispatcher.on_events([Event("a", Position(6, 0), Position(4, 0), encode("t", 6))])
     await until(lambda: stream.live and stream.gaps)
 
     assert stream.gaps == [(("a",), "origin")]
@@ -377,7 +379,7 @@ async def test_a_catch_up_that_fails_for_good_ends_its_stream(bench: Bench) -> N
     bench.history.add("a", 1)
     bench.history.failures.append(RuntimeError("a bug"))
 
-    bench.dispatcher.on_event(bench.history.add("a", 2))
+    bench.dispatcher.on_events([bench.history.add("a", 2)])
     await until(lambda: stream.ended)
 
     assert stream.close_reason is CloseReason.LINK_FAILED
@@ -401,8 +403,8 @@ async def test_a_stream_that_reads_between_two_steps_of_a_repair_is_told_nothing
 ) -> None:
     monkeypatch.setattr(dispatcher, "REPAIR_TOPICS", 1)
     stream = bench.stream("system", "user")
-    bench.dispatcher.on_event(bench.history.add("user", 1))
-    bench.dispatcher.on_event(bench.history.add("system", 2))
+    bench.dispatcher.on_events([bench.history.add("user", 1)])
+    bench.dispatcher.on_events([bench.history.add("system", 2)])
     bench.dispatcher.link_down()
     bench.history.add("user", 3)
     bench.history.add("system", 4)
@@ -418,7 +420,7 @@ async def test_a_stream_that_reads_between_two_steps_of_a_repair_is_told_nothing
     await until(lambda: stream.live and 4 in stream.data)
     caught_up.set()
     await until(lambda: not [t for t in asyncio.all_tasks() if t.get_name() == "allim link repair"])
-    bench.dispatcher.on_event(bench.history.add("user", 5))
+    bench.dispatcher.on_events([bench.history.add("user", 5)])
 
     await until(lambda: 5 in stream.data)
 
@@ -427,18 +429,80 @@ async def test_a_stream_that_reads_between_two_steps_of_a_repair_is_told_nothing
 
 async def test_in_doubt_nothing_is_written_straight_also_behind_a_hole(bench: Bench) -> None:
     joined, old = bench.stream("t", "u", at=10), bench.stream("t", at=10)
-    bench.dispatcher.on_event(bench.history.add("t", 11))
-    bench.dispatcher.on_event(bench.history.add("u", 12))
+    bench.dispatcher.on_events([bench.history.add("t", 11)])
+    bench.dispatcher.on_events([bench.history.add("u", 12)])
     bench.history.add("t", 13)  # the link is dead; who joins now has read it
     joined.last = joined.covered = Position(13, 0)
     bench.history.add("u", 14)
     bench.dispatcher.link_down()
     bench.history.open.clear()
     bench.dispatcher.link_up()
-    bench.dispatcher.on_event(bench.history.add("t", 15))
+    bench.dispatcher.on_events([bench.history.add("t", 15)])
 
     bench.history.open.set()
     await until(lambda: 15 in joined.data and 15 in old.data)
 
     assert (joined.data[-2:], joined.gaps) == ([14, 15], [])
     assert (old.data[-2:], old.gaps) == ([13, 15], [])
+
+
+# What comes together -----------------------------------------------------------------------------------------------
+
+
+async def test_what_comes_together_is_one_write_to_each_stream_up_to_a_size(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [bench.stream("a"), bench.stream("a", at=1)]
+    writes: list[list[bytes]] = [[], []]
+    for stream, written in zip(streams, writes, strict=True):
+        monkeypatch.setattr(stream, "write", written.append)
+    events = [bench.history.add("a", ms) for ms in range(1, 6)]
+    one, two, three, four, five = [event.wire for event in events]
+    monkeypatch.setattr(dispatcher, "JOINED_BYTES", 2 * len(one))
+
+    bench.dispatcher.on_events(events)
+
+    assert writes == [[one + two, three + four, five], [two, three + four, five]]
+    assert bench.metric("allim_events_dispatched_total 5.0")
+    assert bench.metric("allim_events_written_total 9.0")
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_what_comes_together_is_dispatched_like_one_by_one(seed: int) -> None:
+    """With holes, what came before, orders, streams that catch up, and a link in doubt."""
+
+    async def outcome(*, together: bool) -> object:
+        rng, bench = random.Random(seed), Bench()
+        streams = [bench.stream("a", session=f"s{number}") for number in range(rng.randint(1, 4))]
+        announced: list[Event] = []
+        for ms in range(1, 41):
+            order = Control("42", CloseReason.SIGNED_OUT, session=f"s{rng.randrange(4)}")
+            lines = encode_control("a", order).lines if rng.random() < 0.05 else None
+            event = bench.history.add("a", ms, lines)
+            if rng.random() > 0.08:
+                announced.append(event)
+        if rng.random() < 0.3:
+            bench.dispatcher.link_down()
+        if rng.random() < 0.3:
+            bench.dispatcher._bring_back(topic_of(bench), Position(3, 0))
+        while announced:
+            some, announced = announced[: (size := rng.randint(1, 9))], announced[size - rng.randint(0, 1) :]
+            for run in [some] if together else [[event] for event in some]:
+                bench.dispatcher.on_events(run)
+            for _ in range(rng.choice([0, 0, 20])):
+                await asyncio.sleep(0)
+        bench.dispatcher.link_up()
+        for _ in range(200):
+            await asyncio.sleep(0)
+        bench.dispatcher.stop()
+        await bench.catch_up.close()
+        counted = [line for line in bench.metrics.text().splitlines() if line.startswith(b"allim_events_")]
+        return [(bytes(stream.written), stream.gaps, stream.close_reason) for stream in streams], counted
+
+    assert await outcome(together=True) == await outcome(together=False)
+
+
+def topic_of(bench: Bench) -> Topic:
+    topic = bench.registry.topic("a")
+    assert topic is not None
+    return topic

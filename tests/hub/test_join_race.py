@@ -44,7 +44,7 @@ async def test_the_first_to_have_joined_hides_nothing_from_one_who_read_before_i
 
     begin = await hub.join(late, None)
     await hub.follow(late, begin)
-    hub._dispatcher.on_event(event)
+    hub._dispatcher.on_events([event])
     ledger.gates[early.id].set()
     await hub.follow(early, await joining)
 

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 
 import structlog
 from redis.asyncio.connection import AbstractConnection
@@ -29,15 +29,16 @@ TURN_S = 0.002  # how long buffered messages may keep the event loop
 class Link:
     """Keeps one subscribed connection, replaces it when it breaks, and tells so.
 
-    Shape: `greet(lead)` is awaited on each new connection, before it subscribes; `hear(channel, message)` gets the
-    bytes as they came, in order; nothing more is read before `room()` returns.
+    Shape: `greet(lead)` is awaited on each new connection, before it subscribes; `hear(channel, messages)` gets the
+    bytes as they came, in order, those of one channel that stand together at once; nothing more is read before
+    `room()` returns.
     """
 
     def __init__(
         self,
         server: RedisServer,
         greet: Callable[[Lead], Awaitable[None]],
-        hear: Callable[[bytes, bytes], None],
+        hear: Callable[[bytes, Sequence[bytes]], None],
         room: Callable[[], Awaitable[None]],
         down: Callable[[], None],
         up: Callable[[], None],
@@ -182,12 +183,18 @@ class Link:
         clock = time.perf_counter  # uvloop's own stands still within a turn
         turn_ends_at = clock() + TURN_S
         while True:
-            for message in await receive(connection):
+            together: list[bytes] = []
+            messages = await receive(connection)
+            for message, following in zip(messages, [*messages[1:], None], strict=True):
                 if isinstance(message, Exception):
                     raise message
                 kind, channel, content = message
                 if kind == b"message":
-                    self._hear(channel, content)
+                    together.append(content)
+                    if isinstance(following, list) and following[1] == channel and following[0] == kind:
+                        continue
+                    self._hear(channel, together)
+                    together = []
                 elif kind == b"subscribe":
                     self._confirm(channel.decode())
                     outstanding -= 1

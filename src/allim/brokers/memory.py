@@ -115,7 +115,7 @@ class MemoryBroker:
         event = Event(topic, self._next(), kept[-1].position if kept else ZERO, lines)
         kept.append(event)
         if topic in self._topics:
-            self._announce(lambda listener: listener.on_event(event))
+            self._announce(lambda listener: listener.on_events([event]))
         return event.position
 
     def _announce(self, tell: Callable[[Listener], None]) -> None:

@@ -192,22 +192,28 @@ class RedisBroker:
 
     # What the link brings --------------------------------------------------------------------------------------
 
-    def _hear(self, channel: bytes, message: bytes) -> None:
+    def _hear(self, channel: bytes, messages: Sequence[bytes]) -> None:
         assert self._listener is not None
         name = channel.decode()
         if name.startswith(self._topic_channel):
-            head, _, lines = message.partition(b"\n")
-            position, _, prev = head.partition(b" ")
-            event = self._event(name[len(self._topic_channel) :], position, prev, lines)
-            if event is not None:
-                self._note(event.position)
-                self._listener.on_event(event)
+            topic, events = name[len(self._topic_channel) :], []
+            for message in messages:
+                head, _, lines = message.partition(b"\n")
+                position, _, prev = head.partition(b" ")
+                event = self._event(topic, position, prev, lines)
+                if event is not None:
+                    self._note(event.position)
+                    events.append(event)
+            if events:
+                self._listener.on_events(events)
         elif name == self._pulse_channel:
-            pulse = _position(message)
-            self._note(pulse)
-            self._listener.on_pulse(pulse)
+            for message in messages:
+                pulse = _position(message)
+                self._note(pulse)
+                self._listener.on_pulse(pulse)
         else:
-            self._listener.on_origin(_position(message))
+            for message in messages:
+                self._listener.on_origin(_position(message))
 
     async def _room(self) -> None:
         assert self._listener is not None

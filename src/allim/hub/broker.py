@@ -63,7 +63,8 @@ class Heads(NamedTuple):
 class Listener(Protocol):
     """Who hears what the link brings. Called in the order of the link, never concurrently."""
 
-    def on_event(self, event: Event) -> None: ...
+    def on_events(self, events: Sequence[Event]) -> None:
+        """One or more, of one topic and in order, that came together."""
 
     def on_pulse(self, position: Position) -> None: ...
 

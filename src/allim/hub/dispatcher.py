@@ -12,10 +12,10 @@ from functools import partial
 import structlog
 
 from allim.errors import Unavailable
-from allim.hub.broadcasts import Broadcasts
+from allim.hub.broadcasts import JOINED_BYTES, Broadcasts
 from allim.hub.broker import Broker
 from allim.hub.catch_up import CatchUp
-from allim.hub.event import Event
+from allim.hub.event import Control, Event
 from allim.hub.position import ZERO, Position
 from allim.hub.registry import Registry, Topic
 from allim.hub.stream import Stream
@@ -66,21 +66,34 @@ class Dispatcher:
 
     # The broker's listener ------------------------------------------------------------------------------------
 
-    def on_event(self, event: Event) -> None:
-        topic = self._registry.topic(event.topic)
+    def on_events(self, events: Sequence[Event]) -> None:
+        topic = self._registry.topic(events[0].topic)
         if topic is None:
             return  # its last stream left while the announcement was on its way
-        if topic.last is not None and event.position <= topic.last:
-            return  # a repair has covered it, or the first stream's history
-        hole = topic.last is not None and event.prev > topic.last
-        if hole:
-            log.warning("hole in a topic", topic=event.topic, seen=str(topic.last), prev=str(event.prev))
-        if self._in_doubt:
-            self._bring_back(topic, event.position)
-        elif hole:
-            self._bring_back(topic, event.prev)
-        topic.last = event.position
-        self._dispatch(event, topic)
+        run: list[Event] = []  # what is dispatched together
+        size = 0
+        for event in events:
+            if topic.last is not None and event.position <= topic.last:
+                continue  # a repair has covered it, or the first stream's history
+            hole = topic.last is not None and event.prev > topic.last
+            control = event.control
+            if run and (hole or self._in_doubt or control is not None or size >= JOINED_BYTES):
+                self._dispatch(run, topic)
+                run, size = [], 0
+            if hole:
+                log.warning("hole in a topic", topic=event.topic, seen=str(topic.last), prev=str(event.prev))
+            if self._in_doubt:
+                self._bring_back(topic, event.position)
+            elif hole:
+                self._bring_back(topic, event.prev)
+            topic.last = event.position
+            if control is None:
+                run.append(event)
+                size += len(event.wire)
+            else:
+                self._obey(control, topic)
+        if run:
+            self._dispatch(run, topic)
 
     def on_pulse(self, position: Position) -> None:
         self._alive()
@@ -119,22 +132,26 @@ class Dispatcher:
 
     # Straight on ----------------------------------------------------------------------------------------------
 
-    def _dispatch(self, event: Event, topic: Topic) -> None:
+    def _obey(self, control: Control, topic: Topic) -> None:
+        for stream in topic.streams:
+            self._broadcasts.settle(stream)
+            stream.obey(control)
+
+    def _dispatch(self, run: Sequence[Event], topic: Topic) -> None:
         streams = topic.streams
-        if (control := event.control) is not None:
+        if len(streams) > AT_ONCE:
+            for event in run:
+                self._broadcasts.add(event, topic)
+            return
+        if self._broadcasts:
             for stream in streams:
                 self._broadcasts.settle(stream)
-                stream.obey(control)
-        elif len(streams) > AT_ONCE:
-            self._broadcasts.add(event, topic)
-        else:
-            if self._broadcasts:
-                for stream in streams:
-                    self._broadcasts.settle(stream)
-            written = 0
-            for stream in streams:
-                written += stream.deliver(event)
-            self._note_written(event, written)
+        delivered = [stream.deliver(run) for stream in streams]
+        if len(run) == 1:
+            self._note_written(run[0], sum(delivered))
+            return
+        for left, event in zip(range(len(run), 0, -1), run, strict=True):
+            self._note_written(event, sum(count >= left for count in delivered))
 
     def _note_written(self, event: Event, streams: int) -> None:
         self._metrics.dispatched(event.position.ms, streams)

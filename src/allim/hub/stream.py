@@ -4,7 +4,7 @@ A stream is either catching up (what arrives live is put aside) or live (what ar
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from allim.hub.close_reason import CloseReason
@@ -115,19 +115,22 @@ class Stream(ABC):
         self.deadline = 0
         self.close_reason: CloseReason | None = None
 
-    def deliver(self, event: Event) -> bool:
-        """Take an event from the dispatcher; True when its bytes were written.
+    def deliver(self, run: Sequence[Event]) -> int:
+        """Take events from the dispatcher, in order; how many of them, the last ones, were written, in one write.
 
         What the stream already has is dropped here, so positions on it strictly rise.
         """
         if self.backlog is not None:
-            self.backlog.put(event)
-            return False
-        if event.position <= self.last:
-            return False
-        self.last = event.position
-        self.write(event.wire)
-        return True
+            for event in run:
+                self.backlog.put(event)
+            return 0
+        if run[0].position <= self.last:
+            run = [event for event in run if event.position > self.last]
+            if not run:
+                return 0
+        self.last = run[-1].position
+        self.write(run[0].wire if len(run) == 1 else b"".join([event.wire for event in run]))
+        return len(run)
 
     def obey(self, control: Control) -> None:
         """Carry out an order that may concern this stream."""
