@@ -71,6 +71,21 @@ async def test_positions_rise_over_all_topics_and_prev_chains_within_one(broker:
     assert [event.prev for event in ear.events] == [Position(0, 0), Position(0, 0), positions[0]]
 
 
+async def test_what_is_published_together_is_heard_in_order(broker: Broker) -> None:
+    ear = Ear()
+    await broker.start(ear)
+    await broker.subscribe(["a", "b"])
+    topics = random.Random(1).choices("aaaab", k=500)
+
+    positions = await broker.publish(publication(*((topic, "x" * 200) for topic in topics)))
+    await broker.pulse()
+    await until(lambda: len(ear.heard) > len(topics))
+
+    assert [event.position for event in ear.events] == list(positions)
+    assert [event.topic for event in ear.events] == topics
+    assert isinstance(ear.heard[-1], Position)
+
+
 async def test_wire_is_the_id_and_the_lines(broker: Broker) -> None:
     ear = Ear()
     await broker.start(ear)
