@@ -61,7 +61,7 @@ FULL = Pace(
 )
 QUICK = Pace(
     (Phase(1_000, tuple(scenario.name for scenario in SCENARIOS)),),
-    seconds=0.6,
+    seconds=0.5,
     settle_s=1.0,
     runs=1,
 )
