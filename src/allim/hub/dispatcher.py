@@ -77,7 +77,7 @@ class Dispatcher:
                 continue  # a repair has covered it, or the first stream's history
             hole = topic.last is not None and event.prev > topic.last
             control = event.control
-            if run and (hole or self._in_doubt or control is not None or size >= JOINED_BYTES):
+            if run and (hole or control is not None or size >= JOINED_BYTES):
                 self._dispatch(run, topic)
                 run, size = [], 0
             if hole:
