@@ -132,7 +132,7 @@ class _Broadcast:
         """Give a stream what it has not had of these events."""
         if not stream.ended:
             for due in self.due:
-                due.by_itself += stream.deliver([due.event])
+                due.by_itself += stream.deliver([due.event], due.event.wire)
 
     def _gather(self) -> None:
         self.wire = b"".join([due.event.wire for due in self.due])

@@ -146,7 +146,8 @@ class Dispatcher:
         if self._broadcasts:
             for stream in streams:
                 self._broadcasts.settle(stream)
-        delivered = [stream.deliver(run) for stream in streams]
+        wire = run[0].wire if len(run) == 1 else b"".join([event.wire for event in run])
+        delivered = [stream.deliver(run, wire) for stream in streams]
         if len(run) == 1:
             self._note_written(run[0], sum(delivered))
             return

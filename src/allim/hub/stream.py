@@ -115,9 +115,10 @@ class Stream(ABC):
         self.deadline = 0
         self.close_reason: CloseReason | None = None
 
-    def deliver(self, run: Sequence[Event]) -> int:
+    def deliver(self, run: Sequence[Event], wire: bytes) -> int:
         """Take events from the dispatcher, in order; how many of them, the last ones, were written, in one write.
 
+        Shape: `wire` is what they are together, the same bytes for every stream.
         What the stream already has is dropped here, so positions on it strictly rise.
         """
         if self.backlog is not None:
@@ -128,8 +129,9 @@ class Stream(ABC):
             run = [event for event in run if event.position > self.last]
             if not run:
                 return 0
+            wire = b"".join([event.wire for event in run])
         self.last = run[-1].position
-        self.write(run[0].wire if len(run) == 1 else b"".join([event.wire for event in run]))
+        self.write(wire)
         return len(run)
 
     def obey(self, control: Control) -> None:

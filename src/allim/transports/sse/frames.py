@@ -14,7 +14,6 @@ from allim.hub.event import encode
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
 
-
 _SAID = HEADERS | {"connection": "close"}
 _START = "".join(["HTTP/1.1 200 OK\r\n", *(f"{name}: {value}\r\n" for name, value in _SAID.items())]).encode()
 _ID = re.compile(rb"(?:\A(?:retry: \d+\n)?|(?<=\n\n))id: [^\n]+")
