@@ -54,6 +54,7 @@ async def test_a_hole_is_filled_before_the_event_that_shows_it(bench: Bench) -> 
     assert stream.data == [1, 2, 3, 4]
     assert bench.history.asked == [(("a",), Position(1, 0))]
     assert stream.gaps == []
+    assert bench.metric("allim_catch_up_events_total 3.0")
 
 
 async def test_a_stream_with_a_hole_gets_its_other_topics_in_order_too(bench: Bench) -> None:
