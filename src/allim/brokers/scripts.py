@@ -6,9 +6,6 @@ larger instead of connections more, calls keep their order, and `WAIT` after a p
 
 import asyncio
 import hashlib
-import heapq
-import itertools
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib import resources
@@ -20,6 +17,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, Red
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask, receive, write
+from allim.deadlines import Deadlines, TimeLimit
 from allim.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -59,53 +57,6 @@ class Call(NamedTuple):
     done: "asyncio.Future[Any]"
 
 
-class Deadlines:
-    """Ends futures that are not done in time, all with one timer.
-
-    `asyncio.timeout` would make one for each of them, which costs as much as the rest of a call.
-    """
-
-    def __init__(self, error: Callable[[], Exception] = TimeoutError) -> None:
-        self._error = error
-        self._pending: list[tuple[float, int, asyncio.Future[Any]]] = []  # a heap, the nearest first
-        self._number = itertools.count()  # so that futures are never compared
-        self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = math.inf  # uvloop's handle for a time that has passed does not know it
-
-    def set(self, future: "asyncio.Future[Any]", at: float) -> None:
-        """Give the future the error at that time of the event loop."""
-        self._forget_done()
-        heapq.heappush(self._pending, (at, next(self._number), future))
-        if at < self._rings_at:
-            self._wind(at)
-
-    def clear(self) -> None:
-        """Forget them all."""
-        self._pending.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer, self._rings_at = None, math.inf
-
-    def _wind(self, at: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._rings_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._ring, at)
-
-    def _ring(self, at: float) -> None:
-        self._timer, self._rings_at = None, math.inf
-        self._forget_done()
-        while self._pending and self._pending[0][0] <= at:
-            heapq.heappop(self._pending)[2].set_exception(self._error())
-            self._forget_done()
-        if self._pending:
-            self._wind(self._pending[0][0])
-
-    def _forget_done(self) -> None:
-        while self._pending and self._pending[0][2].done():
-            heapq.heappop(self._pending)
-
-
 Context = Callable[[str], tuple[str, ...]]
 """What every script of a queue is told first, given the run ID of the process it will run in: see clock.lua."""
 
@@ -123,6 +74,8 @@ class ScriptCalls:
         self._lead: Lead | None = None
         self._waiting: list[Call] = []
         self._deadlines = Deadlines(partial(Unavailable, "Redis did not answer in time"))
+        self._answer_limit = TimeLimit(ANSWER_TIMEOUT_S)
+        self._pipeline_limit = TimeLimit(ANSWER_TIMEOUT_S * 2)
         self._paused: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}  # who is called for again, later
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
@@ -210,7 +163,7 @@ class ScriptCalls:
             self._fail(batch, NotDone("Redis was not asked"))
             raise
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S * 2):
+            with self._pipeline_limit:
                 await self._execute(lead, batch)
         except (RedisError, OSError) as error:
             log.warning("redis connection lost", error=str(error) or type(error).__name__)
@@ -256,7 +209,7 @@ class ScriptCalls:
         await write(lead.connection, commands)
         replies: list[Any] = []
         while len(replies) < len(batch):
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            with self._answer_limit:
                 replies += await receive(lead.connection)
         if len(replies) > len(batch):
             raise RedisConnectionError("more answers than questions")

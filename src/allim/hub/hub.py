@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
+from allim.deadlines import TimeLimit
 from allim.errors import FieldError, Invalid, Kicked, SignedOut, TooLarge, TooMany, Unauthenticated, Unavailable
 from allim.hub.broadcasts import SLICE_S, after_others
 from allim.hub.broker import Broker, Publication
@@ -102,6 +103,7 @@ class Hub:
         self._registry = Registry()
         metrics.count_topics(self._registry.count_topics)
         self._addresses: Counter[str] = Counter()
+        self._join_limit = TimeLimit(JOIN_TIMEOUT_S)
         self._load = Load(self.settings.memory_max_bytes)
         self._wheel = Wheel()
         self._catch_up = CatchUp(broker, metrics, self.settings.history_ttl_s, self.new_backlog)
@@ -278,7 +280,7 @@ class Hub:
         self._registry.add(stream)
         self._addresses[stream.address] += 1
         try:
-            async with asyncio.timeout(JOIN_TIMEOUT_S):
+            with self._join_limit:
                 await self._broker.subscribe(stream.topics)
                 begin = await self._catch_up.start(stream, last_event_id)
                 # Only now: an order that is given after this is heard, and a ticket is spent on a stream that opens.

@@ -1,0 +1,100 @@
+"""Ends what takes too long, with one timer for many: a timer for each costs as much as most of what is timed."""
+
+import asyncio
+import heapq
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Deadlines:
+    """Ends futures that are not done in time."""
+
+    def __init__(self, error: Callable[[], Exception] = TimeoutError) -> None:
+        self._error = error
+        self._pending: list[tuple[float, int, asyncio.Future[Any]]] = []  # a heap, the nearest first
+        self._number = itertools.count()  # so that futures are never compared
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf  # uvloop's handle for a time that has passed does not know it
+
+    def set(self, future: "asyncio.Future[Any]", at: float) -> None:
+        """Give the future the error at that time of the event loop."""
+        self._forget_done()
+        heapq.heappush(self._pending, (at, next(self._number), future))
+        if at < self._rings_at:
+            self._wind(at)
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._pending.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._rings_at = None, math.inf
+
+    def _wind(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = at
+        self._timer = asyncio.get_running_loop().call_at(at, self._ring, at)
+
+    def _ring(self, at: float) -> None:
+        self._timer, self._rings_at = None, math.inf
+        self._forget_done()
+        while self._pending and self._pending[0][0] <= at:
+            heapq.heappop(self._pending)[2].set_exception(self._error())
+            self._forget_done()
+        if self._pending:
+            self._wind(self._pending[0][0])
+
+    def _forget_done(self) -> None:
+        while self._pending and self._pending[0][2].done():
+            heapq.heappop(self._pending)
+
+
+class TimeLimit:
+    """Ends what takes longer than so many seconds: `with limit:` around what a task awaits, for many tasks at a time.
+
+    A late task is cancelled where it waits, and leaves the block with TimeoutError.
+    Units: seconds. Source: asyncio.timeout, and what it does for who is cancelled from elsewhere as well.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._within: dict[asyncio.Task[Any], _Stay] = {}  # who is in time, the first to be late first
+        self._late: dict[asyncio.Task[Any], _Stay] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        assert task not in self._within
+        until = loop.time() + self._seconds
+        self._within[task] = _Stay(until, task.cancelling())
+        if self._timer is None:
+            self._timer = loop.call_at(until, self._ring, until)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if self._within.pop(task, None) is None:
+            others = self._late.pop(task).cancelled
+            if task.uncancel() <= others and kind is asyncio.CancelledError:
+                raise TimeoutError from error
+
+    def _ring(self, at: float) -> None:
+        self._timer = None
+        while self._within:
+            task, stay = next(iter(self._within.items()))
+            if stay.until > at:
+                self._timer = asyncio.get_running_loop().call_at(stay.until, self._ring, stay.until)
+                return
+            self._late[task] = self._within.pop(task)
+            task.cancel()
+
+
+class _Stay(NamedTuple):
+    """A task's time in a block. Shape: `cancelled` is how often it was when it came."""
+
+    until: float
+    cancelled: int
