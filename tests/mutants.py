@@ -134,6 +134,22 @@ MUTANTS = (
         ("tests/hub/test_dispatcher.py::test_a_hole_is_filled_before_the_event_that_shows_it",),
     ),
     Mutant(
+        "what a first stream hears while it joins is taken for all there is",
+        4,
+        "hub/dispatcher.py",
+        "        doubt = self._in_doubt or topic.last is None\n",
+        "        doubt = self._in_doubt\n",
+        ("tests/hub/test_dispatcher.py::test_a_hole_that_is_seen_while_the_first_stream_joins_is_filled",),
+    ),
+    Mutant(
+        "of what comes together only the first is broadcast",
+        4,
+        "hub/dispatcher.py",
+        "            for event in run:\n                self._broadcasts.add(event, topic)\n",
+        "            self._broadcasts.add(run[0], topic)\n",
+        ("tests/hub/test_broadcasts.py::test_every_stream_gets_its_topics_events_once_and_in_order",),
+    ),
+    Mutant(
         "a newer event overtakes a broadcast that waits",
         4,
         "hub/dispatcher.py",

@@ -21,10 +21,12 @@ class Ear:
 
     def __init__(self) -> None:
         self.heard: list[Event | Position] = []
+        self.most_at_once = 0
         self.ups = 0
 
     def on_events(self, events: Sequence[Event]) -> None:
         self.heard += events
+        self.most_at_once = max(self.most_at_once, len(events))
 
     def on_pulse(self, position: Position) -> None:
         self.heard.append(position)
@@ -84,6 +86,17 @@ async def test_what_is_published_together_is_heard_in_order(broker: Broker) -> N
     assert [event.position for event in ear.events] == list(positions)
     assert [event.topic for event in ear.events] == topics
     assert isinstance(ear.heard[-1], Position)
+
+
+async def test_what_is_heard_at_once_is_little(broker: Broker) -> None:
+    ear = Ear()
+    await broker.start(ear)
+    await broker.subscribe(["a"])
+
+    await broker.publish(publication(*[("a", number) for number in range(1000)]))
+    await until(lambda: len(ear.events) == 1000)
+
+    assert ear.most_at_once <= 64
 
 
 async def test_wire_is_the_id_and_the_lines(broker: Broker) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -312,9 +312,10 @@ async def has_room(bench: Bench) -> bool:
 TOPICS = ("a", "b", "c")
 JOINS = (("a",), ("a", "b"), ("a", "b", "c"), ("b", "c"), ("c",))
 
+heard = st.tuples(st.sampled_from(TOPICS), st.integers(1, 3).map(lambda events: (True,) * events))
 steps = st.one_of(
-    st.tuples(st.just("announce"), st.sampled_from(TOPICS)),
-    st.tuples(st.just("announce"), st.sampled_from(TOPICS)),
+    st.tuples(st.just("announce"), heard),
+    st.tuples(st.just("announce"), heard),
     st.tuples(st.just("turn"), st.integers(1, 4)),
     st.tuples(st.just("pulse"), st.none()),
     st.tuples(st.just("join"), st.sampled_from(JOINS)),
@@ -322,7 +323,9 @@ steps = st.one_of(
     st.tuples(st.just("down"), st.none()),
     st.tuples(st.just("up"), st.none()),
 )
-losses = st.tuples(st.just("lose"), st.sampled_from(TOPICS))
+losses = st.tuples(
+    st.just("announce"), st.tuples(st.sampled_from(TOPICS), st.lists(st.booleans(), min_size=1, max_size=4))
+)
 Step = tuple[str, object]
 
 
@@ -354,10 +357,8 @@ class World:
     async def take(self, step: Step) -> None:
         kind, detail = step
         match kind, detail:
-            case "announce", str():
-                await self.announce(detail)
-            case "lose", str():
-                self.events.append(self.bench.history.add(detail, self.tick()))
+            case "announce", (str(topic), [*heard]):
+                await self.announce(topic, heard)
             case "turn", int():
                 await turns(detail)
             case "pulse", _ if self.standing:
@@ -375,11 +376,13 @@ class World:
                 self.standing = True
                 self.bench.dispatcher.link_up()
 
-    async def announce(self, topic: str) -> None:
-        event = self.bench.history.add(topic, self.tick())
-        self.events.append(event)
-        if self.standing and self.bench.registry.topic(topic) is not None:
-            self.bench.dispatcher.on_events([event])
+    async def announce(self, topic: str, heard: Sequence[object]) -> None:
+        """Events that come together, and which of them the link brings."""
+        events = [self.bench.history.add(topic, self.tick()) for _ in heard]
+        self.events += events
+        brought = list(compress(events, heard))
+        if brought and self.standing and self.bench.registry.topic(topic) is not None:
+            self.bench.dispatcher.on_events(brought)
             await self.bench.dispatcher.room()
 
     def join(self, topics: Sequence[str]) -> None:
@@ -397,6 +400,9 @@ class World:
             topic = self.bench.registry.topic(name)
             if topic is not None and topic.last is None:
                 topic.last = begin.reading.now
+                for other in topic.streams:
+                    if other is not stream and other.backlog is not None:
+                        other.backlog.spoil()
         if not stream.ended:
             await self.bench.catch_up.follow(stream, begin)
 
@@ -405,7 +411,7 @@ class World:
         await self.take(("up", None))
         for topic in TOPICS:
             await turns(60)
-            await self.announce(topic)
+            await self.announce(topic, [True])
         await self.take(("pulse", None))
         await turns(60)
         await asyncio.gather(*self.joins)

@@ -8,8 +8,10 @@ import pytest
 
 from allim.errors import Unavailable
 from allim.hub import ZERO, Backlog, CloseReason, Event, Heads, Position, catch_up, dispatcher
+from allim.hub.catch_up import Seen
 from allim.hub.event import Control, encode, encode_control
 from allim.hub.registry import Topic
+from allim.hub.stream import Stream
 from tests.hub.histories import Bench
 from tests.streams import ListStream
 from tests.waiting import until
@@ -55,6 +57,56 @@ async def test_a_hole_is_filled_before_the_event_that_shows_it(bench: Bench) -> 
     assert bench.history.asked == [(("a",), Position(1, 0))]
     assert stream.gaps == []
     assert bench.metric("allim_catch_up_events_total 3.0")
+
+
+async def test_a_hole_that_is_seen_while_the_first_stream_joins_is_filled(bench: Bench) -> None:
+    bench.history.add("a", 1)
+    stream = ListStream("a")
+    bench.registry.add(stream)
+    start = await bench.catch_up.start(stream, "1-0")
+    bench.history.add("a", 2)
+    bench.dispatcher.on_events([bench.history.add("a", 3)])
+
+    await bench.catch_up.follow(stream, start)
+    bench.dispatcher.on_events([bench.history.add("a", 4)])
+
+    assert stream.data == [2, 3, 4]
+    assert stream.gaps == []
+
+
+async def test_in_doubt_what_comes_together_brings_each_stream_back_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [bench.stream("a") for _ in range(3)]
+    bench.dispatcher.link_down()
+    brought: list[Stream] = []
+    bring_back = bench.catch_up.bring_back
+
+    def note(stream: Stream, seen: Seen) -> None:
+        brought.append(stream)
+        bring_back(stream, seen)
+
+    monkeypatch.setattr(bench.catch_up, "bring_back", note)
+    bench.dispatcher.on_events([bench.history.add("a", ms) for ms in range(1, 101)])
+    bench.dispatcher.link_up()
+    await until(lambda: all(stream.data == list(range(1, 101)) for stream in streams))
+
+    assert len(brought) <= 2 * len(streams)  # by what came, and by the repair
+
+
+async def test_in_doubt_nothing_is_written_straight_to_who_has_read_but_a_part(bench: Bench) -> None:
+    stream = bench.stream("a", "b")
+    bench.dispatcher.link_down()
+    run = [bench.history.add("a", 1), bench.history.add("a", 2)]
+    stream.last = stream.covered = Position(2, 0)
+    bench.history.add("b", 3)
+
+    bench.dispatcher.on_events([*run, bench.history.add("a", 4)])
+    bench.dispatcher.link_up()
+    await until(lambda: 4 in stream.data)
+
+    assert stream.data == [3, 4]
+    assert stream.gaps == []
 
 
 async def test_a_stream_with_a_hole_gets_its_other_topics_in_order_too(bench: Bench) -> None:
@@ -471,7 +523,9 @@ async def test_what_comes_together_is_one_write_to_each_stream_up_to_a_size(
 
 @pytest.mark.parametrize("seed", range(60))
 async def test_what_comes_together_is_dispatched_like_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With holes, what came before, orders, streams that catch up, and a link in doubt."""
+    """With holes, what came before, orders, streams that catch up, many streams, and a link in doubt."""
+    if seed % 2:
+        monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
 
     def write(stream: ListStream, wire: bytes) -> None:
         if not stream.ended:  # as streams do

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,25 +39,33 @@ async def addresses(listening: socket.socket, client: socket.socket) -> tuple[Ad
 
 
 @pytest.mark.parametrize("new_loop", LOOPS)
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+@pytest.mark.parametrize(
+    ("family", "where"),
+    [
+        (socket.AF_INET, ("127.0.0.1", 0)),
+        (socket.AF_INET6, ("::1", 0)),
+        (socket.AF_UNIX, "socket"),
+        (socket.AF_UNIX, f"\0allim-{uuid.uuid4()}"),  # abstract: it has no path
+    ],
+)
 def test_addresses_are_those_that_uvicorn_finds(
-    new_loop: Callable[[], asyncio.AbstractEventLoop], family: socket.AddressFamily, tmp_path: Path
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    family: socket.AddressFamily,
+    where: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    where: dict[int, Any] = {
-        socket.AF_INET: ("127.0.0.1", 0),
-        socket.AF_INET6: ("::1", 0),
-        socket.AF_UNIX: str(tmp_path / "socket"),
-    }
+    monkeypatch.chdir(tmp_path)
     with (
         socket.socket(family) as listening,
         socket.socket(family) as client,
         asyncio.Runner(loop_factory=new_loop) as runner,
     ):
-        listening.bind(where[family])
+        listening.bind(where)
         listening.listen()
         client.setblocking(False)
 
         ours, uvicorns = runner.run(addresses(listening, client))
 
     assert ours == uvicorns
-    assert ours[1] is not None
+    assert (ours[1] is None) == (where[0] == "\0")

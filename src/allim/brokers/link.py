@@ -23,15 +23,16 @@ GREET_TIMEOUT_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 2.0
 CHANNELS_PER_COMMAND = 1000
 CANCEL_AGAIN_S = 0.05
-TURN_S = 0.002  # how long buffered messages may keep the event loop
+TURN_S = 0.002  # how long buffered messages may keep the event loop; looked at after what is heard at once
+TOGETHER = 64  # messages heard at once
 
 
 class Link:
     """Keeps one subscribed connection, replaces it when it breaks, and tells so.
 
     Shape: `greet(lead)` is awaited on each new connection, before it subscribes; `hear(channel, messages)` gets the
-    bytes as they came, in order, those of one channel that stand together at once; nothing more is read before
-    `room()` returns.
+    bytes as they came, in order, at most `TOGETHER` of one channel that stand together at once; nothing more is read
+    before `room()` returns.
     """
 
     def __init__(
@@ -191,7 +192,8 @@ class Link:
                 kind, channel, content = message
                 if kind == b"message":
                     together.append(content)
-                    if isinstance(following, list) and following[1] == channel and following[0] == kind:
+                    same = isinstance(following, list) and following[1] == channel and following[0] == kind
+                    if same and len(together) < TOGETHER:
                         continue
                     self._hear(channel, together)
                     together = []

@@ -70,6 +70,8 @@ class Dispatcher:
         topic = self._registry.topic(events[0].topic)
         if topic is None:
             return  # its last stream left while the announcement was on its way
+        # The first stream's history may end before what came last before this: nobody knows yet what the topic has.
+        doubt = self._in_doubt or topic.last is None
         run: list[Event] = []  # what is dispatched together
         size = 0
         for event in events:
@@ -82,8 +84,9 @@ class Dispatcher:
                 run, size = [], 0
             if hole:
                 log.warning("hole in a topic", topic=event.topic, seen=str(topic.last), prev=str(event.prev))
-            if self._in_doubt:
-                self._bring_back(topic, event.position)
+            if doubt:  # once for all of them: who has read the last has read what comes before
+                self._bring_back(topic, events[-1].position)
+                doubt = False
             elif hole:
                 self._bring_back(topic, event.prev)
             topic.last = event.position

@@ -185,14 +185,14 @@ class ProvenHandoverStream(Proven, HandoverStream):
 
 
 def address_of(transport: asyncio.Transport, end: str) -> tuple[str, Any] | None:
-    """As it stands in a scope: host and port, or the path of a Unix socket; its client has none.
+    """As it stands in a scope: host and port, or the path of a Unix socket, which its client has not.
 
     Shape: `end` is `peername` or `sockname`.
     """
     address = transport.get_extra_info(end)
     if isinstance(address, tuple):
         return (str(address[0]), int(address[1]))
-    return (address, None) if address else None
+    return (address, None) if address and isinstance(address, str) else None
 
 
 def _reset(transport: asyncio.Transport) -> None:
