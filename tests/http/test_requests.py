@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,20 @@ class Full(io.StringIO):
 
     def write(self, _: str) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_line_says_when_it_was_written_to_the_microsecond(
+    logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for moment_ns in (1_700_000_000_000_000_000, 1_700_000_000_000_009_999, 1_700_000_059_999_999_999):
+        monkeypatch.setattr(time, "time_ns", lambda moment_ns=moment_ns: moment_ns)
+        structlog.get_logger().warning("x")
+
+    assert [json.loads(line)["timestamp"] for line in logged.getvalue().splitlines()] == [
+        "2023-11-14T22:13:20.000000Z",
+        "2023-11-14T22:13:20.000009Z",
+        "2023-11-14T22:14:19.999999Z",
+    ]
 
 
 async def test_a_line_that_cannot_be_written_ends_nothing(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,27 +71,21 @@ class Event:
     """One event at its position.
 
     Shape: `prev` is the position of the topic's event before it, `lines` ends with an empty line,
-    `wire` is what every stream writes: `id: <position>` and the lines.
+    `wire` is what every stream writes: `id: <position>` and the lines. `control` is the order it carries, when it is
+    one.
     """
 
-    __slots__ = ("lines", "position", "prev", "topic", "wire")
+    __slots__ = ("control", "lines", "position", "prev", "topic", "wire")
 
     def __init__(self, topic: str, position: Position, prev: Position, lines: bytes) -> None:
+        """Raises: ValueError when it carries an order that we do not know."""
         self.topic = topic
         self.position = position
         self.prev = prev
         self.lines = lines
         self.wire = b"id: %d-%d\n%b" % (position.ms, position.seq, lines)
-
-    @property
-    def control(self) -> Control | None:
-        """The order this entry carries, when it is one.
-
-        Raises: ValueError when it is none that we know; a broker refuses such an entry.
-        """
-        if not self.lines.startswith(_CONTROL_PREFIX):
-            return None
-        return _control(json.loads(self.lines[len(_CONTROL_PREFIX) :]))
+        ordered = lines.startswith(_CONTROL_PREFIX)
+        self.control = _control(json.loads(lines[len(_CONTROL_PREFIX) :])) if ordered else None
 
 
 def encode(type_: str, data: object) -> bytes:
