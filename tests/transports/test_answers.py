@@ -43,6 +43,10 @@ def answer_of(kind: str) -> Response:
             return Response("here", headers={"Vary": "Accept-Encoding"})
         case "close":
             return Response("here", headers={"Connection": "close"})
+        case "chunked":
+            return Response("here", headers={"Transfer-Encoding": "chunked"})
+        case "words":
+            return Response("here", headers={"x-name": "no transfer-encoding: chunked"})
         case "latin":
             return Response("here", headers={"x-name": "Zoë\t1"})
         case "split":
@@ -69,7 +73,7 @@ APP = Requests(
 )
 KINDS = (
     *("text", "json", "empty", "nothing", "cookies", "own", "vary", "close", "latin", "wrong", "background", "parts"),
-    "unknown",
+    *("chunked", "words", "unknown"),
 )
 PLAIN = frozenset({"text", "json", "empty", "cookies", "vary", "latin"})
 REQUESTS = {

@@ -53,7 +53,7 @@ def _problem(status: int, title: str, detail: str, code: str) -> bytes:
     return f"{head}connection: close\r\n\r\n{body}".encode()
 
 
-_FRAMING = frozenset({b"connection", b"transfer-encoding"})
+_CONNECTION, _TRANSFER_ENCODING = b"connection: ", b"transfer-encoding: "
 _CONTROL = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 
 # Said before there is an application to say it.
@@ -361,7 +361,8 @@ class HandoverProtocol(HttpToolsProtocol):
             or cycle.access_log
             or cycle.scope["method"] == "HEAD"
             or (b"content-length", b"%d" % len(body)) not in head
-            or not _FRAMING.isdisjoint([name for name, _ in head])
+            or _CONNECTION in said  # or in a value, which uvicorn's own way bears as well
+            or _TRANSFER_ENCODING in said
             or len(said) - len(said.translate(None, _CONTROL)) > 2 * len(head)  # more than the ends of lines
         ):
             return False
