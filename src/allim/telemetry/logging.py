@@ -8,7 +8,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -28,7 +27,6 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 def configure_logging(server_id: str, level: str = "info", *, pretty: bool = False) -> None:
     """Send every log line of the process, ours and the libraries', to standard error."""
     shared: list[Processor] = [
-        _name_request,
         _cap,
         structlog.stdlib.add_log_level,
         _stamp(server_id),
@@ -60,9 +58,11 @@ class _Lines:
 
     def _write(self, line: str) -> None:
         # A full disk, a pipe that nobody reads: as under `logging`, a lost line ends neither a request nor the link.
-        with suppress(OSError, ValueError):
+        try:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
+        except (OSError, ValueError):
+            pass
 
     debug = info = warning = error = critical = exception = _write
 
@@ -91,14 +91,12 @@ def _chunks(default: Callable[[Any], Any]) -> Callable[[Any, int], Sequence[str]
     return make(None, default, json.encoder.encode_basestring, None, ": ", ", ", False, False, True)
 
 
-def _name_request(_: Any, __: str, event: EventDict) -> EventDict:
-    if (name := request_id.get()) is not None:
-        event.setdefault("request_id", name)
-    return event
-
-
 def _stamp(server_id: str) -> Processor:
+    """When, where, and in whose request."""
+
     def stamp(_: Any, __: str, event: EventDict) -> EventDict:
+        if (name := request_id.get()) is not None:
+            event["request_id"] = name
         ns = time.time_ns()
         event["timestamp"] = f"{_second(ns // 10**9)}.{ns // 1000 % 10**6:06}Z"
         event["server_id"] = server_id
