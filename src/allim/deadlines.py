@@ -85,8 +85,7 @@ class TimeLimit:
 
     def _ring(self, at: float) -> None:
         self._timer = None
-        while self._within:
-            task, stay = next(iter(self._within.items()))
+        for task, stay in list(self._within.items()):
             if stay.until > at:
                 self._timer = asyncio.get_running_loop().call_at(stay.until, self._ring, stay.until)
                 return
