@@ -26,21 +26,21 @@ def figure(value: float, unit: str, source: str) -> float:
 class Measured:
     """What was measured, on one two-core machine. Shape: each field's metadata holds its unit and its source."""
 
-    rest_events_per_cpu_s: float = figure(9_200, "events per replica CPU-s", "one event to one stream per request")
-    batch_events_per_cpu_s: float = figure(40_000, "events per replica CPU-s", "the same, 1,000 events per request")
+    rest_events_per_cpu_s: float = figure(8_400, "events per replica CPU-s", "one event to one stream per request")
+    batch_events_per_cpu_s: float = figure(44_000, "events per replica CPU-s", "the same, 1,000 events per request")
     heard_events_per_cpu_s: float = figure(60_000, "events per replica CPU-s", "each further replica that hears one")
     writes_per_cpu_s: float = figure(100_000, "writes per replica CPU-s", "a lone broadcast; joined, three times it")
-    openings_per_cpu_s: float = figure(2_900, "openings per replica CPU-s", "signed in, over Redis, with catch-up")
-    returns_per_cpu_s: float = figure(1_700, "openings per replica CPU-s", "the same in a storm, all else included")
+    openings_per_cpu_s: float = figure(3_900, "openings per replica CPU-s", "signed in, over Redis, with catch-up")
+    returns_per_cpu_s: float = figure(1_600, "openings per replica CPU-s", "the same in a storm, all else included")
     replica_base_mib: float = figure(115, "MiB", "resident, without streams")
     stream_kib: float = figure(2.7, "KiB", "resident, per idle stream")
     socket_kib: float = figure(4, "KiB", "kernel memory per idle socket, growth of /proc/slabinfo")
-    redis_publish_us: float = figure(8.2, "µs of Redis CPU", "per stored event, one replica hearing it")
+    redis_publish_us: float = figure(8.9, "µs of Redis CPU", "per stored event, one replica hearing it")
     redis_push_us: float = figure(0.5, "µs of Redis CPU", "per event and further replica that hears it")
     redis_request_us: float = figure(
-        28, "µs of Redis CPU", "per publish request, beside its events: its rate is counted"
+        29, "µs of Redis CPU", "per publish request, beside its events: its rate is counted"
     )
-    redis_opening_us: float = figure(123, "µs of Redis CPU", "per opened stream: subscribe, read, ledger, leave")
+    redis_opening_us: float = figure(95, "µs of Redis CPU", "per opened stream: subscribe, read, ledger, leave")
     redis_topic_bytes: float = figure(4_360, "bytes", "least memory of a topic that has history")
     redis_entry_bytes: float = figure(64, "bytes", "memory per kept event, beside its data")
     redis_stream_bytes: float = figure(850, "bytes", "memory per open stream: subscription and ledger")
