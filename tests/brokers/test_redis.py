@@ -182,10 +182,11 @@ async def test_a_redis_that_came_back_may_have_lost_its_end_unless_it_is_durable
                 await until(lambda: replica.counted("allim_link_repairs_total") >= 1)
                 await until(lambda: ready(replica.hub))
                 resumed = await replica.opened(ListStream(), last_event_id)
-                await until(lambda: {reason for _, reason in stream.gaps} == reasons)  # when the repair is done
+                await until(lambda: not replica.hub._dispatcher._in_doubt)  # the repair is done, and the gap told
 
             assert resumed.opening is not None
             assert {reset.reason for reset in resumed.opening.verdict.resets} == reasons
+            assert {reason for _, reason in stream.gaps} == reasons
 
 
 async def test_a_flushed_script_cache_is_harmless(redis: Redis) -> None:
