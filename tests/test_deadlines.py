@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from allim.deadlines import Deadlines, TimeLimit
+from allim.errors import Unavailable
 
 pytestmark = [
     pytest.mark.anyio,
@@ -23,54 +24,77 @@ def future() -> "asyncio.Future[Any]":
 # Futures ------------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_not_done_in_time_ends_in_the_order_of_the_deadlines() -> None:
-    deadlines, ended = Deadlines(), []
-    now = asyncio.get_running_loop().time()
-    waiting = {name: future() for name in "cab"}
-    for name, in_s in (("c", 0.06), ("a", 0.02), ("b", 0.04)):
-        waiting[name].add_done_callback(lambda _, name=name: ended.append(name))  # type: ignore[misc]
-        deadlines.set(waiting[name], now + in_s)
+async def test_what_is_not_done_in_time_ends_in_the_order_in_which_it_was_set() -> None:
+    loop, deadlines = asyncio.get_running_loop(), Deadlines(0.03)
+    ended: list[tuple[str, float]] = []
+    waiting = {name: future() for name in "abc"}
+    for name, one in waiting.items():
+        since = loop.time()
+        one.add_done_callback(lambda _, name=name, since=since: ended.append((name, loop.time() - since)))  # type: ignore[misc]
+        deadlines.set(one)
+        await asyncio.sleep(0.01)
 
     answers = await asyncio.gather(*waiting.values(), return_exceptions=True)
 
-    assert ended == ["a", "b", "c"]
+    assert [name for name, _ in ended] == ["a", "b", "c"]
+    assert all(after_s >= 0.029 for _, after_s in ended)  # uvloop counts whole milliseconds
     assert [type(answer) for answer in answers] == [TimeoutError] * 3
 
 
-async def test_what_is_done_in_time_stays_so() -> None:
-    deadlines = Deadlines()
-    now = asyncio.get_running_loop().time()
-    done, late = future(), future()
-    deadlines.set(done, now + 0.01)
-    deadlines.set(late, now + 0.03)
-    done.set_result(1)
-
-    with pytest.raises(TimeoutError):
-        await late
-    assert await done == 1
-
-
-async def test_a_deadline_that_has_passed_ends_it_at_once() -> None:
+async def test_it_gives_the_error_that_was_asked_for() -> None:
     late = future()
-    Deadlines().set(late, asyncio.get_running_loop().time() - 1)
+    Deadlines(0.01, lambda: Unavailable("it did not answer")).set(late)
+
+    with pytest.raises(Unavailable, match="did not answer"):
+        await late
+
+
+async def test_what_is_done_in_time_stays_so() -> None:
+    deadlines = Deadlines(0.02)
+    first, done, late = future(), future(), future()
+    for one in (first, done, late):
+        deadlines.set(one)
+    first.set_result(1)
+    done.cancel()
 
     with pytest.raises(TimeoutError):
         await late
+    assert await first == 1
+    assert done.cancelled()
+
+
+async def test_what_is_done_is_not_kept_until_its_time_is_over() -> None:
+    deadlines = Deadlines(60)
+    for _ in range(1000):
+        one = future()
+        deadlines.set(one)
+        one.set_result(None)
+
+    assert len(deadlines._pending) == 1
+    deadlines.clear()
 
 
 async def test_a_deadline_is_set_in_a_turn_that_rings_others_late() -> None:
-    loop, deadlines = asyncio.get_running_loop(), Deadlines()
-    now = loop.time()
+    loop, deadlines = asyncio.get_running_loop(), Deadlines(0.02)
     first, second, third = future(), future(), future()
-    deadlines.set(first, now + 0.02)
-    deadlines.set(second, now + 0.021)
-    first.add_done_callback(lambda _: deadlines.set(third, now + 0.06))
+    deadlines.set(first)
+    loop.call_later(0.001, deadlines.set, second)
+    first.add_done_callback(lambda _: deadlines.set(third))
     loop.call_later(0.01, time.sleep, 0.03)
 
     async with asyncio.timeout(1):
         answers = await asyncio.gather(first, second, third, return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [TimeoutError] * 3
+
+
+async def test_what_is_forgotten_does_not_end() -> None:
+    deadlines, one = Deadlines(0.01), future()
+    deadlines.set(one)
+    deadlines.clear()
+    await asyncio.sleep(0.03)
+
+    assert not one.done()
 
 
 # Tasks --------------------------------------------------------------------------------------------------------------

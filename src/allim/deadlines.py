@@ -1,55 +1,50 @@
-"""Ends what takes too long, with one timer for many: a timer for each costs as much as most of what is timed."""
+"""Ends what takes too long, with one timer for many: a timer for each costs as much as most of what is timed.
+
+All that is timed together has the same time, so the first to come is the first to be late.
+"""
 
 import asyncio
-import heapq
-import itertools
-import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
 class Deadlines:
-    """Ends futures that are not done in time."""
+    """Ends futures that are not done in time. Units: seconds, from when each is set."""
 
-    def __init__(self, error: Callable[[], Exception] = TimeoutError) -> None:
+    def __init__(self, seconds: float, error: Callable[[], Exception] = TimeoutError) -> None:
+        self._seconds = seconds
         self._error = error
-        self._pending: list[tuple[float, int, asyncio.Future[Any]]] = []  # a heap, the nearest first
-        self._number = itertools.count()  # so that futures are never compared
+        self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = math.inf  # uvloop's handle for a time that has passed does not know it
 
-    def set(self, future: "asyncio.Future[Any]", at: float) -> None:
-        """Give the future the error at that time of the event loop."""
-        self._forget_done()
-        heapq.heappush(self._pending, (at, next(self._number), future))
-        if at < self._rings_at:
-            self._wind(at)
+    def set(self, future: "asyncio.Future[Any]") -> None:
+        """Give the future the error when its time is over."""
+        pending, loop = self._pending, future.get_loop()
+        while pending and pending[0][1].done():
+            pending.popleft()
+        at = loop.time() + self._seconds
+        pending.append((at, future))
+        if self._timer is None:
+            self._timer = loop.call_at(at, self._ring, at)
 
     def clear(self) -> None:
         """Forget them all."""
         self._pending.clear()
         if self._timer is not None:
             self._timer.cancel()
-            self._timer, self._rings_at = None, math.inf
-
-    def _wind(self, at: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._rings_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._ring, at)
+            self._timer = None
 
     def _ring(self, at: float) -> None:
-        self._timer, self._rings_at = None, math.inf
-        self._forget_done()
-        while self._pending and self._pending[0][0] <= at:
-            heapq.heappop(self._pending)[2].set_exception(self._error())
-            self._forget_done()
-        if self._pending:
-            self._wind(self._pending[0][0])
-
-    def _forget_done(self) -> None:
-        while self._pending and self._pending[0][2].done():
-            heapq.heappop(self._pending)
+        self._timer, pending = None, self._pending
+        while pending:
+            until, future = pending[0]
+            if not future.done():
+                if until > at:
+                    self._timer = future.get_loop().call_at(until, self._ring, until)
+                    return
+                future.set_exception(self._error())
+            pending.popleft()
 
 
 class TimeLimit:

@@ -32,8 +32,8 @@ class Nowhere:
         pass
 
 
-def calls_to(server: Nowhere) -> ScriptCalls:
-    return ScriptCalls(cast(RedisServer, server), lambda _: ())
+def calls_to(server: Nowhere, within_s: float | None = None) -> ScriptCalls:
+    return ScriptCalls(cast(RedisServer, server), lambda _: (), within_s=within_s)
 
 
 PULSE = Script("pulse", "clock")
@@ -62,7 +62,7 @@ async def test_all_tries_together_have_one_deadline() -> None:
 
     async with asyncio.timeout(1):
         with pytest.raises(Unavailable, match="in time"):
-            await calls_to(server).call(PULSE, [], [], within_s=0.05, pauses=(0.01, 10))
+            await calls_to(server, within_s=0.05).call(PULSE, [], [], pauses=(0.01, 10))
     assert server.tries == 2
 
 

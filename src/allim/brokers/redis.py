@@ -76,7 +76,8 @@ class RedisBroker:
         self._pulse_script = Script("pulse", "clock")
         self._origin_script = Script("origin", "clock")
         # Two queues, so that neither a long read of history nor a slow disk delays the other.
-        self._writes = ScriptCalls(self._server, self._context, partial(confirm, durability=durability))
+        confirmed = partial(confirm, durability=durability)
+        self._writes = ScriptCalls(self._server, self._context, confirmed, PUBLISH_TIMEOUT_S)
         self._reads = ScriptCalls(self._server, self._context)
         self._link = Link(self._server, self._greet, self._hear, self._room, self._link_down, self._link_up)
 
@@ -101,7 +102,6 @@ class RedisBroker:
             keys,
             args,
             read=_positions,
-            within_s=PUBLISH_TIMEOUT_S,
             pauses=TRY_AGAIN_S,
             repeatable=publication.key is not None,  # the script finds what the first try did
         )

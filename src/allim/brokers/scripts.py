@@ -65,15 +65,22 @@ Confirm = Callable[[AbstractConnection], Awaitable[str | None]]
 
 
 class ScriptCalls:
-    """A queue of script calls over one connection."""
+    """A queue of script calls over one connection. Units: `within_s` seconds for a call, with all its tries."""
 
-    def __init__(self, server: RedisServer, context: Context, confirm: Confirm | None = None) -> None:
+    def __init__(
+        self,
+        server: RedisServer,
+        context: Context,
+        confirm: Confirm | None = None,
+        within_s: float | None = None,
+    ) -> None:
         self._server = server
         self._context = context
         self._confirm = confirm
         self._lead: Lead | None = None
         self._waiting: list[Call] = []
-        self._deadlines = Deadlines(partial(Unavailable, "Redis did not answer in time"))
+        late = partial(Unavailable, "Redis did not answer in time")
+        self._deadlines = None if within_s is None else Deadlines(within_s, late)
         self._answer_limit = TimeLimit(ANSWER_TIMEOUT_S)
         self._pipeline_limit = TimeLimit(ANSWER_TIMEOUT_S * 2)
         self._paused: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}  # who is called for again, later
@@ -87,7 +94,6 @@ class ScriptCalls:
         args: Sequence[Any],
         *,
         read: Callable[[Any], Any] = _as_it_is,
-        within_s: float | None = None,
         pauses: Sequence[float] = (),
         repeatable: bool = False,
     ) -> "asyncio.Future[Any]":
@@ -95,14 +101,13 @@ class ScriptCalls:
 
         Made again after each of the `pauses`, if it certainly had no effect or is `repeatable`.
 
-        Units: seconds; `within_s` for all tries together.
+        Units: seconds.
         Raises: NotDone when it certainly had no effect; Unavailable when Redis refused, did not answer (then the
         effect is unknown), or did not confirm (then it is stored, but less durably than asked); what `read` raises.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Any] = loop.create_future()
-        if within_s is not None:
-            self._deadlines.set(done, loop.time() + within_s)
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._deadlines is not None:
+            self._deadlines.set(done)
         self._enter(Call(script, keys, args, read, pauses, repeatable, done))
         return done
 
@@ -125,7 +130,8 @@ class ScriptCalls:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
-        self._deadlines.clear()
+        if self._deadlines is not None:
+            self._deadlines.clear()
         for done, pause in self._paused.items():
             pause.cancel()
             if not done.done():

@@ -43,9 +43,12 @@ SECURITY_HEADERS = {
 
 RawField = tuple[bytes, bytes]
 
-WriteAtOnce = Callable[[int, Sequence[RawField], bytes, bytes], bool]
-"""Writes an answer that is all there as one: status, fields, more fields as sound lines, body. False, with nothing
-written, when it must be sent in the usual way."""
+WriteAtOnce = Callable[[int, bytes, bytes], bool]
+"""Writes an answer that is all there as one: status, fields as `sound_lines`, body. False, with nothing written, when
+it must be sent in the usual way."""
+
+_FRAMING = (b"connection: ", b"content-length: ", b"transfer-encoding: ")
+_CONTROL = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 
 
 class Standing:
@@ -114,7 +117,9 @@ class Requests:
             fields = _joined(response.raw_headers, wishes)
             if not same.names.isdisjoint([name for name, _ in fields]):
                 return False
-            if not write_at_once(response.status_code, fields, same.lines, bytes(response.body)):
+            body = bytes(response.body)
+            lines = sound_lines(fields, body)
+            if lines is None or not write_at_once(response.status_code, lines + same.lines, body):
                 return False
             status = response.status_code
             return True
@@ -166,6 +171,20 @@ def tell(scope: Scope, status: int, started_at: float) -> None:
 def standing(scope: Scope) -> Standing:
     """The headers that every answer to this request has."""
     return _SECURE if scope["scheme"] == "https" else _PLAIN
+
+
+def sound_lines(fields: Sequence[RawField], body: bytes) -> bytes | None:
+    """An answer's fields as they are sent, without the length of its body, which who writes them tells.
+
+    None for fields that do not tell the true length, or tell more of where the answer ends, or that cannot stand in a
+    line. Shape: their names are tokens in lower case.
+    """
+    length = (b"content-length", b"%d" % len(body))
+    others = [field for field in fields if field != length]
+    lines = b"".join([b"%b: %b\r\n" % field for field in others])
+    framed = any(name in lines for name in _FRAMING)  # or in a value, which the usual way bears as well
+    ends = len(lines) - len(lines.translate(None, _CONTROL))
+    return None if len(others) == len(fields) or framed or ends > 2 * len(others) else lines
 
 
 def _joined(said: Sequence[RawField], wishes: Mapping[str, str]) -> list[RawField]:

@@ -95,7 +95,7 @@ class Shortcuts:
         look_through: Callable[[Scope], None],
     ) -> None:
         self._shortcuts = shortcuts
-        self._fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+        self._lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         self._leaving = leaving
         self._look_through = look_through
 
@@ -159,16 +159,10 @@ class Shortcuts:
         if not _FROM_PROXIES.isdisjoint(fields):
             self._look_through(scope)
         name = name_for(fields.get(b"x-request-id", b"").decode("latin-1"))
-        status, media_type, body = answer
-        said = [
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", media_type.encode()),
-            (b"x-request-id", name.encode()),
-            *self._fields,
-            *[(name.encode(), value.encode()) for name, value in headers.items()],
-        ]
-        if self._leaving() or not write_at_once(status, said, standing(scope).lines, body):
+        said = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        lines = f"content-type: {answer.media_type}\r\nx-request-id: {name}\r\n{self._lines}{said}".encode()
+        if self._leaving() or not write_at_once(answer.status, lines + standing(scope).lines, answer.body):
             return False
         request_id.set(name)  # in a context of this call alone: the loop makes one for each callback
-        tell(scope, status, started_at)
+        tell(scope, answer.status, started_at)
         return True

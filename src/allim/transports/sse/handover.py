@@ -53,9 +53,6 @@ def _problem(status: int, title: str, detail: str, code: str) -> bytes:
     return f"{head}connection: close\r\n\r\n{body}".encode()
 
 
-_CONNECTION, _TRANSFER_ENCODING = b"connection: ", b"transfer-encoding: "
-_CONTROL = bytes(code for code in (*range(32), 127) if code != ord("\t"))
-
 # Said before there is an application to say it.
 _BAD_REQUEST = _problem(400, "Bad request", "The request could not be read.", "bad_request")
 _HEAD_TOO_LARGE = _problem(
@@ -63,7 +60,7 @@ _HEAD_TOO_LARGE = _problem(
 )
 
 
-WriteAtOnce = Callable[[int, Sequence[tuple[bytes, bytes]], bytes, bytes], bool]
+WriteAtOnce = Callable[[int, bytes, bytes], bool]
 Take = Callable[[Any, Sequence[int], WriteAtOnce, Callable[[], None], Any], bool]
 """Answers a request that came whole, now or later, without an ASGI task; False when it is for the application.
 
@@ -342,33 +339,27 @@ class HandoverProtocol(HttpToolsProtocol):
         """What writes an answer as one, for who stands outermost: who wraps `send` wants to see what is sent."""
         return self.answer_at_once if self.running is not None and send == self.running.send else None
 
-    def answer_at_once(self, status: int, fields: Sequence[tuple[bytes, bytes]], lines: bytes, body: bytes) -> bool:
+    def answer_at_once(self, status: int, lines: bytes, body: bytes) -> bool:
         """Write an answer that is all there in one write, which costs half of uvicorn's two; False, with nothing
         written, when it takes uvicorn's own way, which knows every other case.
 
-        Shape: the names of `fields` are tokens in lower case; `content-length` is among them and true. `lines` are
-        more fields, known to be sound.
+        Shape: `lines` are its fields, known to be sound, without the length of the body.
         """
         cycle = self.running
-        if cycle is None:
-            return False
-        head = [*cycle.default_headers, *fields]
-        said = b"".join([b"%b: %b\r\n" % field for field in head])
         if (
-            cycle.response_started
+            cycle is None
+            or cycle.response_started
             or cycle.flow.write_paused
             or not cycle.keep_alive
             or cycle.access_log
             or cycle.scope["method"] == "HEAD"
-            or (b"content-length", b"%d" % len(body)) not in head
-            or _CONNECTION in said  # or in a value, which uvicorn's own way bears as well
-            or _TRANSFER_ENCODING in said
-            or len(said) - len(said.translate(None, _CONTROL)) > 2 * len(head)  # more than the ends of lines
         ):
             return False
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        cycle.transport.write(b"".join([STATUS_LINE[status], said, lines, b"\r\n", body]))
+        first = [b"%b: %b\r\n" % field for field in cycle.default_headers]
+        length = b"content-length: %d\r\n" % len(body)
+        cycle.transport.write(b"".join([STATUS_LINE[status], *first, length, lines, b"\r\n", body]))
         cycle.message_event.set()
         cycle.on_response()
         return True
