@@ -8,7 +8,7 @@ layer's work on it, stands in one place. Source: docs/decisions/0012-shortcuts.m
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -102,15 +102,16 @@ class Shortcuts:
     def take(
         self,
         scope: Scope,
-        body: Sequence[int],
+        body: bytes,
         write_at_once: WriteAtOnce,
         usual: Callable[[], None],
         under_way: "set[asyncio.Future[Any]]",
     ) -> bool:
         """Answer a request, now or later; False, with nothing done, when it is for the usual way.
 
-        Shape: `body` is whole, as bytes. `usual` sends the request the usual way later, to tell the outcome. What it
-        waits for stands in `under_way`: who stops waits for it, and may cancel it.
+        Shape: `scope` has `type`, `method`, `path`, `headers`, `scheme` and `client`. `usual` sends the request the
+        usual way later, to tell the outcome. What it waits for stands in `under_way`: who stops waits for it, and may
+        cancel it.
         """
         shortcut = self._shortcuts.get((scope["method"], scope["path"]))
         if shortcut is None or self._leaving():
@@ -120,7 +121,7 @@ class Shortcuts:
             return False
         started_at = time.perf_counter()
         try:
-            pending = shortcut(fields, bytes(body))
+            pending = shortcut(fields, body)
         except Exception:  # noqa: BLE001 - it is raised again where errors become answers
             return False
         if pending is None:

@@ -9,10 +9,11 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from httptools import HttpParserError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -61,11 +62,11 @@ _HEAD_TOO_LARGE = _problem(
 
 
 WriteAtOnce = Callable[[int, bytes, bytes], bool]
-Take = Callable[[Any, Sequence[int], WriteAtOnce, Callable[[], None], Any], bool]
+Take = Callable[[Any, bytes, WriteAtOnce, Callable[[], None], Any], bool]
 """Answers a request that came whole, now or later, without an ASGI task; False when it is for the application.
 
-Shape: the scope, the body, `HandoverProtocol.answer_at_once`, what hands the request to the application later, all
-that a server waits for when it stops.
+Shape: the scope as far as `HandoverProtocol.taken` makes it, the body, `HandoverProtocol.answer_at_once`, what hands
+the request to the application later, all that a server waits for when it stops.
 """
 
 
@@ -200,23 +201,49 @@ def _reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
+class Taken:
+    """A request that came whole and is answered without uvicorn, in the place of the cycle uvicorn would make for it.
+
+    Shape: what is looked at and told in a cycle. `scope` has what `HandoverProtocol.taken` puts there.
+    """
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "keep_alive",
+        "response_complete",
+        "response_started",
+        "scope",
+        "waiting_for_100_continue",
+    )
+    message_event = asyncio.Event()  # nobody waits for it
+
+    def __init__(self, scope: dict[str, Any], body: bytes) -> None:
+        self.scope = scope
+        self.body = body
+        self.keep_alive = True
+        self.disconnected = self.response_started = self.response_complete = False
+        self.waiting_for_100_continue = False
+
+
 class HandoverProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which offers in the scope to hand its connection over.
 
     It also gives a head an end, in time and in size, where no proxy stands in front that does; uvicorn has neither.
 
-    Shape: `take` is asked before a request goes to the application. `held` is the one that has come and not gone
-    there, `running` the one that is being answered.
+    Shape: `take` is asked of a request that came whole, before uvicorn hears of it. `unseen` is whether one is being
+    read of which uvicorn has not heard, `pieces` are what has come of its body. `running` is the one being answered.
     """
 
     def __init__(self, *args: Any, take: Take | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.take = take
-        self.held: tuple[RequestResponseCycle, Any] | None = None
+        self.unseen = False
+        self.pieces: list[bytes] = []
         self.head_bytes = 0
         self.in_head = False
         self.head_timer: asyncio.TimerHandle | None = None
-        self.running: RequestResponseCycle | None = None
+        self.running: RequestResponseCycle | Taken | None = None
         self.answered_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -240,48 +267,136 @@ class HandoverProtocol(HttpToolsProtocol):
             self.running.disconnected = True
             self.running.message_event.set()
         # They lead back here, through the extensions: without them a connection is freed at once, and not collected.
-        self.scope = self.cycle = self.running = self.held = None  # type: ignore[assignment]
+        self.scope = self.cycle = self.running = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self.head_bytes += len(data)
         super().data_received(data)
-        self.start_held()
         if self.transport.get_protocol() is not self:
             return
+        if self.unseen and not self.in_head:  # the rest of its body is to come
+            try:
+                self.introduce()
+            except HttpParserError:
+                self.refuse(_BAD_REQUEST)
+                return
         if self.head_bytes > MAX_HEAD_BYTES:
             self.refuse(_HEAD_TOO_LARGE)
         elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
             self.await_head()
 
+    # Divergence: these begin a request once it is known whether it came whole, and not before. May go when uvicorn
+    # asks a server before it makes anything for a request.
+
     def on_message_begin(self) -> None:
-        self.in_head = True
+        self.in_head = self.unseen = True
         if self.head_timer is None:
             self.head_bytes = 0
-        super().on_message_begin()
-        # ASGI allows any value
-        self.scope["extensions"] = {EXTENSION: self.hand_over, ANSWER: self.offer_answer}  # type: ignore[dict-item]
-
-    def on_body(self, body: bytes) -> None:
-        self.head_bytes = 0  # what comes behind a chunked body, its trailers, has the same limit as a head
-        super().on_body(body)
+        self.url, self.headers, self.pieces, self.expect_100_continue = b"", [], [], False
 
     def on_headers_complete(self) -> None:
         self.head_came()
+
+    def on_body(self, body: bytes) -> None:
+        self.head_bytes = 0  # what comes behind a chunked body, its trailers, has the same limit as a head
+        if self.unseen:
+            self.pieces.append(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.unseen:
+            if self.taken():
+                return
+            self.introduce()
+        super().on_message_complete()
+
+    def introduce(self) -> None:
+        """Let uvicorn hear of the request that is being read. Raises: HttpParserError."""
+        self.unseen = False
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers  # the list that stands in the scope
+        # ASGI allows any value
+        self.scope["extensions"] = self.extensions()
         super().on_headers_complete()
+        if self.pieces:
+            super().on_body(b"".join(self.pieces))
+            self.pieces = []
+
+    def extensions(self) -> dict[str, Any]:
+        return {EXTENSION: self.hand_over, ANSWER: self.offer_answer}
+
+    def taken(self) -> bool:
+        """Whether somebody answers the request that has just been read, of which uvicorn will not hear then."""
+        parser = self.parser
+        before: RequestResponseCycle | None = self.cycle
+        if (
+            self.take is None
+            or (before is not None and not before.response_complete)
+            or self.expect_100_continue
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+        ):
+            return False
+        scope = {
+            "type": "http",
+            "method": parser.get_method().decode(),
+            "path": self.url.decode("latin-1"),
+            "headers": self.headers,
+            "scheme": self.scheme,
+            "client": self.client,
+        }
+        body = b"".join(self.pieces)
+        request = Taken(scope, body)
+        if not self.take(scope, body, self.answer_at_once, partial(self.hand_on, request), self.tasks):
+            return False
+        self.unseen = False
+        self.cycle = self.running = request  # type: ignore[assignment]
+        return True
+
+    def hand_on(self, request: Taken) -> None:
+        """Let the application tell what became of a request that was taken. Source: uvicorn's `on_headers_complete`,
+        for a path without a question or an escaped byte."""
+        scope: Any = request.scope
+        scope |= {
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "root_path": self.root_path,
+            "state": self.app_state.copy(),
+            "raw_path": scope["path"].encode(),
+            "query_string": b"",
+            "extensions": self.extensions(),
+        }
+        cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=request.keep_alive,
+            on_response=self.on_response_complete,
+        )
+        cycle.body += request.body
+        cycle.more_body = False
+        cycle.message_event.set()
+        cycle.disconnected = request.disconnected
+        if self.running is request:
+            self.running = cycle
+            if not self.pipeline:
+                self.cycle = cycle  # the newest
+        super()._start_asgi_task(cycle, self.app)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Called by uvicorn at the end of a head. The request waits until all that came with the head is read."""
-        self.held = cycle, app
-
-    def start_held(self) -> None:
-        if self.held is not None:
-            (cycle, app), self.held = self.held, None
-            whole = not cycle.more_body and app is self.app
-            usual = partial(super()._start_asgi_task, cycle, app)
-            self.running = cycle
-            taken = whole and self.take and self.take(cycle.scope, cycle.body, self.answer_at_once, usual, self.tasks)
-            if not taken:
-                usual()
+        """Called by uvicorn."""
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         # Divergence: uvicorn winds its clock for an idle connection anew with every request, and what belongs to none
@@ -292,8 +407,7 @@ class HandoverProtocol(HttpToolsProtocol):
         self.answered_at = self.loop.time()
         self.flow.resume_reading()
         if self.pipeline:
-            self.held = self.pipeline.pop()
-            self.start_held()
+            self._start_asgi_task(*self.pipeline.pop())
         elif self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.close_if_idle)
 
@@ -337,7 +451,8 @@ class HandoverProtocol(HttpToolsProtocol):
 
     def offer_answer(self, send: Send) -> WriteAtOnce | None:
         """What writes an answer as one, for who stands outermost: who wraps `send` wants to see what is sent."""
-        return self.answer_at_once if self.running is not None and send == self.running.send else None
+        running = self.running
+        return self.answer_at_once if isinstance(running, RequestResponseCycle) and send == running.send else None
 
     def answer_at_once(self, status: int, lines: bytes, body: bytes) -> bool:
         """Write an answer that is all there in one write, which costs half of uvicorn's two; False, with nothing
@@ -345,23 +460,23 @@ class HandoverProtocol(HttpToolsProtocol):
 
         Shape: `lines` are its fields, known to be sound, without the length of the body.
         """
-        cycle = self.running
+        request = self.running
         if (
-            cycle is None
-            or cycle.response_started
-            or cycle.flow.write_paused
-            or not cycle.keep_alive
-            or cycle.access_log
-            or cycle.scope["method"] == "HEAD"
+            request is None
+            or request.response_started
+            or self.flow.write_paused
+            or not request.keep_alive
+            or self.access_log
+            or request.scope["method"] == "HEAD"
         ):
             return False
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        first = [b"%b: %b\r\n" % field for field in cycle.default_headers]
+        request.response_started = request.response_complete = True
+        request.waiting_for_100_continue = False
+        first = [b"%b: %b\r\n" % field for field in self.server_state.default_headers]
         length = b"content-length: %d\r\n" % len(body)
-        cycle.transport.write(b"".join([STATUS_LINE[status], *first, length, lines, b"\r\n", body]))
-        cycle.message_event.set()
-        cycle.on_response()
+        self.transport.write(b"".join([STATUS_LINE[status], *first, length, lines, b"\r\n", body]))
+        request.message_event.set()
+        self.on_response_complete()
         return True
 
     def hand_over(self, stream: HandoverStream, head: bytes) -> bool:
