@@ -66,8 +66,8 @@ class RedisBroker:
         self._durable = "1" if durable else ""
         self._metrics = metrics
         self._listener: Listener | None = None
-        self._newest = ZERO  # position heard or read
-        self._heard = ZERO  # position heard over the link, from the process it followed
+        self._read = ZERO  # the newest position read
+        self._heard = ZERO  # the newest heard over the link, from the process it followed
         self._followed = ""  # run ID of the Redis process the link led to last
         self._server = RedisServer(url, f"allim-{replica}")
         self._publish_script = Script("publish", "clock")
@@ -124,7 +124,7 @@ class RedisBroker:
     def _reading(self, topics: Sequence[str], reply: Sequence[Any]) -> Reading:
         now, floor, time_ms, until, kept, trimmed, page = reply
         newest = _position(now)
-        self._newest = max(self._newest, newest)
+        self._read = max(self._read, newest)
         events = []
         for topic, position, prev, lines in page:
             event = self._event(topics[topic - 1], position, prev, lines)
@@ -175,7 +175,7 @@ class RedisBroker:
     # What Redis is told and asked besides -----------------------------------------------------------------------
 
     def _context(self, run_id: str) -> tuple[str, str, str]:
-        return run_id, str(self._newest), self._durable
+        return run_id, str(max(self._heard, self._read)), self._durable
 
     async def _greet(self, lead: Lead) -> None:
         """Before the link stands again: tell what was followed until now, so that a new origin begins if it must."""
@@ -202,14 +202,14 @@ class RedisBroker:
                 position, _, prev = head.partition(b" ")
                 event = self._event(topic, position, prev, lines)
                 if event is not None:
-                    self._note(event.position)
                     events.append(event)
             if events:
+                self._heard = max(self._heard, events[-1].position)
                 self._listener.on_events(events)
         elif name == self._pulse_channel:
             for message in messages:
                 pulse = _position(message)
-                self._note(pulse)
+                self._heard = max(self._heard, pulse)
                 self._listener.on_pulse(pulse)
         else:
             for message in messages:
@@ -218,12 +218,6 @@ class RedisBroker:
     async def _room(self) -> None:
         assert self._listener is not None
         await self._listener.room()
-
-    def _note(self, position: Position) -> None:
-        if position > self._heard:
-            self._heard = position
-        if position > self._newest:
-            self._newest = position
 
     def _event(self, topic: str, position: bytes, prev: bytes, lines: bytes) -> Event | None:
         """An entry that somebody else wrote into our keys must not end the streams that would read it."""

@@ -99,13 +99,6 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         body = parse_json(content)
         entries = _entries(hub, publisher, body)
 
-        def judge(quota: Quota) -> Pending | Outcome:
-            try:
-                rates.check(limits, (quota,))
-            except TooMany as error:
-                return Outcome(error, told(limits, (quota,)))
-            return store(quota)
-
         def store(quota: Quota) -> Pending:
             return Pending(hub.begin(entries, scoped), told(limits, (quota,)), answer)
 
@@ -113,7 +106,17 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
             return Success(ACCEPTED, JSON, _stored(hub.stored(positions), body))
 
         quota = rates.spare(limit, publisher.name, len(entries))
-        return store(quota) if quota else Pending(rates.ask(limit, publisher.name, len(entries)), {}, judge)
+        if quota is not None:
+            return store(quota)
+
+        def judge(quota: Quota) -> Pending | Outcome:
+            try:
+                rates.check(limits, (quota,))
+            except TooMany as error:
+                return Outcome(error, told(limits, (quota,)))
+            return store(quota)
+
+        return Pending(rates.ask(limit, publisher.name, len(entries)), {}, judge)
 
     return [route("/api/publish", tag="Events", post=publish).with_shortcuts(post=publish_at_once)]
 
@@ -154,8 +157,11 @@ def _draft(value: object, under: str) -> Draft:
 
 def _stored(published: Published, body: object) -> bytes:
     """`Stored` or `StoredBatch` as JSON: the IDs are digits and hyphens, so nothing in it needs escaping."""
-    quoted = ",".join([f'"{position}"' for position in published.positions])
-    ids = f'"ids":[{quoted}]' if isinstance(body, list) else f'"id":{quoted}'
+    if isinstance(body, list):
+        quoted = ",".join([f'"{position}"' for position in published.positions])
+        ids = f'"ids":[{quoted}]'
+    else:
+        ids = f'"id":"{published.positions[0]}"'
     return f'{{{ids},"durability":"{published.durability}"}}'.encode()
 
 

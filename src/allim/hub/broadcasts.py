@@ -141,11 +141,11 @@ class _Broadcast:
 class Broadcasts:
     """What is announced and not yet written to all of its streams, in the order of the link.
 
-    Shape: `written(event, streams)` is called when an event was written to so many streams, `heard` with a pulse
-    when everything before it was.
+    Shape: `written(ms, streams)` is called when an event was written to so many streams, with the milliseconds of its
+    position; `heard` with a pulse when everything before it was.
     """
 
-    def __init__(self, written: Callable[[Event, int], None], heard: Callable[[Position], None]) -> None:
+    def __init__(self, written: Callable[[int, int], None], heard: Callable[[Position], None]) -> None:
         self._written = written
         self._heard = heard
         self._waiting: deque[_Broadcast] = deque()  # the first has begun
@@ -206,6 +206,6 @@ class Broadcasts:
                 after_others(self._write_slice)
 
     def _done(self, event: Event, streams: int, pulse: Position | None) -> None:
-        self._written(event, streams)
+        self._written(event.position.ms, streams)
         if pulse is not None:
             self._heard(pulse)

@@ -56,7 +56,7 @@ class Dispatcher:
         self._alive = alive
         self._beat = beat
         self._repaired = repaired
-        self._broadcasts = Broadcasts(self._note_written, self._hear)
+        self._broadcasts = Broadcasts(metrics.dispatched, self._hear)
         self._in_doubt = False  # something may be missing: nothing is written straight, no pulse proves anything
         self._late_pulse = ZERO
         self._floor = ZERO  # the newest origin heard of
@@ -152,13 +152,10 @@ class Dispatcher:
         wire = run[0].wire if len(run) == 1 else b"".join([event.wire for event in run])
         delivered = [stream.deliver(run, wire) for stream in streams]
         if len(run) == 1:
-            self._note_written(run[0], sum(delivered))
+            self._metrics.dispatched(run[0].position.ms, sum(delivered))
             return
         for left, event in zip(range(len(run), 0, -1), run, strict=True):
-            self._note_written(event, sum(count >= left for count in delivered))
-
-    def _note_written(self, event: Event, streams: int) -> None:
-        self._metrics.dispatched(event.position.ms, streams)
+            self._metrics.dispatched(event.position.ms, sum(count >= left for count in delivered))
 
     def _hear(self, position: Position) -> None:
         self._heard = position

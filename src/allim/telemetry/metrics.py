@@ -66,10 +66,13 @@ class Metrics:
         self._plain.published += count
 
     def dispatched(self, accepted_ms: int, written: int) -> None:
-        self._plain.dispatched += 1
+        plain = self._plain
+        plain.dispatched += 1
         if written:
-            self._plain.written += written
-            self._plain.took(max(0.0, time.time() - self._skew_s - accepted_ms / 1000))
+            plain.written += written
+            late_s = max(0.0, time.time() - self._skew_s - accepted_ms / 1000)
+            plain.late[bisect_left(_LATENCY_BUCKETS_S, late_s)] += 1
+            plain.late_s += late_s
 
     def caught_up(self, count: int) -> None:
         self._plain.caught_up += count
@@ -114,10 +117,6 @@ class _Plain(Collector):
         self.published = self.dispatched = self.written = self.caught_up = 0
         self.late = [0] * (len(_LATENCY_BUCKETS_S) + 1)
         self.late_s = 0.0
-
-    def took(self, seconds: float) -> None:
-        self.late[bisect_left(_LATENCY_BUCKETS_S, seconds)] += 1
-        self.late_s += seconds
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("allim_streams_open", "Streams open now", self.open)

@@ -323,7 +323,7 @@ class HandoverProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.pieces:
             super().on_body(b"".join(self.pieces))
-            self.pieces = []
+            self.pieces.clear()
 
     def extensions(self) -> dict[str, Any]:
         return {EXTENSION: self.hand_over, ANSWER: self.offer_answer}
@@ -334,6 +334,7 @@ class HandoverProtocol(HttpToolsProtocol):
         before: RequestResponseCycle | None = self.cycle
         if (
             self.take is None
+            or not self.pieces  # a question, which nobody takes
             or (before is not None and not before.response_complete)
             or self.expect_100_continue
             or parser.get_http_version() != "1.1"
@@ -352,7 +353,7 @@ class HandoverProtocol(HttpToolsProtocol):
         request = Taken(scope, body)
         if not self.take(scope, body, self.answer_at_once, partial(self.hand_on, request), self.tasks):
             return False
-        self.unseen = False
+        self.unseen, self.pieces = False, []
         self.cycle = self.running = request  # type: ignore[assignment]
         return True
 
