@@ -179,9 +179,12 @@ async def test_it_is_the_same_answer_and_the_same_is_stored(listed: Sequence[str
     async with past.running() as connect, usual.running(past=False) as connect_usual:
         for name, request in {**TAKEN, **NOT_TAKEN}.items():
             past.took.clear()
+            # What comes behind an answer that ends its connection resets it, and may take the answer along.
+            ends = b"Connection: close" in request or b"HTTP/1.0" in request
+            parts = (request,) if ends else (request, LAST)
             answers[name] = [
-                comparable(await exchange(connect, request, LAST)),
-                comparable(await exchange(connect_usual, request, LAST)),
+                comparable(await exchange(connect, *parts)),
+                comparable(await exchange(connect_usual, *parts)),
                 await past.stored() == await usual.stored(),
             ]
             if any(past.took):
