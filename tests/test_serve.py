@@ -11,7 +11,7 @@ from allim import serve
 async def leave(seconds): ...
 
 class App:
-    state = SimpleNamespace(leave=leave, shortcuts=lambda look_through: SimpleNamespace(take=None))
+    state = SimpleNamespace(leave=leave, shortcuts=lambda look_through: SimpleNamespace(take=None, paths=()))
 
     async def __call__(self, scope, receive, send):
         while True:

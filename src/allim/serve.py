@@ -107,7 +107,8 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     shortcuts: Shortcuts = app.state.shortcuts(looking_through(settings.trusted_proxies))
     config = uvicorn.Config(
         app,
-        http=partial(HandoverProtocol, take=shortcuts.take),  # type: ignore[arg-type]  # it is called, and no more
+        # It is called, and no more.
+        http=partial(HandoverProtocol, take=shortcuts.take, paths=shortcuts.paths),  # type: ignore[arg-type]
         ws="none",
         loop="uvloop",
         lifespan="on",

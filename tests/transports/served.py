@@ -19,7 +19,7 @@ Connect = Callable[[], Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.S
 @asynccontextmanager
 async def served(app: ASGIApp, take: Take | None = None) -> AsyncIterator[Connect]:
     listener = listen("127.0.0.1", 0)
-    protocol: Any = partial(HandoverProtocol, take=take)
+    protocol: Any = partial(HandoverProtocol, take=take, paths={(b"POST", b"/api/publish")} if take else ())
     config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listener]))

@@ -83,8 +83,8 @@ class Outcome(NamedTuple):
 class Shortcuts:
     """Takes requests before an application is called.
 
-    Shape: `shortcuts` by method and path; `headers` go into every answer; `look_through` puts into a scope what
-    proxies say about the client; none is taken while the replica is `leaving`.
+    Shape: `shortcuts` by method and path, which `paths` has as they come; `headers` go into every answer;
+    `look_through` puts into a scope what proxies say about the client; none is taken while the replica is `leaving`.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Shortcuts:
         look_through: Callable[[Scope], None],
     ) -> None:
         self._shortcuts = shortcuts
+        self.paths = frozenset([(method.encode(), path.encode()) for method, path in shortcuts])
         self._lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         self._leaving = leaving
         self._look_through = look_through

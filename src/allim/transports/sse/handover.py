@@ -9,11 +9,10 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-from httptools import HttpParserError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -65,7 +64,7 @@ WriteAtOnce = Callable[[int, bytes, bytes], bool]
 Take = Callable[[Any, bytes, WriteAtOnce, Callable[[], None], Any], bool]
 """Answers a request that came whole, now or later, without an ASGI task; False when it is for the application.
 
-Shape: the scope as far as `HandoverProtocol.taken` makes it, the body, `HandoverProtocol.answer_at_once`, what hands
+Shape: the scope as far as `Plain` has it, the body, `HandoverProtocol.answer_at_once`, what hands
 the request to the application later, all that a server waits for when it stops.
 """
 
@@ -201,16 +200,17 @@ def _reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-class Taken:
-    """A request that came whole and is answered without uvicorn, in the place of the cycle uvicorn would make for it.
+class Plain:
+    """A request that may be taken, in the place of the cycle that uvicorn would make for it, until one is needed.
 
-    Shape: what is looked at and told in a cycle. `scope` has what `HandoverProtocol.taken` puts there.
+    Shape: what uvicorn and this protocol look at and tell in a cycle. `scope` has what need not be made.
     """
 
     __slots__ = (
         "body",
         "disconnected",
         "keep_alive",
+        "more_body",
         "response_complete",
         "response_started",
         "scope",
@@ -218,10 +218,10 @@ class Taken:
     )
     message_event = asyncio.Event()  # nobody waits for it
 
-    def __init__(self, scope: dict[str, Any], body: bytes) -> None:
+    def __init__(self, scope: dict[str, Any]) -> None:
         self.scope = scope
-        self.body = body
-        self.keep_alive = True
+        self.body = bytearray()
+        self.more_body = self.keep_alive = True
         self.disconnected = self.response_started = self.response_complete = False
         self.waiting_for_100_continue = False
 
@@ -231,19 +231,21 @@ class HandoverProtocol(HttpToolsProtocol):
 
     It also gives a head an end, in time and in size, where no proxy stands in front that does; uvicorn has neither.
 
-    Shape: `take` is asked of a request that came whole, before uvicorn hears of it. `unseen` is whether one is being
-    read of which uvicorn has not heard, `pieces` are what has come of its body. `running` is the one being answered.
+    Shape: `take` is asked before a request of one of these methods and `paths` goes to the application, if it came
+    whole. `held` is the request that has come and not gone there, `running` the one that is being answered.
     """
 
-    def __init__(self, *args: Any, take: Take | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, take: Take | None = None, paths: Collection[tuple[bytes, bytes]] = (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.take = take
-        self.unseen = False
-        self.pieces: list[bytes] = []
+        self.paths = paths
+        self.held: tuple[RequestResponseCycle, Any] | Plain | None = None
         self.head_bytes = 0
         self.in_head = False
         self.head_timer: asyncio.TimerHandle | None = None
-        self.running: RequestResponseCycle | Taken | None = None
+        self.running: RequestResponseCycle | Plain | None = None
         self.answered_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -267,53 +269,53 @@ class HandoverProtocol(HttpToolsProtocol):
             self.running.disconnected = True
             self.running.message_event.set()
         # They lead back here, through the extensions: without them a connection is freed at once, and not collected.
-        self.scope = self.cycle = self.running = None  # type: ignore[assignment]
+        self.scope = self.cycle = self.running = self.held = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self.head_bytes += len(data)
         super().data_received(data)
         if self.transport.get_protocol() is not self:
             return
-        if self.unseen and not self.in_head:  # the rest of its body is to come
-            try:
-                self.introduce()
-            except HttpParserError:
-                self.refuse(_BAD_REQUEST)
-                return
+        self.start_held()
         if self.head_bytes > MAX_HEAD_BYTES:
             self.refuse(_HEAD_TOO_LARGE)
         elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
             self.await_head()
 
-    # Divergence: these begin a request once it is known whether it came whole, and not before. May go when uvicorn
-    # asks a server before it makes anything for a request.
-
     def on_message_begin(self) -> None:
-        self.in_head = self.unseen = True
+        self.in_head = True
         if self.head_timer is None:
             self.head_bytes = 0
-        self.url, self.headers, self.pieces, self.expect_100_continue = b"", [], [], False
-
-    def on_headers_complete(self) -> None:
-        self.head_came()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_body(self, body: bytes) -> None:
         self.head_bytes = 0  # what comes behind a chunked body, its trailers, has the same limit as a head
-        if self.unseen:
-            self.pieces.append(body)
-        else:
-            super().on_body(body)
+        super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        if self.unseen:
-            if self.taken():
-                return
-            self.introduce()
-        super().on_message_complete()
-
-    def introduce(self) -> None:
-        """Let uvicorn hear of the request that is being read. Raises: HttpParserError."""
-        self.unseen = False
+    def on_headers_complete(self) -> None:
+        # Divergence: uvicorn makes a scope when a message begins, and a cycle for each; a twelfth of what a request
+        # costs that is taken. May go when it asks a server before it makes anything.
+        self.head_came()
+        method = self.parser.get_method()
+        before: RequestResponseCycle | None = self.cycle
+        if (
+            (method, self.url) in self.paths
+            and (before is None or before.response_complete)
+            and not self.expect_100_continue
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+        ):
+            self.held = self.cycle = Plain(
+                {
+                    "type": "http",
+                    "method": method.decode(),
+                    "path": self.url.decode(),
+                    "headers": self.headers,
+                    "scheme": self.scheme,
+                    "client": self.client,
+                }
+            )  # type: ignore[assignment]
+            return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
@@ -321,45 +323,29 @@ class HandoverProtocol(HttpToolsProtocol):
         # ASGI allows any value
         self.scope["extensions"] = self.extensions()
         super().on_headers_complete()
-        if self.pieces:
-            super().on_body(b"".join(self.pieces))
-            self.pieces.clear()
 
     def extensions(self) -> dict[str, Any]:
         return {EXTENSION: self.hand_over, ANSWER: self.offer_answer}
 
-    def taken(self) -> bool:
-        """Whether somebody answers the request that has just been read, of which uvicorn will not hear then."""
-        parser = self.parser
-        before: RequestResponseCycle | None = self.cycle
-        if (
-            self.take is None
-            or not self.pieces  # a question, which nobody takes
-            or (before is not None and not before.response_complete)
-            or self.expect_100_continue
-            or parser.get_http_version() != "1.1"
-            or not parser.should_keep_alive()
-        ):
-            return False
-        scope = {
-            "type": "http",
-            "method": parser.get_method().decode(),
-            "path": self.url.decode("latin-1"),
-            "headers": self.headers,
-            "scheme": self.scheme,
-            "client": self.client,
-        }
-        body = b"".join(self.pieces)
-        request = Taken(scope, body)
-        if not self.take(scope, body, self.answer_at_once, partial(self.hand_on, request), self.tasks):
-            return False
-        self.unseen, self.pieces = False, []
-        self.cycle = self.running = request  # type: ignore[assignment]
-        return True
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Called by uvicorn at the end of a head. The request waits until all that came with the head is read."""
+        self.held = cycle, app
 
-    def hand_on(self, request: Taken) -> None:
-        """Let the application tell what became of a request that was taken. Source: uvicorn's `on_headers_complete`,
-        for a path without a question or an escaped byte."""
+    def start_held(self) -> None:
+        held, self.held = self.held, None
+        if isinstance(held, Plain):
+            self.running = held
+            usual = partial(self.hand_on, held)
+            body, take = bytes(held.body), self.take
+            if held.more_body or not (take and take(held.scope, body, self.answer_at_once, usual, self.tasks)):
+                usual()
+        elif held is not None:
+            self.running = held[0]
+            super()._start_asgi_task(*held)
+
+    def hand_on(self, request: Plain) -> None:
+        """Let the application answer what might have been taken, or tell what became of it. Source: uvicorn's
+        `on_headers_complete`, for a path without a question or an escaped byte."""
         scope: Any = request.scope
         scope |= {
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -371,7 +357,7 @@ class HandoverProtocol(HttpToolsProtocol):
             "query_string": b"",
             "extensions": self.extensions(),
         }
-        cycle = RequestResponseCycle(
+        cycle: Any = RequestResponseCycle(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -384,20 +370,14 @@ class HandoverProtocol(HttpToolsProtocol):
             keep_alive=request.keep_alive,
             on_response=self.on_response_complete,
         )
-        cycle.body += request.body
-        cycle.more_body = False
-        cycle.message_event.set()
-        cycle.disconnected = request.disconnected
+        cycle.body, cycle.more_body, cycle.disconnected = request.body, request.more_body, request.disconnected
+        if request.body or not request.more_body:
+            cycle.message_event.set()
         if self.running is request:
             self.running = cycle
-            if not self.pipeline:
-                self.cycle = cycle  # the newest
+        if self.cycle is request:  # type: ignore[comparison-overlap]
+            self.cycle = cycle
         super()._start_asgi_task(cycle, self.app)
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Called by uvicorn."""
-        self.running = cycle
-        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         # Divergence: uvicorn winds its clock for an idle connection anew with every request, and what belongs to none
@@ -408,7 +388,8 @@ class HandoverProtocol(HttpToolsProtocol):
         self.answered_at = self.loop.time()
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self.held = self.pipeline.pop()
+            self.start_held()
         elif self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.close_if_idle)
 
