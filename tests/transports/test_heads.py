@@ -133,3 +133,13 @@ async def test_a_request_that_is_under_way_is_not_cut(pause_in: str) -> None:
 
         await reader.readuntil(b"here")
         assert await stays_as_long_as_said(reader)
+
+
+@pytest.mark.parametrize("target", [b"http://x", b"http://x?a", b"x"])
+@pytest.mark.parametrize("rest", [b"", b"12"])
+async def test_a_target_without_a_path_is_refused(target: bytes, rest: bytes) -> None:
+    async with served(APP) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n%b" % (target, rest))
+
+        assert (await ended(reader)).startswith(b"HTTP/1.1 400 ")

@@ -286,6 +286,26 @@ async def test_what_comes_behind_one_that_waits_is_answered_behind_it(
     assert server.took == [True]
 
 
+@pytest.mark.parametrize("garbage", [b"\0garbage\r\n\r\n", b"GET x HTTP/1.1\r\n\r\n"])
+async def test_what_stands_before_garbage_is_not_begun(garbage: bytes) -> None:
+    server = Server()
+
+    answer = await server.answer(post() + garbage)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400"]
+    assert server.took == []
+    assert await server.stored() == []
+
+
+async def test_trailers_are_no_fields_of_the_request() -> None:
+    content = json.dumps(EVENT).encode()
+    body = b"%x\r\n%b\r\n0\r\nExpect: 100-continue\r\nX-Name: x\r\n\r\n" % (len(content), content)
+
+    answer = await Server().answer(post(body, "Transfer-Encoding: chunked"), LAST)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"202", b"422"]
+
+
 async def test_what_is_told_in_the_usual_way_has_the_scope_of_the_usual_way() -> None:
     scopes: list[Scope] = []
     bodies: list[bytes] = []
