@@ -105,6 +105,16 @@ async def test_an_idle_connection_ends_whatever_came_after_the_last_answer(rest:
 
 
 @pytest.mark.usefixtures("kept_shortly")
+async def test_an_idle_connection_ends_also_after_what_might_have_been_taken() -> None:
+    async with served(APP, lambda *_: False) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST /api/publish HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n12")
+        await reader.readuntil(b"\r\n\r\nNot Found")
+
+        assert await stays_as_long_as_said(reader)
+
+
+@pytest.mark.usefixtures("kept_shortly")
 async def test_a_connection_is_idle_from_its_last_answer_on() -> None:
     async with served(APP) as connect:
         reader, writer = await connect()
