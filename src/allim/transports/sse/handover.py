@@ -64,8 +64,8 @@ WriteAtOnce = Callable[[int, bytes, bytes], bool]
 Take = Callable[[Any, bytes, WriteAtOnce, Callable[[], None], Any], bool]
 """Answers a request that came whole, now or later, without an ASGI task; False when it is for the application.
 
-Shape: the scope as far as `Plain` has it, the body, `HandoverProtocol.answer_at_once`, what hands
-the request to the application later, all that a server waits for when it stops.
+Shape: the scope as far as `Plain` has it, the body, `HandoverProtocol.answer_at_once`, what hands the request to the
+application later, all that a server waits for when it stops.
 """
 
 
