@@ -50,7 +50,7 @@ class Metrics:
         )
         self._behind = Counter(
             "allim_streams_behind_total",
-            "Live streams that went back to catch-up, for their buffer was full",
+            "Times a live stream's buffer was full: it read on from history",
             registry=r,
         )
         self._late = Counter(
