@@ -137,7 +137,7 @@ MUTANTS = (
         "trimmed history is not told",
         4,
         "brokers/read.lua",
-        "      trimmed[#trimmed + 1] = topic - 1\n",
+        "      trimmed[#trimmed + 1] = topic.index\n",
         "",
         (STREAMS + "test_reset_exactly_when_something_after_the_position_is_gone",),
     ),
