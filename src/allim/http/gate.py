@@ -3,26 +3,26 @@
 Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
 """
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import NamedTuple
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from allim.errors import Forbidden, TooMany, Unauthenticated
+from allim.errors import Forbidden, Unauthenticated
 from allim.http.addresses import network_of
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
+from allim.http.turns import Turns
 from allim.hub import Toll
 from allim.identity import OPERATOR, Identity, Visitor
+from allim.networks import shares_of
 
 HERE = "this machine"  # the address of those who came without a proxy
 COOKIE = "allim_session"
-HASHING_AT_ONCE = 150  # calls that hash a password, of one address on one replica: a part of the line they wait in
+HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 
 class Limits(NamedTuple):
@@ -41,7 +41,7 @@ class Gate:
         self._tickets = tickets
         self._rates = rates
         self._limits = limits
-        self._hashing: Counter[str] = Counter()
+        self._hashing = Turns(HASHING_AT_ONCE, partial(rates.refused, "hashing"))
 
     async def recognise(self, request: Request) -> Identity:
         """Whose token this is, whether or not its session was ended; so it is a call of its address.
@@ -109,28 +109,19 @@ class Gate:
         Raises: TooMany.
         """
         network = network_of(request) or HERE
-        wanted = [(self._limits.address_calls, network)]
-        if email:
-            wanted.append((self._limits.sign_in_tries, f"{email} {network}"))
+        wanted = []
+        for share in shares_of(network):
+            wanted.append((self._limits.address_calls.times(share), share.network))
+            if email:
+                wanted.append((self._limits.sign_in_tries.times(share), f"{email} {share.network}"))
         await self._rates.take(request, *wanted)
 
-    @contextmanager
-    def hashing(self, request: Request) -> Iterator[None]:
-        """Around a call that hashes a password: no address takes up the whole line.
+    def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:
+        """Around the hashing of a password, for a request whose body has been read: waits for its turn.
 
-        Raises: TooMany.
+        Raises: as `Turns.turn`.
         """
-        network = network_of(request) or HERE
-        if self._hashing[network] >= HASHING_AT_ONCE:
-            self._rates.refused("hashing")
-            raise TooMany("Too many sign in from this address at this moment.", 1)
-        self._hashing[network] += 1
-        try:
-            yield
-        finally:
-            self._hashing[network] -= 1
-            if not self._hashing[network]:
-                del self._hashing[network]
+        return self._hashing.turn(request, network_of(request) or HERE)
 
 
 def bearer_of(connection: HTTPConnection) -> str | None:

@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection
 
 from allim.errors import TooMany, Unavailable
 from allim.hub import Demand, Grant, Holder, Ledger, Quota, Standing, refuse_ended
+from allim.networks import Share
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,10 @@ class Policy(NamedTuple):
 
     def of(self, who: str) -> str:
         return f"{self.name}:{who}"
+
+    def times(self, share: Share) -> "Policy":
+        """The same limit for a network that is granted more, under a name of its own."""
+        return Policy(self.name + share.suffix, self.limit * share.times, self.period_s) if share.suffix else self
 
     def demand(self, who: str, cost: int = 1) -> Demand:
         return Demand(self.of(who), self.limit, self.period_s, cost)

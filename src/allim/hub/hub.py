@@ -29,6 +29,7 @@ from allim.hub.registry import Registry
 from allim.hub.stream import Backlog, Stream
 from allim.hub.wheel import SLOT_S, Wheel
 from allim.identity import Ticket, user_topic
+from allim.networks import shares_of
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
@@ -102,7 +103,7 @@ class Hub:
         self._rng = rng or random.Random()
         self._registry = Registry()
         metrics.count_topics(self._registry.count_topics)
-        self._addresses: Counter[str] = Counter()
+        self._networks: Counter[str] = Counter()  # streams, by address and by the networks it is in
         self._join_limit = TimeLimit(JOIN_TIMEOUT_S)
         self._load = Load(self.settings.memory_max_bytes)
         self._wheel = Wheel()
@@ -278,7 +279,7 @@ class Hub:
         """
         self.check_room(stream.address)
         self._registry.add(stream)
-        self._addresses[stream.address] += 1
+        self._networks.update([share.network for share in shares_of(stream.address)])
         try:
             with self._join_limit:
                 await self._broker.subscribe(stream.topics)
@@ -316,7 +317,8 @@ class Hub:
         if excess is not None:
             self._metrics.refused(excess)
             raise Unavailable("this replica has no room for another stream")
-        if address and self._addresses[address] >= settings.streams_per_address:
+        shares, most = shares_of(address), settings.streams_per_address
+        if address and any(self._networks[share.network] >= most * share.times for share in shares):
             self._metrics.refused("streams_per_address")
             raise TooMany("There are too many streams from this address.", ADDRESS_RETRY_S)
 
@@ -394,9 +396,10 @@ class Hub:
         self._wheel.forget(stream)
         for name in self._registry.remove(stream):
             self._broker.unsubscribe(name)
-        self._addresses[stream.address] -= 1
-        if not self._addresses[stream.address]:
-            del self._addresses[stream.address]
+        for share in shares_of(stream.address):
+            self._networks[share.network] -= 1
+            if not self._networks[share.network]:
+                del self._networks[share.network]
         self._ledger.leave(stream.subject, stream.id)
         self._note_empty()
 

@@ -4,6 +4,7 @@ Source: RFC 9106.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -12,12 +13,10 @@ from anyio.to_thread import run_sync
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from allim.errors import Unavailable
-
 Result = TypeVar("Result")
 
-
-MAX_WAITING = 500  # for their turn: who would wait longer than about 12 s is told to come back
+Turn = Callable[[], AbstractAsyncContextManager[None]]
+"""Waits until a password may be hashed for this caller; raises what ends the wait, and then nothing is hashed."""
 
 
 class Passwords:
@@ -29,29 +28,28 @@ class Passwords:
         # Somebody unknown is verified against this, so that it takes as long as for somebody known.
         self._nobodys_hash = self._hasher.hash("nobody")
 
-    async def hash(self, password: str) -> str:
+    async def hash(self, password: str, turn: Turn = nullcontext) -> str:
         """A salted hash that names its own parameters.
 
-        Raises: Unavailable when too many wait.
+        Raises: what `turn` raises.
         """
-        return await self._in_turn(partial(self._hasher.hash, password))
+        return await self._in_turn(partial(self._hasher.hash, password), turn)
 
-    async def verify(self, password_hash: str | None, password: str) -> bool:
+    async def verify(self, password_hash: str | None, password: str, turn: Turn = nullcontext) -> bool:
         """Whether the password is the hashed one; with None it is not, after the same work.
 
-        Raises: Unavailable when too many wait.
+        Raises: what `turn` raises.
         """
         work = partial(self._matches, password_hash or self._nobodys_hash, password)
-        return await self._in_turn(work) and password_hash is not None
+        return await self._in_turn(work, turn) and password_hash is not None
 
     def is_outdated(self, password_hash: str) -> bool:
         """Whether the hash was made with other parameters than today's."""
         return self._hasher.check_needs_rehash(password_hash)
 
-    async def _in_turn(self, work: Callable[[], Result]) -> Result:
-        if self._limiter.statistics().tasks_waiting >= MAX_WAITING:
-            raise Unavailable("Too many sign in at this moment.")
-        return await run_sync(work, limiter=self._limiter)
+    async def _in_turn(self, work: Callable[[], Result], turn: Turn) -> Result:
+        async with turn():
+            return await run_sync(work, limiter=self._limiter)
 
     def _matches(self, password_hash: str, password: str) -> bool:
         try:

@@ -3,16 +3,17 @@
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from allim.domains.accounts import store
 from allim.domains.accounts.models import AccountView, NewAccount, normal_email, view
-from allim.domains.accounts.passwords import Passwords
+from allim.domains.accounts.passwords import Passwords, Turn
 from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account
-from allim.errors import Conflict, NotFound, Unauthenticated
+from allim.errors import Conflict, NotFound, TooMany, Unauthenticated, Unavailable
 from allim.http.tokens import Tokens
 from allim.identity import OPERATOR, USER, Identity
 from allim.storage import reading, writing
@@ -75,10 +76,10 @@ class Service:
         self._operators = frozenset(operators)
         self._now = now
 
-    async def register(self, new: NewAccount) -> Session:
+    async def register(self, new: NewAccount, turn: Turn = nullcontext) -> Session:
         """Store the account and the request for its first snapshot, both or neither, and sign in.
 
-        Raises: Conflict naming `email`.
+        Raises: Conflict naming `email`; what `turn` raises.
         """
         async with reading(self._engine) as connection:
             if await store.by_email(connection, new.email):  # hashing is dear; most repeats end here
@@ -87,25 +88,25 @@ class Service:
             id=secrets.token_urlsafe(16),
             email=new.email,
             name=new.name,
-            password_hash=await self._passwords.hash(new.password),
+            password_hash=await self._passwords.hash(new.password, turn),
             created_at=self._now(),
         )
         await self._open(account)
         return self._session(account)
 
-    async def sign_in(self, email: str, password: str) -> Session:
+    async def sign_in(self, email: str, password: str, turn: Turn = nullcontext) -> Session:
         """A new session.
 
         Raises: Unauthenticated, in the same words and after the same work whether the address is unknown or
-        the password is wrong.
+        the password is wrong; what `turn` raises.
         """
         account = await self._find(email)
         password_hash = account.password_hash if account else None
-        verified = await self._passwords.verify(password_hash, password)
+        verified = await self._passwords.verify(password_hash, password, turn)
         if account is None or password_hash is None or not verified:
             raise Unauthenticated("The email or the password is wrong.")
         if self._passwords.is_outdated(password_hash):
-            await self._rehash(account, password)
+            await self._rehash(account, password, turn)
         return self._session(account)
 
     async def sign_in_as(self, person: Person) -> Session:
@@ -188,8 +189,11 @@ class Service:
             snapshot_id = await self._snapshots.request_in(connection, account.id)
         await self._snapshots.start(snapshot_id)
 
-    async def _rehash(self, account: Account, password: str) -> None:
-        password_hash = await self._passwords.hash(password)
+    async def _rehash(self, account: Account, password: str, turn: Turn) -> None:
+        try:
+            password_hash = await self._passwords.hash(password, turn)
+        except (TooMany, Unavailable):
+            return  # this sign-in is good all the same; a later one renews the hash
         async with writing(self._engine) as connection:
             await store.replace_hash(connection, account, password_hash)
 
