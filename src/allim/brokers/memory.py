@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 
 from allim.hub import (
-    IDEMPOTENCY_WINDOW_S,
     ZERO,
     Event,
     Heads,
@@ -37,7 +36,8 @@ class MemoryBroker:
         self._last = ZERO.after(now_ms())
         self._floor = self._last
         self._history: dict[str, deque[Event]] = {}
-        self._keys: dict[str, tuple[int, str, Sequence[Position]]] = {}
+        # By how long they are known, in seconds; then in the order of their last use.
+        self._keys: dict[int, dict[str, tuple[int, str, Sequence[Position]]]] = {}
         self._topics: set[str] = set()
         self._listener: Listener | None = None
 
@@ -51,11 +51,11 @@ class MemoryBroker:
     async def publish(self, publication: Publication) -> Sequence[Position]:
         if self._listener is not None:
             await self._listener.room()
-        if publication.key is not None and (known := self._known(publication.key, publication.fingerprint)):
+        if publication.key is not None and (known := self._known(publication.key, publication)):
             return known
         positions = [self._append(entry.topic, entry.lines) for entry in publication.entries]
         if publication.key is not None:
-            self._keys[publication.key] = (self._now_ms(), publication.fingerprint, positions)
+            self._keep(publication.key, publication, positions)
         return positions
 
     async def subscribe(self, topics: Collection[str]) -> None:
@@ -92,18 +92,27 @@ class MemoryBroker:
     async def replace_link(self) -> None:
         """There is none to replace: announcements are calls of the same loop."""
 
-    def _known(self, key: str, fingerprint: str) -> Sequence[Position] | None:
-        oldest_ms = self._now_ms() - IDEMPOTENCY_WINDOW_S * 1000
-        while self._keys and next(iter(self._keys.values()))[0] < oldest_ms:
-            del self._keys[next(iter(self._keys))]
-        known = self._keys.get(key)
-        if known is None:
-            return None
-        if known[1] != fingerprint:
-            raise idempotency_conflict()
-        del self._keys[key]  # to the end: the keys stand in the order of their last use
-        self._keys[key] = (self._now_ms(), *known[1:])
-        return known[2]
+    def _known(self, key: str, publication: Publication) -> Sequence[Position] | None:
+        self._forget_keys()
+        for keys in self._keys.values():
+            if key in keys:
+                _, fingerprint, positions = keys[key]
+                if fingerprint != publication.fingerprint:
+                    raise idempotency_conflict()
+                del keys[key]
+                self._keep(key, publication, positions)
+                return positions
+        return None
+
+    def _keep(self, key: str, publication: Publication, positions: Sequence[Position]) -> None:
+        keys = self._keys.setdefault(publication.keep_s, {})
+        keys[key] = (self._now_ms(), publication.fingerprint, positions)
+
+    def _forget_keys(self) -> None:
+        for keep_s, keys in self._keys.items():
+            oldest_ms = self._now_ms() - keep_s * 1000
+            while keys and next(iter(keys.values()))[0] < oldest_ms:
+                del keys[next(iter(keys))]
 
     def _next(self) -> Position:
         self._last = self._last.after(self._now_ms())

@@ -26,11 +26,13 @@ HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 
 class Limits(NamedTuple):
-    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user."""
+    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user; an
+    address that makes accounts."""
 
     user_calls: Policy
     address_calls: Policy
     sign_in_tries: Policy
+    new_accounts: Policy
 
 
 class Gate:
@@ -52,23 +54,24 @@ class Gate:
         await self.stop_guessing(request)
         return identity
 
-    async def identify(self, request: Request) -> Identity:
-        """Who asks.
+    async def identify(self, request: Request, *limits: Policy) -> Identity:
+        """Who asks. Shape: `limits` are those of this call, beside that of all calls of a user.
 
         Raises: as `recognise`; SignedOut, Kicked.
         """
         identity = await self._tokens.verify(token_of(request))
-        await self.count(request, identity)
+        await self.count(request, identity, *limits)
         return identity
 
-    async def count(self, request: Request, identity: Identity) -> None:
+    async def count(self, request: Request, identity: Identity, *limits: Policy) -> None:
         """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
         one keeps its owner out of nothing.
 
         Raises: SignedOut, Kicked; TooMany; Unavailable.
         """
         try:
-            await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
+            wanted = [(policy, identity.subject) for policy in (self._limits.user_calls, *limits)]
+            await self._rates.take(request, *wanted, holder=identity)
         except Unauthenticated:
             await self.stop_guessing(request)
             raise
@@ -114,6 +117,15 @@ class Gate:
             wanted.append((self._limits.address_calls.times(share), share.network))
             if email:
                 wanted.append((self._limits.sign_in_tries.times(share), f"{email} {share.network}"))
+        await self._rates.take(request, *wanted)
+
+    async def count_new_account(self, request: Request) -> None:
+        """Count an account that is to be made, by its address: each leaves rows, events and keys behind.
+
+        Raises: TooMany.
+        """
+        shares = shares_of(network_of(request) or HERE)
+        wanted = [(self._limits.new_accounts.times(share), share.network) for share in shares]
         await self._rates.take(request, *wanted)
 
     def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:

@@ -20,12 +20,16 @@ IDEMPOTENCY_WINDOW_S = 24 * 3600
 class Publication(NamedTuple):
     """What one publish call stores: all entries or none.
 
-    Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither.
+    Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither. What is
+    `vital`, because it ends sessions, is stored also while the store has used up its memory.
+    Units: `keep_s` is how long the key is known, counted from its last use.
     """
 
     entries: Sequence[Entry]
     key: str | None
     fingerprint: str
+    keep_s: int = IDEMPOTENCY_WINDOW_S
+    vital: bool = False
 
 
 class Reading(NamedTuple):

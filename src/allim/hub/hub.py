@@ -17,7 +17,7 @@ import structlog
 from allim.deadlines import TimeLimit
 from allim.errors import FieldError, Invalid, Kicked, SignedOut, TooLarge, TooMany, Unauthenticated, Unavailable
 from allim.hub.broadcasts import SLICE_S, after_others
-from allim.hub.broker import Broker, Publication
+from allim.hub.broker import IDEMPOTENCY_WINDOW_S, Broker, Publication
 from allim.hub.catch_up import CatchUp, Start
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
@@ -184,16 +184,24 @@ class Hub:
 
     # Publish --------------------------------------------------------------------------------------------------
 
-    async def publish(self, drafts: Sequence[Draft], key: str | None = None, *, indexed: bool = False) -> Published:
+    async def publish(
+        self,
+        drafts: Sequence[Draft],
+        key: str | None = None,
+        *,
+        keep_s: int = IDEMPOTENCY_WINDOW_S,
+        indexed: bool = False,
+    ) -> Published:
         """Store the drafts, all or none, and announce them.
 
         Shape: `key` names publisher and idempotency key; the same key with the same drafts gives the same
         positions, over any number of retries and replicas.
+        Units: `keep_s` is how long the key is known, from its last use on.
         Raises: Invalid or TooLarge naming the field (`topic`, or `[3].topic` when `indexed`); Conflict for a
         known key with other drafts; Unavailable when the store did not confirm.
         """
         entries = [self.encode(draft, f"[{index}]" if indexed else "") for index, draft in enumerate(drafts)]
-        return await self.store(entries, key)
+        return await self.store(entries, key, keep_s)
 
     def encode(self, draft: Draft, under: str = "") -> Entry:
         """What a draft is stored as. Shape: `under` is its path, such as `[3]`, where there are several.
@@ -208,16 +216,18 @@ class Hub:
             fields = [FieldError(f"{under}.{field}", text) for field, text in error.fields]
             raise type(error)(f"{under}.{error.detail}", fields) from error
 
-    async def store(self, entries: Sequence[Entry], key: str | None) -> Published:
+    async def store(self, entries: Sequence[Entry], key: str | None, keep_s: int = IDEMPOTENCY_WINDOW_S) -> Published:
         """Store what is encoded, all or none, and announce it, as `publish` does.
 
         Raises: Conflict; Unavailable.
         """
-        return self.stored(await self.begin(entries, key))
+        return self.stored(await self.begin(entries, key, keep_s))
 
-    def begin(self, entries: Sequence[Entry], key: str | None) -> "asyncio.Future[Sequence[Position]]":
+    def begin(
+        self, entries: Sequence[Entry], key: str | None, keep_s: int = IDEMPOTENCY_WINDOW_S
+    ) -> "asyncio.Future[Sequence[Position]]":
         """The first half of `store`: what it gives is for `stored`."""
-        publication = Publication(entries, key, _fingerprint(entries) if key else "")
+        publication = Publication(entries, key, _fingerprint(entries) if key else "", keep_s)
         stored = self._broker.publish(publication)
         return stored if isinstance(stored, asyncio.Future) else asyncio.ensure_future(stored)
 
@@ -256,7 +266,8 @@ class Hub:
         await self._order(Control(holder.subject, expires_at=expires_at, session=holder.session))
 
     async def _order(self, control: Control) -> None:
-        await self._broker.publish(Publication([encode_control(user_topic(control.subject), control)], None, ""))
+        entry = encode_control(user_topic(control.subject), control)
+        await self._broker.publish(Publication([entry], None, "", vital=True))
 
     # Streams --------------------------------------------------------------------------------------------------
 

@@ -80,6 +80,25 @@ async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
     assert snapshots.started == [f"first-of-{account['id']}"]
 
 
+async def test_an_address_makes_so_many_accounts(
+    engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
+) -> None:
+    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    gate = gate_of(new_accounts=Policy("accounts", 2, 3600))
+    async with client_of(accounts.routes(service, gate, TOKENS.lifetime_s)) as client:
+        malformed = await client.post("/api/accounts", json={**JIWOO, "email": "nobody"})
+        answers = [
+            await client.post("/api/accounts", json={**JIWOO, "email": f"a{number}@example.com"})
+            for number in range(3)
+        ]
+        signed_in = await client.post("/api/session", json={"email": "a0@example.com", "password": JIWOO["password"]})
+
+    assert malformed.status_code == 422
+    assert [answer.status_code for answer in answers] == [201, 201, 429]
+    assert signed_in.status_code == 200
+    assert await count(engine) == 2
+
+
 async def test_the_cookie_has_its_flags(client: httpx.AsyncClient) -> None:
     plain = await client.post("/api/accounts", json=JIWOO)
     secure = await client.post("https://test/api/session", json={k: JIWOO[k] for k in ("email", "password")})

@@ -31,6 +31,7 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         """
         await gate.stop_guessing(request)
         new = await read_model(request, NewAccount, _MAX_BODY_BYTES)
+        await gate.count_new_account(request)
         session = await service.register(new, partial(gate.hashing, request))
         return signed_in(request, session, 201, {"Location": _ME})
 
