@@ -52,8 +52,10 @@ class Turns:
         try:
             if await request.is_disconnected():
                 raise ClientDisconnect
-            yield
-            self._turn_s += (self._now() - began - self._turn_s) * NEWEST_WEIGHT
+            try:
+                yield
+            finally:
+                self._turn_s += (self._now() - began - self._turn_s) * NEWEST_WEIGHT
         finally:
             self._leave(began)
 

@@ -3,17 +3,17 @@
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from allim.domains.accounts import store
 from allim.domains.accounts.models import AccountView, NewAccount, normal_email, view
-from allim.domains.accounts.passwords import Passwords, Turn
+from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account
-from allim.errors import Conflict, NotFound, TooMany, Unauthenticated, Unavailable
+from allim.errors import Conflict, NotFound, Unauthenticated
 from allim.http.tokens import Tokens
 from allim.identity import OPERATOR, USER, Identity
 from allim.storage import reading, writing
@@ -23,6 +23,9 @@ EndSession = Callable[[Identity], Awaitable[None]]
 
 ExtendSession = Callable[[Identity, float], Awaitable[None]]
 """Lets the live streams of the identity's session go on until then (Unix seconds)."""
+
+Turn = Callable[[], AbstractAsyncContextManager[None]]
+"""Around what hashes a password: waits for the caller's turn; what it raises ends the wait, and nothing is hashed."""
 
 
 class FirstSnapshot(Protocol):
@@ -81,14 +84,16 @@ class Service:
 
         Raises: Conflict naming `email`; what `turn` raises.
         """
-        async with reading(self._engine) as connection:
-            if await store.by_email(connection, new.email):  # hashing is dear; most repeats end here
-                raise store.email_taken()
+        async with turn():
+            async with reading(self._engine) as connection:
+                if await store.by_email(connection, new.email):  # hashing is dear; most repeats end here
+                    raise store.email_taken()
+            password_hash = await self._passwords.hash(new.password)
         account = Account(
             id=secrets.token_urlsafe(16),
             email=new.email,
             name=new.name,
-            password_hash=await self._passwords.hash(new.password, turn),
+            password_hash=password_hash,
             created_at=self._now(),
         )
         await self._open(account)
@@ -100,13 +105,14 @@ class Service:
         Raises: Unauthenticated, in the same words and after the same work whether the address is unknown or
         the password is wrong; what `turn` raises.
         """
-        account = await self._find(email)
-        password_hash = account.password_hash if account else None
-        verified = await self._passwords.verify(password_hash, password, turn)
-        if account is None or password_hash is None or not verified:
-            raise Unauthenticated("The email or the password is wrong.")
-        if self._passwords.is_outdated(password_hash):
-            await self._rehash(account, password, turn)
+        async with turn():  # also around the look-up: a flood is not to reach the database either
+            account = await self._find(email)
+            password_hash = account.password_hash if account else None
+            verified = await self._passwords.verify(password_hash, password)
+            if account is None or password_hash is None or not verified:
+                raise Unauthenticated("The email or the password is wrong.")
+            if self._passwords.is_outdated(password_hash):
+                await self._rehash(account, password)
         return self._session(account)
 
     async def sign_in_as(self, person: Person) -> Session:
@@ -189,11 +195,8 @@ class Service:
             snapshot_id = await self._snapshots.request_in(connection, account.id)
         await self._snapshots.start(snapshot_id)
 
-    async def _rehash(self, account: Account, password: str, turn: Turn) -> None:
-        try:
-            password_hash = await self._passwords.hash(password, turn)
-        except (TooMany, Unavailable):
-            return  # this sign-in is good all the same; a later one renews the hash
+    async def _rehash(self, account: Account, password: str) -> None:
+        password_hash = await self._passwords.hash(password)
         async with writing(self._engine) as connection:
             await store.replace_hash(connection, account, password_hash)
 
