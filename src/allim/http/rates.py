@@ -119,7 +119,9 @@ class Rates:
 
     def _tell(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
         """Raises: TooMany."""
-        connection.scope.setdefault("state", {}).setdefault("answer_headers", {}).update(told(policies, quotas))
+        headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
+        for name, value in told(policies, quotas).items():
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value  # both are lists
         self.check(policies, quotas)
 
     # One line for each name ------------------------------------------------------------------------------------
