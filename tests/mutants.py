@@ -38,6 +38,10 @@ SESSIONS = "tests/contracts/test_sessions.py::"
 LEDGER = "tests/contracts/test_ledger.py::"
 SSE = "tests/contracts/test_sse.py::"
 REDIS = "tests/brokers/test_redis.py::"
+FULL_REDIS = (
+    "tests/system/test_full_redis.py::"
+    "test_while_redis_is_full_sign_outs_and_kicks_end_their_streams_and_publishes_are_refused"
+)
 
 SKIP_THE_BUFFER = Mutant(
     "what arrives in the last 50 ms of catch-up is dropped",
@@ -256,6 +260,22 @@ MUTANTS = (
         (
             "tests/system/test_sessions.py::test_a_kick_that_a_black_holed_replica_misses_ends_its_streams_with_the_repair",
         ),
+    ),
+    Mutant(
+        "a full Redis takes no sign-out",
+        8,
+        "brokers/redis_ledger.py",
+        'Script("sign_out", "standing", vital=True)',
+        'Script("sign_out", "standing")',
+        (FULL_REDIS,),
+    ),
+    Mutant(
+        "a full Redis takes no order to end streams",
+        8,
+        "hub/hub.py",
+        'Publication([entry], None, "", vital=True)',
+        'Publication([entry], None, "")',
+        (FULL_REDIS,),
     ),
     Mutant(
         "an order to end a session is not obeyed",

@@ -93,10 +93,11 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     permission = Permission(rules or {})
 
     profile = partial(accounts.profile, engine)
-    generation = snapshots.Generation(engine, hub.publish, profile, settings.server_id, settings.snapshot_step_ms)
+    announce = partial(hub.publish, keep_s=snapshots.KEYS_KEPT_S)
+    generation = snapshots.Generation(engine, announce, profile, settings.server_id, settings.snapshot_step_ms)
     queue = snapshots.open_queue(redis_pool, f"{settings.redis_prefix}:{{0}}:work", settings.server_id)
     worker = snapshots.Worker(engine, queue, generation.attempt)
-    snapshot_service = snapshots.Service(engine, profile, worker.start)
+    snapshot_service = snapshots.Service(engine, profile, worker.start, refused=metrics.refused)
     account_service = accounts.Service(
         engine, tokens, accounts.Passwords(), snapshot_service, hub.sign_out, hub.extend, settings.operators
     )
@@ -133,7 +134,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *accounts.provider_routes(
             providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url
         ),
-        *snapshots.routes(snapshot_service, gate),
+        *snapshots.routes(snapshot_service, gate, Policy("snapshots", settings.snapshots_per_min, 60)),
         *keys.routes(key_service, gate),
         *users.routes(gate, hub.kick),
         *ticket_routes.routes(gate, tickets, permission),
@@ -252,6 +253,7 @@ def _limits(settings: Settings) -> Limits:
         user_calls=Policy("user", settings.user_calls_per_min, 60),
         address_calls=Policy("address", settings.address_calls_per_min, 60),
         sign_in_tries=Policy("sign-in", settings.sign_in_tries_per_min, 60),
+        new_accounts=Policy("accounts", settings.accounts_per_hour, 3600),
     )
 
 

@@ -158,6 +158,8 @@ class Settings(BaseSettings):
     user_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     address_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     sign_in_tries_per_min: int = Field(20, ge=1, le=100_000)
+    accounts_per_hour: int = Field(1000, ge=1, le=1_000_000)
+    snapshots_per_min: int = Field(20, ge=1, le=100_000)
     snapshot_step_ms: int = Field(0, ge=0, le=60_000)
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
     log_format: Annotated[str, Field(pattern="^(json|text)$")] = "json"

@@ -141,6 +141,32 @@ async def test_same_key_with_other_content_is_refused_and_stores_nothing(broker:
     assert [event.position for event in reading.events] == [position]
 
 
+async def test_a_key_is_known_for_as_long_as_its_publisher_says(broker: Broker) -> None:
+    await broker.start(Ear())
+    brief, lasting = (publication(("a", key), key=key, fingerprint="f") for key in ("brief", "lasting"))
+    brief = brief._replace(keep_s=1)
+
+    first = [await broker.publish(each) for each in (lasting, brief)]
+    again = [await broker.publish(each) for each in (lasting, brief)]
+    await asyncio.sleep(1.1)
+    later = [await broker.publish(each) for each in (lasting, brief)]
+
+    assert [list(positions) for positions in again] == [list(positions) for positions in first]
+    assert list(later[0]) == list(first[0])
+    assert list(later[1]) != list(first[1])
+
+
+async def test_a_known_key_lives_on_from_its_last_use_for_as_long_as_that_says(broker: Broker) -> None:
+    await broker.start(Ear())
+    asked = publication(("a", 1), key="p:k", fingerprint="f")
+
+    first = await broker.publish(asked._replace(keep_s=1))
+    await broker.publish(asked)
+    await asyncio.sleep(1.1)
+
+    assert list(await broker.publish(asked)) == list(first)
+
+
 async def test_a_batch_of_a_thousand_under_a_key(broker: Broker) -> None:
     await broker.start(Ear())
     batch = publication(*(("a", n) for n in range(1000)), key="p:k", fingerprint="f1")

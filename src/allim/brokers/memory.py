@@ -11,7 +11,6 @@ from operator import attrgetter
 
 from allim.brokers.memory_ledger import MemoryLedger
 from allim.hub import (
-    IDEMPOTENCY_WINDOW_S,
     ZERO,
     Event,
     Heads,
@@ -45,7 +44,8 @@ class MemoryBroker:
         self._last = ZERO.after(now_ms())
         self._floor = self._last
         self._history: dict[str, deque[Event]] = {}
-        self._keys: dict[str, tuple[int, str, Sequence[Position]]] = {}
+        # By how long they are known, in seconds; then in the order of their last use.
+        self._keys: dict[int, dict[str, tuple[int, str, Sequence[Position]]]] = {}
         self._topics: set[str] = set()
         self._listener: Listener | None = None
 
@@ -62,13 +62,13 @@ class MemoryBroker:
         quota = await self._charge(publication)
         if quota is not None and not quota.granted:
             return Outcome((), quota)
-        if publication.key is not None and (known := self._known(publication.key)):
+        if publication.key is not None and (known := self._known(publication.key, publication.keep_s)):
             fingerprint, positions = known
             conflict = fingerprint != publication.fingerprint
             return Outcome(() if conflict else positions, quota, conflict)
         positions = [self._append(entry.topic, entry.lines) for entry in publication.entries]
         if publication.key is not None:
-            self._keys[publication.key] = (self._now_ms(), publication.fingerprint, positions)
+            self._keep(publication.key, publication.keep_s, publication.fingerprint, positions)
         return Outcome(positions, quota)
 
     async def subscribe(self, topics: Collection[str]) -> None:
@@ -112,20 +112,23 @@ class MemoryBroker:
             return None
         return (await self._ledger.take([publication.demand])).quotas[0]
 
-    def _known(self, key: str) -> tuple[str, Sequence[Position]] | None:
-        oldest_ms = self._now_ms() - IDEMPOTENCY_WINDOW_S * 1000
-        while self._keys and next(iter(self._keys.values()))[0] < oldest_ms:
-            del self._keys[next(iter(self._keys))]
-        known = self._keys.pop(key, None)
-        if known is None:
-            return None
-        _, fingerprint, positions = known
-        self._keys[key] = (
-            self._now_ms(),
-            fingerprint,
-            positions,
-        )  # at the end: they stand in the order of their last use
-        return fingerprint, positions
+    def _known(self, key: str, keep_s: int) -> tuple[str, Sequence[Position]] | None:
+        self._forget_keys()
+        for keys in self._keys.values():
+            if key in keys:
+                _, fingerprint, positions = keys.pop(key)
+                self._keep(key, keep_s, fingerprint, positions)
+                return fingerprint, positions
+        return None
+
+    def _keep(self, key: str, keep_s: int, fingerprint: str, positions: Sequence[Position]) -> None:
+        self._keys.setdefault(keep_s, {})[key] = (self._now_ms(), fingerprint, positions)
+
+    def _forget_keys(self) -> None:
+        for keep_s, keys in self._keys.items():
+            oldest_ms = self._now_ms() - keep_s * 1000
+            while keys and next(iter(keys.values()))[0] < oldest_ms:
+                del keys[next(iter(keys))]
 
     def _next(self) -> Position:
         self._last = self._last.after(self._now_ms())

@@ -5,7 +5,8 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.requests import HTTPConnection
 
-IPV6_PREFIX = 64  # what one subscriber gets at least: counting single addresses would limit nobody
+from allim.networks import SUBSCRIBER_PREFIX
+
 LONGEST = 64  # characters of an address, with its zone
 UNKNOWN = "unknown"  # what a trusted proxy says that forwards no address: all of its clients are one
 
@@ -33,6 +34,6 @@ def _network(host: str, *, forwarded: bool) -> str:
         if address.ipv4_mapped is None:
             if address.is_loopback and not forwarded:
                 return ""
-            return str(ip_network((address, IPV6_PREFIX), strict=False))
+            return str(ip_network((address, SUBSCRIBER_PREFIX), strict=False))
         address = address.ipv4_mapped
     return "" if address.is_loopback and not forwarded else str(address)

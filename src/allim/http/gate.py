@@ -3,34 +3,36 @@
 Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
 """
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import NamedTuple
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from allim.errors import Forbidden, TooMany, Unauthenticated
+from allim.errors import Forbidden, Unauthenticated
 from allim.http.addresses import network_of
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
+from allim.http.turns import Turns
 from allim.hub import Toll
 from allim.identity import OPERATOR, Identity, Visitor
+from allim.networks import shares_of
 
 HERE = "this machine"  # the address of those who came without a proxy
 COOKIE = "allim_session"
-HASHING_AT_ONCE = 150  # calls that hash a password, of one address on one replica: a part of the line they wait in
+HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 
 class Limits(NamedTuple):
-    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user."""
+    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user; an
+    address that makes accounts."""
 
     user_calls: Policy
     address_calls: Policy
     sign_in_tries: Policy
+    new_accounts: Policy
 
 
 class Gate:
@@ -41,7 +43,7 @@ class Gate:
         self._tickets = tickets
         self._rates = rates
         self._limits = limits
-        self._hashing: Counter[str] = Counter()
+        self._hashing = Turns(HASHING_AT_ONCE, partial(rates.refused, "hashing"))
 
     async def recognise(self, request: Request) -> Identity:
         """Whose token this is, whether or not its session was ended; so it is a call of its address.
@@ -52,23 +54,24 @@ class Gate:
         await self.stop_guessing(request)
         return identity
 
-    async def identify(self, request: Request) -> Identity:
-        """Who asks.
+    async def identify(self, request: Request, *limits: Policy) -> Identity:
+        """Who asks. Shape: `limits` are those of this call, beside that of all calls of a user.
 
         Raises: as `recognise`; SignedOut, Kicked.
         """
         identity = await self._tokens.verify(token_of(request))
-        await self.count(request, identity)
+        await self.count(request, identity, *limits)
         return identity
 
-    async def count(self, request: Request, identity: Identity) -> None:
+    async def count(self, request: Request, identity: Identity, *limits: Policy) -> None:
         """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
         one keeps its owner out of nothing.
 
         Raises: SignedOut, Kicked; TooMany; Unavailable.
         """
         try:
-            await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
+            wanted = [(policy, identity.subject) for policy in (self._limits.user_calls, *limits)]
+            await self._rates.take(request, *wanted, holder=identity)
         except Unauthenticated:
             await self.stop_guessing(request)
             raise
@@ -109,28 +112,28 @@ class Gate:
         Raises: TooMany.
         """
         network = network_of(request) or HERE
-        wanted = [(self._limits.address_calls, network)]
-        if email:
-            wanted.append((self._limits.sign_in_tries, f"{email} {network}"))
+        wanted = []
+        for share in shares_of(network):
+            wanted.append((self._limits.address_calls.times(share), share.network))
+            if email:
+                wanted.append((self._limits.sign_in_tries.times(share), f"{email} {share.network}"))
         await self._rates.take(request, *wanted)
 
-    @contextmanager
-    def hashing(self, request: Request) -> Iterator[None]:
-        """Around a call that hashes a password: no address takes up the whole line.
+    async def count_new_account(self, request: Request) -> None:
+        """Count an account that is to be made, by its address: each leaves rows, events and keys behind.
 
         Raises: TooMany.
         """
-        network = network_of(request) or HERE
-        if self._hashing[network] >= HASHING_AT_ONCE:
-            self._rates.refused("hashing")
-            raise TooMany("Too many sign in from this address at this moment.", 1)
-        self._hashing[network] += 1
-        try:
-            yield
-        finally:
-            self._hashing[network] -= 1
-            if not self._hashing[network]:
-                del self._hashing[network]
+        shares = shares_of(network_of(request) or HERE)
+        wanted = [(self._limits.new_accounts.times(share), share.network) for share in shares]
+        await self._rates.take(request, *wanted)
+
+    def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:
+        """Around the hashing of a password, for a request whose body has been read: waits for its turn.
+
+        Raises: as `Turns.turn`.
+        """
+        return self._hashing.turn(request, network_of(request) or HERE)
 
 
 def bearer_of(connection: HTTPConnection) -> str | None:

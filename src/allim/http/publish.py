@@ -11,8 +11,9 @@ from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
-from allim.errors import Conflict, FieldError, Forbidden, Invalid, TooMany
+from allim.errors import Conflict, FieldError, Forbidden, Invalid, TooLarge, TooMany
 from allim.http.bodies import Body, form, parse, parse_json, read_json
+from allim.http.problems import UnsupportedMediaType
 from allim.http.publishers import Publisher, Publishers
 from allim.http.rates import Policy, Rates, told
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
@@ -82,9 +83,15 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         when the idempotency key stands for other events. After a 503 it may be stored or not: repeat it with a key.
         """
         publisher = await publishers.publisher_of(request)
-        key = _idempotency_key(request.headers.get("idempotency-key"))
-        body = await read_json(request, MAX_BODY_BYTES)
-        entries = _entries(hub, publisher, body)
+        body: object = None
+        try:
+            key = _idempotency_key(request.headers.get("idempotency-key"))
+            body = await read_json(request, MAX_BODY_BYTES)
+            entries = _entries(hub, publisher, body)
+        except (Forbidden, Invalid, TooLarge, UnsupportedMediaType):
+            # To find a fault takes as long as to store what has none.
+            await rates.take(request, (limit, publisher.name), cost=_events_in(body))
+            raise
         outcome = await hub.store(entries, _scoped(publisher, key), limit.demand(publisher.name, len(entries)))
         rates.tell(request, limits, _quotas(outcome))
         return Response(_stored(hub.stored(outcome), body), ACCEPTED, media_type=JSON)
@@ -140,6 +147,11 @@ def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:
         drafts.append(draft)
     _check_permission(publisher, drafts, indexed=True)
     return entries
+
+
+def _events_in(body: object) -> int:
+    """How many events a refused body counts as: at least one, and no more than are accepted."""
+    return min(max(len(body), 1), MAX_BATCH) if isinstance(body, list) else 1
 
 
 def _draft(value: object, under: str) -> Draft:

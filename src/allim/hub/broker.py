@@ -21,13 +21,17 @@ class Publication(NamedTuple):
     """What one publish call stores: all entries or none.
 
     Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither. `demand` is
-    what the call is charged in the ledger, None when it is not limited.
+    what the call is charged in the ledger, None when it is not limited. A `vital` publish ends sessions: it is stored
+    also while the store has used up its memory.
+    Units: `keep_s` is how long the key is known, counted from its last use.
     """
 
     entries: Sequence[Entry]
     key: str | None
     fingerprint: str
     demand: Demand | None = None
+    keep_s: int = IDEMPOTENCY_WINDOW_S
+    vital: bool = False
 
 
 class Outcome(NamedTuple):
