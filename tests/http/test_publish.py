@@ -25,11 +25,12 @@ SHOP = Publisher("shop", ("user:*", "news"), ("t", "orders.*"))
 class Server:
     """The route over a hub with a broker in memory."""
 
-    def __init__(self, broker: MemoryBroker, limit: Policy = AMPLE) -> None:
-        self.broker = broker
-        hub = Hub(broker, MemoryLedger(), Metrics(), HubSettings(max_event_bytes=1000))
+    def __init__(self, limit: Policy = AMPLE, broker: MemoryBroker | None = None) -> None:
+        ledger = MemoryLedger()
+        self.broker = broker or MemoryBroker(history_events=2000, ledger=ledger)
+        hub = Hub(self.broker, ledger, Metrics(), HubSettings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "billing:key-2", "shop:key-3"], {"shop": SHOP})
-        self.client = client_of(routes(hub, Publishers(keys), rates_of(), limit))
+        self.client = client_of(routes(hub, Publishers(keys), rates_of(ledger), limit))
 
     async def post(self, body: Any, key: str = "key-1", **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -42,7 +43,7 @@ class Server:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    server = Server(MemoryBroker(history_events=2000))
+    server = Server()
     async with server.client:
         yield server
 
@@ -242,7 +243,7 @@ async def test_a_store_that_does_not_confirm_is_unavailable_and_retryable() -> N
             await asyncio.sleep(0)
             raise Unavailable("Redis does not answer")
 
-    server = Server(Down())
+    server = Server(broker=Down())
     async with server.client:
         response = await server.post(GOOD)
 
@@ -265,7 +266,7 @@ async def test_a_store_that_does_not_confirm_is_unavailable_and_retryable() -> N
     ],
 )
 async def test_a_refused_body_costs_the_rate(content: bytes, status: int, cost: int) -> None:
-    server = Server(MemoryBroker(), Policy("publish", 4, 60))
+    server = Server(Policy("publish", 4, 60))
     headers = {"authorization": "Bearer key-3", "content-type": "application/json"}
     async with server.client:
         first = await server.client.post("/api/publish", content=content, headers=headers)
@@ -276,7 +277,7 @@ async def test_a_refused_body_costs_the_rate(content: bytes, status: int, cost: 
 
 
 async def test_a_refused_content_type_and_key_cost_the_rate() -> None:
-    server = Server(MemoryBroker(), Policy("publish", 2, 60))
+    server = Server(Policy("publish", 2, 60))
     async with server.client:
         text = await server.post(GOOD, content_type="text/plain")
         key = await server.post(GOOD, idempotency_key="a b")
