@@ -138,7 +138,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *keys.routes(key_service, gate),
         *users.routes(gate, hub.kick),
         *ticket_routes.routes(gate, tickets, permission),
-        *publish.routes(hub, publishers, rates, Policy("publish", settings.publish_events_per_s, 1)),
+        *publish.routes(hub, publishers, rates, *_publish_limits(settings)),
         *sse.routes(hub, speech, gate, permission),
         *health.routes(checks),
         _metrics_route(metrics),
@@ -254,6 +254,13 @@ def _limits(settings: Settings) -> Limits:
         address_calls=Policy("address", settings.address_calls_per_min, 60),
         sign_in_tries=Policy("sign-in", settings.sign_in_tries_per_min, 60),
         new_accounts=Policy("accounts", settings.accounts_per_hour, 3600),
+    )
+
+
+def _publish_limits(settings: Settings) -> tuple[Policy, Policy]:
+    bytes_kept = settings.publisher_memory_mb * 1_000_000
+    return Policy("publish", settings.publish_events_per_s, 1), Policy(
+        "publish-memory", bytes_kept, settings.history_ttl_s
     )
 
 

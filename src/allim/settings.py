@@ -155,6 +155,7 @@ class Settings(BaseSettings):
     streams_per_replica: int = Field(0, ge=0, le=10_000_000)
     memory_max_mb: int = Field(0, ge=0, le=10_000_000)
     publish_events_per_s: int = Field(50_000, ge=1, le=10_000_000)
+    publisher_memory_mb: int = Field(256, ge=1, le=1_000_000)
     user_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     address_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     sign_in_tries_per_min: int = Field(20, ge=1, le=100_000)

@@ -14,7 +14,7 @@ from allim.http.rates import Policy
 from allim.hub import ZERO, Hub, HubSettings, Publication
 from allim.telemetry import Metrics
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import AMPLE, rates_of
+from tests.http.gates import AMPLE, ROOMY, rates_of
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +30,7 @@ class Server:
         self.broker = broker or MemoryBroker(history_events=2000, ledger=ledger)
         hub = Hub(self.broker, ledger, Metrics(), HubSettings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "billing:key-2", "shop:key-3"], {"shop": SHOP})
-        self.client = client_of(routes(hub, Publishers(keys), rates_of(ledger), limit))
+        self.client = client_of(routes(hub, Publishers(keys), rates_of(ledger), limit, ROOMY))
 
     async def post(self, body: Any, key: str = "key-1", **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -30,7 +30,7 @@ from allim.hub import ZERO, Hub, HubSettings, Outcome, Publication
 from allim.serve import looking_through
 from allim.telemetry import Metrics
 from allim.transports.sse import ANSWER
-from tests.http.gates import AMPLE, rates_of
+from tests.http.gates import AMPLE, ROOMY, rates_of
 from tests.transports.served import Connect, ended, served
 from tests.waiting import until
 
@@ -61,7 +61,7 @@ class Server:
         self.took: list[bool] = []
         hub = Hub(self.broker, MemoryLedger(), self.metrics, HubSettings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "shop:key-3"], {"shop": SHOP})
-        resources = publish.routes(hub, Publishers(keys), rates_of(ledger), limit)
+        resources = publish.routes(hub, Publishers(keys), rates_of(ledger), limit, ROOMY)
         known = Starlette(routes=resources, exception_handlers=handlers)
         self.app = Requests(
             UnexpectedErrors(Origins(Paths(known, resources), listed=listed)), offer=ANSWER, leaving=leaving

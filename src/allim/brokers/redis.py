@@ -97,10 +97,11 @@ class RedisBroker:
         await self._server.close()
 
     def publish(self, publication: Publication) -> "asyncio.Future[Outcome]":
-        demand = publication.demand
-        keys = [self._clock_key, self._key(publication.key), self._rate_key + (demand.digest if demand else "")]
+        keys = [self._clock_key, self._key(publication.key)]
         args: list[Any] = [*self._kept, str(publication.keep_s), publication.fingerprint]
-        args += demand.terms if demand else ("", "", "")
+        for demand in (publication.demand, publication.memory):
+            keys.append(self._rate_key + (demand.digest if demand else ""))
+            args += demand.terms if demand else ("", "", "")
         for topic, lines in publication.entries:
             keys.append(self._history_key + topic)
             args += (self._topic_channel + topic, lines)
@@ -247,8 +248,8 @@ class RedisBroker:
 
 def _outcome(reply: Sequence[Any]) -> Outcome:
     status, quotas, *positions = reply
-    quota = Quota.read(quotas[0]) if quotas else None
-    return Outcome([Position.parse(text.decode()) for text in positions], quota, status == b"conflict")
+    parsed = [Position.parse(text.decode()) for text in positions]
+    return Outcome(parsed, list(map(Quota.read, quotas)), status == b"conflict")
 
 
 def _position(text: bytes) -> Position:

@@ -231,13 +231,14 @@ class Hub:
         entries: Sequence[Entry],
         key: str | None,
         demand: Demand | None = None,
+        memory: Demand | None = None,
         keep_s: int = IDEMPOTENCY_WINDOW_S,
     ) -> "asyncio.Future[Outcome]":
-        """Charge the demand, store encoded drafts, all or none, and announce them; `stored` reads the outcome.
+        """Charge the demands, store encoded drafts, all or none, and announce them; `stored` reads the outcome.
 
         Raises: Unavailable when the store did not confirm.
         """
-        publication = Publication(entries, key, _fingerprint(entries) if key else "", demand, keep_s)
+        publication = Publication(entries, key, _fingerprint(entries) if key else "", demand, memory, keep_s)
         outcome = self._broker.publish(publication)
         return outcome if isinstance(outcome, asyncio.Future) else asyncio.ensure_future(outcome)
 
