@@ -54,24 +54,30 @@ class Gate:
         await self.stop_guessing(request)
         return identity
 
-    async def identify(self, request: Request, *limits: Policy) -> Identity:
-        """Who asks. Shape: `limits` are those of this call, beside that of all calls of a user.
+    async def identify(self, request: Request) -> Identity:
+        """Who asks.
 
         Raises: as `recognise`; SignedOut, Kicked.
         """
         identity = await self._tokens.verify(token_of(request))
-        await self.count(request, identity, *limits)
+        await self.count(request, identity)
         return identity
 
-    async def count(self, request: Request, identity: Identity, *limits: Policy) -> None:
+    async def limit(self, request: Request, identity: Identity, policy: Policy) -> None:
+        """Count what a user asks for that has a limit of its own, beside that of all calls.
+
+        Raises: TooMany.
+        """
+        await self._rates.take(request, (policy, identity.subject))
+
+    async def count(self, request: Request, identity: Identity) -> None:
         """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
         one keeps its owner out of nothing.
 
         Raises: SignedOut, Kicked; TooMany; Unavailable.
         """
         try:
-            wanted = [(policy, identity.subject) for policy in (self._limits.user_calls, *limits)]
-            await self._rates.take(request, *wanted, holder=identity)
+            await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
         except Unauthenticated:
             await self.stop_guessing(request)
             raise

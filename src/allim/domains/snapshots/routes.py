@@ -31,8 +31,9 @@ def routes(service: Service, gate: Gate, limit: Policy) -> list[Resource]:
         Some replica generates it in the background and tells the account's streams: `snapshots.progress` three
         times, then `snapshots.generated`. 409 while five are pending.
         """
-        identity = await gate.identify(request, limit)
+        identity = await gate.identify(request)
         parse(NewSnapshot, await read_json_or_nothing(request, _MAX_BODY_BYTES))
+        await gate.limit(request, identity, limit)
         snapshot = await service.request(identity.subject)
         return _answer(view(snapshot).model_dump(), 202, {"Location": f"{_PATH}/{snapshot.id}"})
 
