@@ -22,8 +22,8 @@ class Publication(NamedTuple):
 
     Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither. `demand` is
     what the call is charged in the ledger, None when it is not limited; `memory` is charged the bytes that the call
-    adds to what is kept, which the broker finds out. A `vital` publish ends sessions: it is stored also while the store
-    has used up its memory.
+    adds to what is kept, which the broker finds out. A `vital` publish ends sessions: it is stored also while the
+    store has used up its memory.
     Units: `keep_s` is how long the key is known, counted from its last use.
     """
 
