@@ -167,6 +167,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
                 await asyncio.gather(hub.drained(), worker.leave(settings.drain_s * WORK_SHARE))
 
     app.state.leave = leave
+    app.state.refused = metrics.refused
     shortcuts = {
         (method, resource.path): shortcut for resource in resources for method, shortcut in resource.shortcuts.items()
     }

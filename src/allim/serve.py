@@ -17,9 +17,10 @@ from starlette.applications import Starlette
 from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from allim.http.addresses import network_of_peer
 from allim.http.shortcuts import Shortcuts
 from allim.settings import Settings
-from allim.transports.sse import HandoverProtocol
+from allim.transports.sse import Connections, HandoverProtocol
 
 log = structlog.get_logger(__name__)
 
@@ -105,10 +106,14 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     """Run until a signal, then drain."""
     raise_file_limit()
     shortcuts: Shortcuts = app.state.shortcuts(looking_through(settings.trusted_proxies))
+    count_by = partial(network_of_peer, proxies=settings.trusted_proxies)
+    shared = Connections(settings.connections_per_address, count_by, app.state.refused)
     config = uvicorn.Config(
         app,
         # It is called, and no more.
-        http=partial(HandoverProtocol, take=shortcuts.take, paths=shortcuts.paths),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            HandoverProtocol, shared=shared, take=shortcuts.take, paths=shortcuts.paths
+        ),
         ws="none",
         loop="uvloop",
         lifespan="on",
