@@ -104,7 +104,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     providers = _providers(settings, http)
     flows = accounts.Flows((settings.secret_key, *settings.old_secret_keys))
     key_service = keys.Service(engine)
-    publishers = Publishers(settings_keys, key_service.publisher, count=gate.stop_guessing)
+    publishers = Publishers(settings_keys, key_service.publisher, count=gate.count_unknown_key)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -139,7 +139,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *ticket_routes.routes(gate, tickets, permission),
         *publish.routes(hub, publishers, rates, Policy("publish", settings.publish_events_per_s, 1)),
         *sse.routes(hub, speech, gate, permission),
-        *health.routes(checks),
+        *health.routes(checks, asking={"store"}),
         _metrics_route(metrics),
     ]
 
@@ -253,6 +253,8 @@ def _limits(settings: Settings) -> Limits:
         user_calls=Policy("user", settings.user_calls_per_min, 60),
         address_calls=Policy("address", settings.address_calls_per_min, 60),
         sign_in_tries=Policy("sign-in", settings.sign_in_tries_per_min, 60),
+        ended_calls=Policy("ended", settings.address_calls_per_min, 60),
+        unknown_keys=Policy("unknown-key", settings.address_calls_per_min, 60),
     )
 
 

@@ -26,11 +26,15 @@ HASHING_AT_ONCE = 150  # calls that hash a password, of one address on one repli
 
 
 class Limits(NamedTuple):
-    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user."""
+    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user;
+    an address with a session that has ended; an address with a publish key that nobody knows here.
+    """
 
     user_calls: Policy
     address_calls: Policy
     sign_in_tries: Policy
+    ended_calls: Policy
+    unknown_keys: Policy
 
 
 class Gate:
@@ -70,7 +74,7 @@ class Gate:
         try:
             await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
         except Unauthenticated:
-            await self.stop_guessing(request)
+            await self.count_ended(request)
             raise
 
     async def require_operator(self, request: Request) -> Identity:
@@ -113,6 +117,21 @@ class Gate:
         if email:
             wanted.append((self._limits.sign_in_tries, f"{email} {network}"))
         await self._rates.take(request, *wanted)
+
+    async def count_ended(self, request: HTTPConnection) -> None:
+        """Count a call whose session has ended. The count is of the address, and apart from that of sign-ins: pages
+        that come back after a sign-out, again and again, keep nobody at their address from signing in.
+
+        Raises: TooMany.
+        """
+        await self._rates.take(request, (self._limits.ended_calls, network_of(request) or HERE))
+
+    async def count_unknown_key(self, request: HTTPConnection) -> None:
+        """Count a question for a publish key, by address, and apart from sign-ins as well.
+
+        Raises: TooMany.
+        """
+        await self._rates.take(request, (self._limits.unknown_keys, network_of(request) or HERE))
 
     @contextmanager
     def hashing(self, request: Request) -> Iterator[None]:
