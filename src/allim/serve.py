@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import Match
 from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -112,7 +113,11 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
         app,
         # It is called, and no more.
         http=partial(  # type: ignore[arg-type]
-            HandoverProtocol, shared=shared, take=shortcuts.take, paths=shortcuts.paths
+            HandoverProtocol,
+            shared=shared,
+            take=shortcuts.take,
+            paths=shortcuts.paths,
+            knows=partial(knows, app),
         ),
         ws="none",
         loop="uvloop",
@@ -137,6 +142,11 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     server.run(sockets=listeners)
     if server.deaf:
         sys.exit(1)
+
+
+def knows(app: Starlette, scope: Scope) -> bool:
+    """Return whether there is a route for this method at this path."""
+    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
 
 
 def looking_through(trusted: Sequence[str]) -> Callable[[Scope], None]:

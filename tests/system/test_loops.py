@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from allim.http.publishers import new_secret
 from allim.http.rates import Policy
 from tests.replicas import Replica, bearer, publish, replica, token
 
@@ -33,7 +34,7 @@ def test_services_with_wrong_keys_use_up_no_sign_in() -> None:
     with replica(address_calls_per_min=CALLS.limit) as running:
         event = {"topic": "news", "type": "t", "data": 1}
 
-        keys = [bearer(f"wrong key {number}") for number in range(CALLS.limit + 2)]
+        keys = [bearer(new_secret()) for _ in range(CALLS.limit + 2)]
         statuses = [publish(running.url, event, **key).status_code for key in keys]
 
         assert statuses == [401] * CALLS.limit + [429] * 2

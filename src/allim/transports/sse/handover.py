@@ -284,7 +284,8 @@ class HandoverProtocol(HttpToolsProtocol):
     in size, a client reads its answers, and only a few requests wait for an earlier answer. uvicorn has none of these
     limits.
 
-    Shape: `shared` is the same for all connections of a server. `take` is asked before a request of one of these
+    Shape: `shared` is the same for all connections of a server. `knows` returns whether a request has a route;
+    without one it is 404 or 405, whatever else is wrong. `take` is asked before a request of one of these
     methods and `paths` goes to the application, if it came whole. `held` is the request that has come and not gone
     there, `running` the one that is being answered. `unread` has come behind the requests in the pipeline, and is
     parsed when that is empty. `network` is the one this connection is counted for, "" for none.
@@ -305,12 +306,14 @@ class HandoverProtocol(HttpToolsProtocol):
         shared: Connections,
         take: Take | None = None,
         paths: Collection[tuple[bytes, bytes]] = (),
+        knows: Callable[[Scope], bool] = lambda _: True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.shared = shared
         self.take = take
         self.paths = paths
+        self.knows = knows
         self.held: tuple[RequestResponseCycle, Any] | Plain | None = None
         self.head_bytes = 0
         self.in_head = False
@@ -515,7 +518,7 @@ class HandoverProtocol(HttpToolsProtocol):
         if held is None:
             return
         self.running = held if isinstance(held, Plain) else held[0]
-        refusal = refusal_of(self.running)
+        refusal = self.refusal_of(self.running)
         if refusal is not None:
             self.refuse(refusal)
         elif isinstance(held, Plain):
@@ -634,6 +637,16 @@ class HandoverProtocol(HttpToolsProtocol):
         transport.write_eof()
         asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
 
+    def refusal_of(self, request: RequestResponseCycle | Plain) -> Refusal | None:
+        """Return why a request that is sound HTTP is refused all the same, or None."""
+        scope: Any = request.scope
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) > 1 or not all(map(is_host, hosts)) or not (hosts or scope.get("http_version") == "1.0"):
+            return _BAD_HOST
+        if scope["method"] in _WITHOUT_BODY and (request.body or request.more_body) and self.knows(scope):
+            return _NO_BODY_HERE
+        return None
+
     def refuse_body(self, refusal: Refusal) -> None:
         """Refuse the request whose body is being read; if it has been answered already, end the connection."""
         request = self.running
@@ -687,17 +700,6 @@ class HandoverProtocol(HttpToolsProtocol):
         self.connection_lost(HandedOver())
         stream.attach(transport, self.connections, head)
         return True
-
-
-def refusal_of(request: RequestResponseCycle | Plain) -> Refusal | None:
-    """Return why a request that is sound HTTP is refused all the same, or None."""
-    scope: Any = request.scope
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) > 1 or not all(map(is_host, hosts)) or not (hosts or scope.get("http_version") == "1.0"):
-        return _BAD_HOST
-    if scope["method"] in _WITHOUT_BODY and (request.body or request.more_body):
-        return _NO_BODY_HERE
-    return None
 
 
 class HandoverResponse(Response):
