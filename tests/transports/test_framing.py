@@ -188,13 +188,14 @@ async def test_an_empty_body_is_none(server: Server, body: bytes) -> None:
 
 
 async def test_a_thousand_requests_sent_ahead_are_answered_in_order(server: Server) -> None:
-    head = "POST /asked?n={} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n123"
+    """A megabyte, which is read in several pieces."""
+    request = "POST /asked?n={} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + "x" * 1000
     async with served(server.app) as connect:
         reader, writer = await connect()
-        writer.write("".join(map(head.format, range(1000))).encode())
+        writer.write("".join(map(request.format, range(1000))).encode())
 
         for number in range(1000):
-            assert (await reader.readuntil(b"!")).endswith(b"\r\n\r\nPOST 3 %d!" % number)
+            assert (await reader.readuntil(b"!")).endswith(b"\r\n\r\nPOST 1000 %d!" % number)
 
 
 async def test_a_body_that_comes_behind_a_pipeline_belongs_to_its_request(server: Server) -> None:
