@@ -406,17 +406,6 @@ class HandoverProtocol(HttpToolsProtocol):
 
     def parse(self, data: bytes) -> None:
         self.head_bytes += len(data)
-        self.feed(data)
-        if self.transport.get_protocol() is not self:
-            return
-        if self.head_bytes > MAX_HEAD_BYTES:
-            self.refuse(_HEAD_TOO_LARGE)
-        elif self.body_bytes > MAX_BODY_BYTES:
-            self.refuse_body(_BODY_TOO_LARGE)
-        elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
-            self.await_head()
-
-    def feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -424,6 +413,13 @@ class HandoverProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
             self.refuse(_BAD_REQUEST)
+        else:
+            if self.head_bytes > MAX_HEAD_BYTES:
+                self.refuse(_HEAD_TOO_LARGE)
+            elif self.body_bytes > MAX_BODY_BYTES:
+                self.refuse_body(_BODY_TOO_LARGE)
+            elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
+                self.await_head()
 
     def read_without_upgrade(self, rest: bytes) -> None:
         """Read a request again, as the last one of its connection, without its wish for another protocol, which no
@@ -441,7 +437,7 @@ class HandoverProtocol(HttpToolsProtocol):
         lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] not in _NO_PROTOCOL]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn: what follows is dropped
-        self.feed(b"".join([*lines, b"connection: close\r\n\r\n", rest]))
+        self.parse(b"".join([*lines, b"connection: close\r\n\r\n", rest]))
 
     def on_message_begin(self) -> None:
         self.in_head = True
@@ -641,7 +637,7 @@ class HandoverProtocol(HttpToolsProtocol):
         """Return why a request that is sound HTTP is refused all the same, or None."""
         scope: Any = request.scope
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) > 1 or not all(map(is_host, hosts)) or not (hosts or scope.get("http_version") == "1.0"):
+        if (len(hosts) != 1 or not is_host(hosts[0])) and (hosts or scope.get("http_version") != "1.0"):
             return _BAD_HOST
         if scope["method"] in _WITHOUT_BODY and (request.body or request.more_body) and self.knows(scope):
             return _NO_BODY_HERE
