@@ -105,7 +105,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     providers = _providers(settings, http)
     flows = accounts.Flows((settings.secret_key, *settings.old_secret_keys))
     key_service = keys.Service(engine)
-    publishers = Publishers(settings_keys, key_service.publisher, count=gate.stop_guessing)
+    publishers = Publishers(settings_keys, key_service.publisher, count=gate.count_unknown_key)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -140,7 +140,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *ticket_routes.routes(gate, tickets, permission),
         *publish.routes(hub, publishers, rates, *_publish_limits(settings)),
         *sse.routes(hub, speech, gate, permission),
-        *health.routes(checks),
+        *health.routes(checks, asking={"store"}),
         _metrics_route(metrics),
     ]
 
@@ -168,6 +168,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
                 await asyncio.gather(hub.drained(), worker.leave(settings.drain_s * WORK_SHARE))
 
     app.state.leave = leave
+    app.state.refused = metrics.refused
     shortcuts = {
         (method, resource.path): shortcut for resource in resources for method, shortcut in resource.shortcuts.items()
     }
@@ -254,13 +255,16 @@ def _limits(settings: Settings) -> Limits:
         address_calls=Policy("address", settings.address_calls_per_min, 60),
         sign_in_tries=Policy("sign-in", settings.sign_in_tries_per_min, 60),
         new_accounts=Policy("accounts", settings.accounts_per_hour, 3600),
+        ended_calls=Policy("ended", settings.address_calls_per_min, 60),
+        unknown_keys=Policy("unknown-key", settings.address_calls_per_min, 60),
     )
 
 
 def _publish_limits(settings: Settings) -> tuple[Policy, Policy]:
     bytes_kept = settings.publisher_memory_mb * 1_000_000
-    return Policy("publish", settings.publish_events_per_s, 1), Policy(
-        "publish-memory", bytes_kept, settings.history_ttl_s
+    return (
+        Policy("publish", settings.publish_events_per_s, 1),
+        Policy("publish-memory", bytes_kept, settings.history_ttl_s),
     )
 
 

@@ -152,6 +152,7 @@ class Settings(BaseSettings):
     ticket_lifetime_s: int = Field(30, ge=1, le=300)
     streams_per_user: int = Field(100, ge=1, le=100_000)
     streams_per_address: int = Field(500, ge=1, le=1_000_000)
+    connections_per_address: int = Field(500, ge=1, le=1_000_000)
     streams_per_replica: int = Field(0, ge=0, le=10_000_000)
     memory_max_mb: int = Field(0, ge=0, le=10_000_000)
     publish_events_per_s: int = Field(50_000, ge=1, le=10_000_000)

@@ -223,7 +223,7 @@ async def test_a_stream_that_could_not_be_counted_by_all_is_counted_here() -> No
 
 async def test_a_call_of_an_ended_session_charges_its_address() -> None:
     ledger = MemoryLedger()
-    gate = gate_of(ledger, user_calls=Policy("user", 1, 60), address_calls=Policy("address", 2, 60))
+    gate = gate_of(ledger, user_calls=Policy("user", 1, 60), ended_calls=Policy("ended", 2, 60))
     kicked = asked_by("42")
     await ledger.kick("42", 60)
 
@@ -235,6 +235,24 @@ async def test_a_call_of_an_ended_session_charges_its_address() -> None:
         await gate.identify(kicked)
     await asyncio.sleep(0.002)  # tokens know milliseconds
     assert (await gate.identify(asked_by("42"))).subject == "42"
+
+
+async def test_calls_with_an_ended_session_or_an_unknown_key_use_up_no_sign_in_of_their_address() -> None:
+    ledger = MemoryLedger()
+    few = {name: Policy(name, 2, 60) for name in ("address_calls", "ended_calls", "unknown_keys")}
+    gate = gate_of(ledger, **few)
+    kicked = asked_by("42")
+    await ledger.kick("42", 60)
+
+    for _ in range(2):
+        with pytest.raises(Kicked):
+            await gate.identify(kicked)
+        await gate.count_unknown_key(kicked)
+    for count in (gate.count_ended, gate.count_unknown_key):
+        with pytest.raises(TooMany):
+            await count(kicked)
+
+    await gate.stop_guessing(kicked, "ada@example.org")
 
 
 # Who is not signed in -----------------------------------------------------------------------------------------

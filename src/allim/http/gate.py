@@ -27,12 +27,16 @@ HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 class Limits(NamedTuple):
     """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user; an
-    address that makes accounts."""
+    address that makes accounts; an address with a session that has ended; an address with a publish key that is not
+    known here.
+    """
 
     user_calls: Policy
     address_calls: Policy
     sign_in_tries: Policy
     new_accounts: Policy
+    ended_calls: Policy
+    unknown_keys: Policy
 
 
 class Gate:
@@ -79,7 +83,7 @@ class Gate:
         try:
             await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
         except Unauthenticated:
-            await self.stop_guessing(request)
+            await self.count_ended(request)
             raise
 
     async def require_operator(self, request: Request) -> Identity:
@@ -125,14 +129,31 @@ class Gate:
                 wanted.append((self._limits.sign_in_tries.times(share), f"{email} {share.network}"))
         await self._rates.take(request, *wanted)
 
+    async def count_ended(self, request: HTTPConnection) -> None:
+        """Count a call whose session has ended. The count is of the address, and apart from that of sign-ins: pages
+        that come back after a sign-out, again and again, keep nobody at their address from signing in.
+
+        Raises: TooMany.
+        """
+        await self._count_address(request, self._limits.ended_calls)
+
+    async def count_unknown_key(self, request: HTTPConnection) -> None:
+        """Count a question for a publish key, by address, and apart from sign-ins as well.
+
+        Raises: TooMany.
+        """
+        await self._count_address(request, self._limits.unknown_keys)
+
     async def count_new_account(self, request: Request) -> None:
         """Count an account that is to be made, by its address: each leaves rows, events and keys behind.
 
         Raises: TooMany.
         """
+        await self._count_address(request, self._limits.new_accounts)
+
+    async def _count_address(self, request: HTTPConnection, policy: Policy) -> None:
         shares = shares_of(network_of(request) or HERE)
-        wanted = [(self._limits.new_accounts.times(share), share.network) for share in shares]
-        await self._rates.take(request, *wanted)
+        await self._rates.take(request, *((policy.times(share), share.network) for share in shares))
 
     def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Around the hashing of a password, for a request whose body has been read: waits for its turn.
