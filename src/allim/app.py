@@ -131,7 +131,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     resources = [
         *accounts.routes(account_service, gate, settings.session_lifetime_s),
         *accounts.provider_routes(
-            providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url
+            providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url or ""
         ),
         *snapshots.routes(snapshot_service, gate),
         *keys.routes(key_service, gate),

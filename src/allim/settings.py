@@ -244,6 +244,9 @@ def _completed(settings: Settings) -> dict[str, Any]:
         if bool(getattr(settings, f"{name}_client_id")) != bool(getattr(settings, f"{name}_client_secret")):
             setting = f"{PREFIX}{name.upper()}_CLIENT_"
             raise SettingsError(f"{setting}ID, {setting}SECRET: give both, or neither")
+        if getattr(settings, f"{name}_client_id") and settings.public_url is None:
+            reason = "the provider sends browsers back there"
+            raise SettingsError(f"{PREFIX}PUBLIC_URL: required with {PREFIX}{name.upper()}_CLIENT_ID: {reason}")
     if settings.durability != "memory" and not settings.clustered:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not settings.secret_key:

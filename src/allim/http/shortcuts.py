@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from allim.errors import Unavailable
+from allim.http.fields import is_host
 from allim.http.requests import STARTED_AT, WriteAtOnce, name_for, standing, tell
 from allim.telemetry import request_id
 
@@ -119,6 +120,8 @@ class Shortcuts:
             return False
         fields = dict(scope["headers"])
         if len(fields) < len(scope["headers"]) or not fields.keys() <= _PLAIN:
+            return False
+        if not is_host(fields.get(b"host", b"").decode("latin-1")):
             return False
         started_at = time.perf_counter()
         try:
