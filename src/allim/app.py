@@ -6,8 +6,9 @@ mounted in another application (whose lifespan must then enter this one's), they
 
 import asyncio
 import resource
+import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from allim.alone import alone
 from allim.brokers import durability
 from allim.brokers.memory import MemoryBroker
 from allim.brokers.memory_ledger import MemoryLedger
@@ -43,7 +45,7 @@ from allim.http.tokens import Issuer, Tokens
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.load import limit_bytes
 from allim.permission import Permission, Rule
-from allim.settings import Settings, load_settings, naming
+from allim.settings import Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, reachable
 from allim.telemetry import Metrics
 from allim.transports import sse
@@ -109,15 +111,16 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
-            await migrate(engine)
-            log.info(
-                "capacity",
-                streams=hub.settings.streams_per_replica,
-                memory_mb=round(hub.settings.memory_max_bytes / 1e6),
-                streams_per_user=hub.settings.streams_per_user,
-            )
-            async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
-                yield
+            with nullcontext() if settings.clustered else alone(settings.data_dir):
+                await migrate(engine)
+                log.info(
+                    "capacity",
+                    streams=hub.settings.streams_per_replica,
+                    memory_mb=round(hub.settings.memory_max_bytes / 1e6),
+                    streams_per_user=hub.settings.streams_per_user,
+                )
+                async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
+                    yield
         finally:
             if issuer is not None:
                 await issuer.jwks.close()
@@ -158,6 +161,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         lifespan=lifespan,
     )
 
+    app.router.lifespan = partial(_refused_in_one_line, app.router.lifespan)  # type: ignore[method-assign]
     app.router.redirect_slashes = False  # its redirects repeat what the client wrote as `Host`
 
     async def leave(within_s: float) -> None:
@@ -182,12 +186,26 @@ class _Application(Starlette):
         return outermost.app
 
 
+async def _refused_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Tell the server in one line why a start is refused, where Starlette gives it a traceback."""
+
+    async def send_line(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exc_info()[1], SettingsError):
+            message = {**message, "message": f"allim: {error}"}
+        await send(message)
+
+    await lifespan(scope, receive, send_line)
+
+
 async def check(settings: Settings) -> None:
     """What can be wrong with a setting and only shows when the other side is asked: for the start.
 
     Raises: SettingsError.
     """
-    if settings.redis_url is not None:
+    if settings.redis_url is None:
+        with alone(settings.data_dir):
+            pass
+    else:
         with naming("DURABILITY"):
             await durability.check(settings.redis_url, settings.durability)
 
