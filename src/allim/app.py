@@ -27,8 +27,10 @@ from allim.alone import alone
 from allim.brokers import durability
 from allim.brokers.memory import MemoryBroker
 from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.peers import Peers
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis_ledger import RedisLedger
+from allim.brokers.rights import Rights
 from allim.brokers.server import pool_of
 from allim.domains import accounts, keys, snapshots
 from allim.http import health, openapi, problems, publish, ticket_routes, users
@@ -77,8 +79,10 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     settings = settings or load_settings()
     metrics = Metrics(settings.server_id)
     with naming("REDIS_URL"):
-        ledger = _ledger(settings)
-        hub = Hub(_broker(settings, metrics), ledger, metrics, _hub_settings(settings))
+        rights = Rights(settings.redis_prefix, settings.durability)
+        ledger = _ledger(settings, rights)
+        broker = _broker(settings, metrics, rights)
+        hub = Hub(broker, ledger, metrics, _hub_settings(settings))
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
@@ -131,6 +135,8 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
     checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(reachable, engine), "worker": worker.check}
+    if isinstance(broker, RedisBroker):
+        checks["redis"] = broker.check
     resources = [
         *accounts.routes(account_service, gate, settings.session_lifetime_s),
         *accounts.provider_routes(
@@ -207,10 +213,11 @@ async def check(settings: Settings) -> None:
             pass
     else:
         with naming("DURABILITY"):
-            await durability.check(settings.redis_url, settings.durability)
+            rights = Rights(settings.redis_prefix, settings.durability, quiet=True)
+            await durability.check(settings.redis_url, settings.durability, rights)
 
 
-def _broker(settings: Settings, metrics: Metrics) -> Broker:
+def _broker(settings: Settings, metrics: Metrics, rights: Rights) -> Broker:
     if settings.redis_url is None:
         return MemoryBroker(settings.history_events, settings.history_ttl_s)
     return RedisBroker(
@@ -222,13 +229,20 @@ def _broker(settings: Settings, metrics: Metrics) -> Broker:
         history_ttl_s=settings.history_ttl_s,
         durability=settings.durability,
         durable=settings.redis_durable,
+        rights=rights,
+        peers=Peers(
+            settings.server_id,
+            (settings.secret_key, *settings.old_secret_keys),
+            settings.equal(),
+            settings.pulse_s,
+        ),
     )
 
 
-def _ledger(settings: Settings) -> Ledger:
+def _ledger(settings: Settings, rights: Rights) -> Ledger:
     if settings.redis_url is None:
         return MemoryLedger()
-    return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix)
+    return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix, rights=rights)
 
 
 def _providers(settings: Settings, http: httpx.AsyncClient) -> list[accounts.Provider]:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from allim.brokers.redis import RedisBroker
+from allim.brokers.rights import Rights
 from allim.brokers.server import RedisServer
 from allim.errors import Unavailable
 from allim.hub import ZERO, Entry, Hub, Position, Publication
@@ -306,6 +307,7 @@ async def test_the_keys_carry_the_prefix_the_shard_and_a_time_to_live(redis: Red
 
     history = keys.pop(f"{prefix}:{{0}}:history:user:42")
     assert keys.pop(f"{prefix}:{{0}}:clock") == -1
+    assert 86_000 < keys.pop(f"{prefix}:{{0}}:replicas") <= 86_400
     assert 3500 < history <= 3600
     [(idempotency, ttl)] = keys.items()
     assert idempotency.startswith(f"{prefix}:{{0}}:key:")
@@ -351,7 +353,7 @@ async def test_publishes_follow_the_link_to_another_redis(redis: Redis, monkeypa
     with redis_server() as new:
         async with running(redis.url) as replica:
             await replica.publish("old")
-            monkeypatch.setattr(replica.broker._server, "_make", RedisServer(new.url, "test")._make)
+            monkeypatch.setattr(replica.broker._server, "_make", RedisServer(new.url, "test", Rights())._make)
             await replica.broker.replace_link()
             await until(lambda: replica.counted("allim_link_repairs_total") >= 1)
 

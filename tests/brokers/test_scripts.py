@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from allim.brokers.rights import Rights
 from allim.brokers.scripts import NotDone, Script, ScriptCalls
 from allim.brokers.server import Lead, RedisServer
 from allim.errors import Unavailable
@@ -20,6 +21,7 @@ class Nowhere:
     def __init__(self, *, reached: bool) -> None:
         self.reached = reached
         self.tries = 0
+        self.rights = Rights()
         self._writer = None
 
     async def connect(self) -> Lead:

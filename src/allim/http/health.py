@@ -16,8 +16,8 @@ log = structlog.get_logger(__name__)
 
 CHECK_TIMEOUT_S = 2.0
 
-Check = Callable[[], Awaitable[None]]
-"""Returns when all is well, and raises when it is not."""
+Check = Callable[[], Awaitable[str | None]]
+"""Gives None when all is well, or what is wrong and leaves the replica ready; raises when it is not ready."""
 
 
 class Alive(Body):
@@ -27,7 +27,7 @@ class Alive(Body):
 
 
 class Readiness(Body):
-    """`GET /readyz`: `ok` or a reason for each check."""
+    """`GET /readyz`: `ok`, a remark or a reason for each check."""
 
     status: Literal["ready", "not ready"]
     checks: dict[str, str]
@@ -48,8 +48,9 @@ def routes(checks: Mapping[str, Check], timeout_s: float = CHECK_TIMEOUT_S) -> l
         The broker carries events, the store is reachable, and the replica is not about to leave.
         """
         results = await asyncio.gather(*(_result(name, check, timeout_s) for name, check in checks.items()))
-        ready = all(result == "ok" for result in results)
-        content = Readiness(status="ready" if ready else "not ready", checks=dict(zip(checks, results, strict=True)))
+        ready = all(well for well, _ in results)
+        told = dict(zip(checks, (text for _, text in results), strict=True))
+        content = Readiness(status="ready" if ready else "not ready", checks=told)
         return _answer(200 if ready else 503, content)
 
     return [
@@ -62,16 +63,15 @@ def _answer(status: int, content: Body) -> Response:
     return JSONResponse(content.model_dump(), status, {"Cache-Control": "no-store"})
 
 
-async def _result(name: str, check: Check, timeout_s: float) -> str:
-    """`ok`, or a reason that is safe to show to anyone."""
+async def _result(name: str, check: Check, timeout_s: float) -> tuple[bool, str]:
+    """Whether the check leaves the replica ready; and `ok`, or what is safe to show to anyone."""
     try:
         async with asyncio.timeout(timeout_s):
-            await check()
+            return True, await check() or "ok"
     except AllimError as error:
-        return error.detail
+        return False, error.detail
     except TimeoutError:
-        return f"no answer within {timeout_s:g} s"
+        return False, f"no answer within {timeout_s:g} s"
     except Exception:
         log.exception("readiness check failed", check=name)
-        return "failed; see the log"
-    return "ok"
+        return False, "failed; see the log"
