@@ -49,6 +49,15 @@ def test_several_workers_of_another_server_are_refused(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_several_replicas_with_a_redis_of_their_own_need_the_folder_too(tmp_path: Path) -> None:
+    with alone(tmp_path):
+        done = serve(tmp_path, sys.executable, "-m", "allim", "up", "--replicas", "2", "--port", str(free_port()))
+
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("allim up: " + IN_USE.format(pid=os.getpid(), folder=tmp_path))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_folder_is_free_when_its_process_has_ended(tmp_path: Path, number: signal.Signals) -> None:
     for _ in range(2):
@@ -92,18 +101,19 @@ with alone(folder):
     print(child, flush=True)
     sys.stdin.read()
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    said = [parent.stdout.readline().strip(), parent.stdout.readline().strip()]
-    parent.kill()
-    parent.wait()
-    try:
-        with alone(tmp_path):  # although the child lives on
-            pass
-    finally:
-        [child] = [int(word) for word in said if word.isdigit()]
-        os.kill(child, signal.SIGKILL)
-        parent.communicate()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        said = [parent.stdout.readline().strip(), parent.stdout.readline().strip()]
+        parent.kill()
+        parent.wait()
+        try:
+            with alone(tmp_path):  # although the child lives on
+                pass
+        finally:
+            [child] = [int(word) for word in said if word.isdigit()]
+            os.kill(child, signal.SIGKILL)
 
     assert "refused" in said
 
