@@ -369,6 +369,7 @@ async def test_a_publish_that_the_user_may_not_finish_changes_nothing(redis: Red
         client.execute_command("ACL", "SETUSER", user, "allchannels", "+@all")
         first = await until(lambda: accepted(broker, batch), what="the right is noticed")
         again = await broker.publish(batch)
+        assert first is not None
         assert list(first.positions) == list(again.positions)
         page = await broker.read(["a", "b"], ZERO, 10, PAGE_BYTES)
         assert [event.position for event in page.events] == list(first.positions)
