@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,28 +138,38 @@ def replica(
     mounted: bool = False,
     program: str = "allim serve",
     folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Iterator[Replica]:
     """`allim serve`, ready to serve; with `portable` the same application under plain uvicorn, with `mounted` inside
-    another one; `program` names a module that takes the place of `allim serve`."""
+    another one; `program` names a module that takes the place of `allim serve`; `environ` is added to its own."""
     with ExitStack() as stack:
         home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
         if folder is None:
             stack.callback(shutil.rmtree, home, ignore_errors=True)
-        running = launch_replica(home, portable=portable, mounted=mounted, program=program, **settings)
+        running = launch_replica(
+            home, portable=portable, mounted=mounted, program=program, environ=environ, **settings
+        )
         stack.callback(running.end)
         running.until_ready()
         yield running
 
 
 def launch_replica(
-    home: Path, *, portable: bool = False, mounted: bool = False, program: str = "allim serve", **settings: object
+    home: Path,
+    *,
+    portable: bool = False,
+    mounted: bool = False,
+    program: str = "allim serve",
+    environ: Mapping[str, str] | None = None,
+    **settings: object,
 ) -> Replica:
     """A replica that was just started. Who calls this ends its process."""
     port = lasting_port()
     log = home / f"replica-{port}.log"
     environ = {
         **os.environ,
+        **(environ or {}),
         "ALLIM_DATA_DIR": str(home / "data"),
         "ALLIM_SECRET_KEY": SECRET,
         "ALLIM_PUBLISH_KEYS": f"tests:{PUBLISH_KEY}",
