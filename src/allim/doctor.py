@@ -16,6 +16,7 @@ from allim.brokers.server import pool_of
 from allim.client import ClientError, Subscriber
 from allim.errors import AllimError
 from allim.http.tokens import Tokens
+from allim.hub.clock import SKEW_S
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings
 from allim.storage import open_engine, reachable
 
@@ -82,13 +83,20 @@ async def _redis(settings: Settings) -> list[Finding]:
         return [Finding("redis", False, str(error), "correct ALLIM_REDIS_URL")]
     try:
         took_ms = await _timed(redis.ping)
+        asked_at = time.time()
         info: dict[str, Any] = await redis.info()
+        ahead_s = (asked_at + time.time()) / 2 - info["server_time_usec"] / 1e6
     except (RedisError, OSError, TimeoutError) as error:
         advice = "check ALLIM_REDIS_URL and that redis-server runs"
         return [Finding("redis", False, str(error) or "no answer", advice)]
     finally:
         await redis.aclose()
-    return [_redis_version(info, took_ms), _redis_memory(info), _redis_durability(info, settings)]
+    return [
+        _redis_version(info, took_ms),
+        _redis_clock(ahead_s),
+        _redis_memory(info),
+        _redis_durability(info, settings),
+    ]
 
 
 def _redis_version(info: Mapping[str, Any], took_ms: float) -> Finding:
@@ -97,6 +105,13 @@ def _redis_version(info: Mapping[str, Any], took_ms: float) -> Finding:
     return Finding(
         "redis", new_enough, f"{version} answers in {took_ms:.1f} ms", "" if new_enough else "7.0 or later is needed"
     )
+
+
+def _redis_clock(ahead_s: float) -> Finding:
+    ok = abs(ahead_s) <= SKEW_S
+    advice = "" if ok else "set both machines' clocks, by NTP: tokens, publish keys and snapshots go by them"
+    detail = f"this machine is {abs(ahead_s):.1f} s {'ahead' if ahead_s > 0 else 'behind'}"
+    return Finding("redis clock", ok, detail, advice)
 
 
 def _redis_memory(info: Mapping[str, Any]) -> Finding:

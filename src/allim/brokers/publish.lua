@@ -2,7 +2,8 @@
 -- KEYS: clock, idempotency key, then one history per entry.
 -- ARGV: run_id, heard, durable; history_events, history_ttl_s, window_s, fingerprint ('' without a key), then channel
 -- and lines per entry.
--- An entry is {p: prev, n: the entry's number in its topic, so that entries between two are counted unread, d: lines}.
+-- An entry is {p: prev, n: the entry's number in its topic, so that entries between two are counted unread, d: lines}; the
+-- first of a history also has {e: `expired` of the clock at that moment}: an earlier history of its topic held nothing newer.
 -- Gives {'ok', position, ...} or {'conflict'}.
 
 local history_events, history_ttl_s, window_s, fingerprint = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -21,12 +22,12 @@ if fingerprint ~= '' then
 end
 
 -- All that may fail is done before the first write: a script that fails half-way is not undone.
-local newest = {}  -- per history: position and number of its newest entry
+local newest = {}  -- per history: position and number of its newest entry, and whether there was none before this
 for key = 3, #KEYS do
   local history = KEYS[key]
   if not newest[history] then
     local entry = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
-    newest[history] = entry and {entry[1], tonumber(entry[2][4]) or 0} or {'0-0', 0}  -- not ours, if without a number
+    newest[history] = entry and {entry[1], tonumber(entry[2][4]) or 0, false} or {'0-0', 0, true}  -- not ours, if without a number
     raise(clock, newest[history][1])
   end
 end
@@ -35,15 +36,16 @@ local server_ms = now_ms()
 local reply = {'ok'}
 for entry = 1, #KEYS - 2 do
   local history, channel, lines = KEYS[entry + 2], ARGV[6 + entry * 2], ARGV[7 + entry * 2]
-  local prev, number = newest[history][1], newest[history][2] + 1
+  local prev, number, is_new = newest[history][1], newest[history][2] + 1, newest[history][3]
+  local first = prev == '0-0' and {'e', clock.expired} or {}
   local position = tick(clock, server_ms)
-  redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines)
+  redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines, unpack(first))
   redis.call('PUBLISH', channel, position .. ' ' .. prev .. '\n' .. lines)
-  newest[history] = {position, number}
+  newest[history] = {position, number, is_new}
   reply[entry + 1] = position
 end
-for history in pairs(newest) do
-  redis.call('EXPIRE', history, history_ttl_s)
+for history, last in pairs(newest) do
+  note_expiry(clock, history, last[3], server_ms, history_ttl_s)
 end
 store_clock(clock)
 

@@ -2,17 +2,17 @@
 -- everything up to there is in it.
 -- KEYS: clock, then one history per topic. ARGV: run_id, heard, durable; after ('' reads only the clock), max_events,
 -- max_bytes.
--- Gives {now, floor, time_ms, until ('' when nothing is left after this page), kept (entries after the position, in
--- this page and after it), {numbers of topics that have lost entries after the position}, {{topic, position, prev,
--- lines}, ...}}; the entries of one topic are in order.
+-- Gives {now, floor, {numbers of topics that may have lost entries after the position with a history that was removed},
+-- until ('' when nothing is left after this page), kept (entries after the position, in this page and after it), {numbers of
+-- topics whose history has lost entries after the position}, {{topic, position, prev, lines}, ...}}; the entries of one
+-- topic are in order.
 
 local after, events_left, bytes_left = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local FIRST = 8  -- entries of a topic read before their size is known: how far beyond max_bytes a page may go
 
 local clock = load_clock()
-local time_ms = string.format('%.0f', now_ms())
 if after == '' then
-  return {text(clock.ms, clock.seq), clock.floor, time_ms, '', 0, {}, {}}
+  return {text(clock.ms, clock.seq), clock.floor, {}, '', 0, {}, {}}
 end
 local after_ms, after_seq = parse(after)
 
@@ -24,21 +24,30 @@ local function number(entry)
   return tonumber(entry[2][4]) or 0
 end
 
+local function is_text_after(position)
+  local ms, seq = parse(position or '')
+  return ms and is_after(ms, seq, after_ms, after_seq)
+end
+
 -- Which topics hold something newer, and from where on.
-local kept, trimmed, waiting = 0, {}, {}
+local kept, trimmed, expired, waiting = 0, {}, {}, {}
 for topic = 2, #KEYS do
   local newest = redis.call('XREVRANGE', KEYS[topic], '+', '-', 'COUNT', 1)[1]
   local ms, seq = parse(newest and newest[1] or '0-0')
   if is_after(ms, seq, after_ms, after_seq) then
     local first = redis.call('XRANGE', KEYS[topic], '(' .. after, '+', 'COUNT', 1)[1]
     local oldest = redis.call('XRANGE', KEYS[topic], '-', '+', 'COUNT', 1)[1]
-    local prev_ms, prev_seq = parse(oldest[2][2] or '')
-    if prev_ms and is_after(prev_ms, prev_seq, after_ms, after_seq) then
+    local prev, removed = oldest[2][2], oldest[2][8] or clock.expired  -- without `e`: an earlier version's
+    if is_text_after(prev) then
       trimmed[#trimmed + 1] = topic - 1
+    elseif prev == '0-0' and is_text_after(removed) then
+      expired[#expired + 1] = topic - 1
     end
     kept = kept + math.max(1, number(newest) - number(first) + 1)
     ms, seq = parse(first[1])
     waiting[#waiting + 1] = {topic = topic, ms = ms, seq = seq}
+  elseif not newest and is_text_after(clock.expired) then
+    expired[#expired + 1] = topic - 1
   end
 end
 table.sort(waiting, function(a, b) return is_after(b.ms, b.seq, a.ms, a.seq) end)
@@ -82,4 +91,4 @@ for _, entry in ipairs(found) do
     page[#page + 1] = {entry[1], entry[2], entry[3], entry[4]}
   end
 end
-return {text(clock.ms, clock.seq), clock.floor, time_ms, end_ms and text(end_ms, end_seq) or '', kept, trimmed, page}
+return {text(clock.ms, clock.seq), clock.floor, expired, end_ms and text(end_ms, end_seq) or '', kept, trimmed, page}

@@ -52,7 +52,7 @@ async def client(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> AsyncIterator[httpx.AsyncClient]:
     passwords = accounts.Passwords(CHEAP)
-    service = accounts.Service(engine, TOKENS, passwords, snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(engine, TOKENS, passwords, snapshots, hub.sign_out, hub.extend, hub.last_kick)
     async with client_of(accounts.routes(service, gate_of(), TOKENS.lifetime_s)) as client:
         yield client
 
@@ -250,7 +250,7 @@ async def test_a_hash_made_with_older_parameters_is_renewed_at_sign_in(
 ) -> None:
     await client.post("/api/accounts", json=JIWOO)
     stronger = accounts.Passwords(PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
-    service = accounts.Service(engine, TOKENS, stronger, snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(engine, TOKENS, stronger, snapshots, hub.sign_out, hub.extend, hub.last_kick)
 
     await service.sign_in(JIWOO["email"], JIWOO["password"])
 
@@ -308,7 +308,9 @@ async def test_a_profile_is_what_the_owner_sees(client: httpx.AsyncClient, engin
 
 async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snapshots: FirstSnapshots) -> None:
     away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
-    service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(
+        away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
+    )
 
     async with client_of(accounts.routes(service, gate_of(), TOKENS.lifetime_s)) as client:
         with capture_logs():
@@ -324,7 +326,9 @@ async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snaps
 async def test_an_address_written_in_another_way_is_no_further_try(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots, written: str
 ) -> None:
-    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(
+        engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
+    )
     gate = gate_of(sign_in_tries=Policy("sign-in", 1, 60))
 
     async with client_of(accounts.routes(service, gate, TOKENS.lifetime_s)) as client:
