@@ -212,6 +212,7 @@ ODD_CLAIMS: dict[str, list[object]] = {
     "sub": ["", 7, None, "a:b", "u1\n", "x" * 129, ["u1"]],
     "sid": ["", 7, None, "a b"],
     "nbf": [NOW + 301, True, None, str(NOW), float("nan"), 10**400],
+    "kick": [True, str(NOW), float("nan"), 10**400],
     "iat": [NOW + 301, True, None, str(NOW), float("nan"), float("-inf"), 10**400],
     "topics": ["news", None, ["*"], ["News"], ["room:*x"], [7], ["news"] * 257],
     "role": ["", "admin", None, 7, ["operator"], True],
@@ -428,7 +429,15 @@ async def test_a_token_of_an_outside_issuer_is_renewed_by_that_issuer() -> None:
 
 @pytest.mark.parametrize("alg", SIGNING_KEYS)
 async def test_a_token_of_the_outside_issuer_is_taken_by_any_of_three_algorithms(alg: str) -> None:
-    claims = {**THEIRS, "sid": "s1", "aud": ["x", "allim"], "iat": NOW, "role": "operator", "topics": ["news"]}
+    claims = {
+        **THEIRS,
+        "sid": "s1",
+        "aud": ["x", "allim"],
+        "iat": NOW,
+        "role": "operator",
+        "topics": ["news"],
+        "kick": 9,
+    }
     token = signed_by(alg, SIGNING_KEYS[alg](), claims, kid=alg, x5t="ignored", odd="ignored")
 
     async with with_issuer(publishing()) as verifier:
