@@ -249,6 +249,22 @@ async def test_new_topics_make_room_for_themselves_when_nobody_sends_a_pulse(shi
     await broker.close()
 
 
+async def test_an_event_of_a_topic_that_was_due_stays_when_new_topics_come_with_it(
+    shifted: ShiftedRedis, broker: Broker
+) -> None:
+    silent = [f"silent:{number}" for number in range(20)]
+    for topic in silent:
+        await publish(broker, topic, "before")
+    shifted.shift(FORWARD_S)
+
+    batch = [Entry(topic, encode("t", "now")) for topic in (*silent, *(f"new:{number}" for number in range(20)))]
+    positions = await broker.publish(Publication(batch, None, ""))
+
+    page = await broker.read([entry.topic for entry in batch], min(positions), 100, PAGE_BYTES)
+    assert [event.position for event in page.events] == list(positions[1:])
+    assert list((await broker.heads(silent)).newest) == list(positions[: len(silent)])
+
+
 async def test_a_full_redis_gets_room_by_what_is_due() -> None:
     prefix = fresh_prefix()
     with shifted_redis() as shifted, shifted.server.client() as client:

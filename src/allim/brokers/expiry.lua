@@ -5,6 +5,7 @@
 -- The sorted set `expiry` holds each topic that has a history, by the millisecond of the server's clock in which the
 -- history is due. The last publisher's TTL counts.
 
+local MOST_REMOVED = 200  -- at once, in 1.3 to 2 ms: how long others wait for it
 local SHARD = KEYS[1]:sub(1, -1 - #'clock')
 local EXPIRY, HISTORY = SHARD .. 'expiry', SHARD .. 'history:'
 
@@ -32,12 +33,17 @@ local function remove_due(clock, server_ms, most)
   redis.call('UNLINK', unpack(histories))
 end
 
--- A history was written: it is due so long from now. A topic that has none yet makes the store larger, so two that are due
--- go: the number of histories does not depend on how often they are looked for.
-local function note_expiry(clock, history, is_new, server_ms, ttl_s)
-  redis.call('ZADD', EXPIRY, string.format('%.0f', server_ms + ttl_s * 1000), history:sub(#HISTORY + 1))
-  redis.call('PERSIST', history)  -- a version before this one let Redis delete it
-  if is_new then
-    remove_due(clock, server_ms, 2)
+-- Histories were written: they are due so long from now. A topic that had none makes the store larger, so for each of those
+-- two that are due go: the number of histories does not depend on how often they are looked for.
+-- newest: by history, what publish.lua knows of it; its third item says that it is new.
+local function note_expiry(clock, newest, server_ms, ttl_s)
+  local due, made = string.format('%.0f', server_ms + ttl_s * 1000), 0
+  for history, last in pairs(newest) do
+    redis.call('ZADD', EXPIRY, due, history:sub(#HISTORY + 1))
+    redis.call('PERSIST', history)  -- a version before this one let Redis delete it
+    made = made + (last[3] and 1 or 0)
+  end
+  if made > 0 then  -- only now that none of those that were written is due any more
+    remove_due(clock, server_ms, math.min(2 * made, MOST_REMOVED))
   end
 end

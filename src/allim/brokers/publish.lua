@@ -44,9 +44,7 @@ for entry = 1, #KEYS - 2 do
   newest[history] = {position, number, is_new}
   reply[entry + 1] = position
 end
-for history, last in pairs(newest) do
-  note_expiry(clock, history, last[3], server_ms, history_ttl_s)
-end
+note_expiry(clock, newest, server_ms, history_ttl_s)
 store_clock(clock)
 
 if fingerprint ~= '' then

@@ -1,8 +1,6 @@
 -- A position sent through the whole way, to one replica; and histories that are due are removed. KEYS: clock.
 -- ARGV: run_id, heard, durable; channel. Gives {run_id, the server's clock in Unix milliseconds}.
 
-local MOST_REMOVED = 200  -- by one pulse, in 1.3 to 2 ms: how long others wait for it
-
 local clock = load_clock()
 local last = text(clock.ms, clock.seq)
 local server_ms = now_ms()
