@@ -332,7 +332,7 @@ MUTANTS = (
     Mutant(
         "more is read while requests wait for an earlier answer",
         7,
-        "transports/sse/handover.py",
+        "transports/sse/protocol.py",
         "        if not self.waiting:\n            super().resume_reading()",
         "        super().resume_reading()",
         (FRAMING + "test_a_thousand_requests_sent_ahead_are_answered_in_order",),
@@ -340,8 +340,8 @@ MUTANTS = (
     Mutant(
         "a body may take as long as it likes",
         7,
-        "transports/sse/handover.py",
-        "            self.refuse_body(_SLOW_BODY)\n            return False\n",
+        "transports/sse/protocol.py",
+        "            self.refuse_body(refusals.SLOW_BODY)\n            return False\n",
         "            return True\n",
         (SLOW + "test_a_body_of_which_a_byte_comes_now_and_then_ends",),
     ),

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from allim.serve import listen
 from allim.transports.sse import Connections, HandoverProtocol
-from allim.transports.sse.handover import Take
+from allim.transports.sse.protocol import Take
 
 Connect = Callable[[], Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
