@@ -33,13 +33,30 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def make_broker(store: Redis | None, prefix: str) -> AsyncIterator[MakeBroker]:
-    """Makes brokers that share one store; each is closed at the end."""
+async def make_ledger(store: Redis | None, prefix: str) -> AsyncIterator[MakeLedger]:
+    """Makes ledgers as replicas have them: all over one store; without Redis there is one replica, and one ledger."""
+    made: list[Ledger] = []
+
+    def make() -> Ledger:
+        if store is not None:
+            made.append(RedisLedger(store.url, f"replica-{len(made)}", prefix=prefix))
+        elif not made:
+            made.append(MemoryLedger())
+        return made[-1]
+
+    yield make
+    for ledger in made:
+        await ledger.close()
+
+
+@pytest.fixture
+async def make_broker(store: Redis | None, prefix: str, make_ledger: MakeLedger) -> AsyncIterator[MakeBroker]:
+    """Makes brokers that share one store, with the ledgers of `make_ledger`; each is closed at the end."""
     made: list[Broker] = []
 
     def make(history_events: int = 256, history_ttl_s: int = 3600) -> Broker:
         if store is None:
-            broker: Broker = MemoryBroker(history_events, history_ttl_s)
+            broker: Broker = MemoryBroker(history_events, history_ttl_s, make_ledger())
         else:
             broker = RedisBroker(
                 store.url,
@@ -55,23 +72,6 @@ async def make_broker(store: Redis | None, prefix: str) -> AsyncIterator[MakeBro
     yield make
     for broker in made:
         await broker.close()
-
-
-@pytest.fixture
-async def make_ledger(store: Redis | None, prefix: str) -> AsyncIterator[MakeLedger]:
-    """Makes ledgers as replicas have them: all over one store; without Redis there is one replica, and one ledger."""
-    made: list[Ledger] = []
-
-    def make() -> Ledger:
-        if store is not None:
-            made.append(RedisLedger(store.url, f"replica-{len(made)}", prefix=prefix))
-        elif not made:
-            made.append(MemoryLedger())
-        return made[-1]
-
-    yield make
-    for ledger in made:
-        await ledger.close()
 
 
 @pytest.fixture

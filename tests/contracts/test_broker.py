@@ -9,7 +9,7 @@ import pytest
 from allim.brokers.memory import MemoryBroker
 from allim.hub import ZERO, Broker, Demand, Entry, Event, Position, Publication
 from allim.hub.reads import PAGE_BYTES
-from tests.contracts.conftest import MakeBroker
+from tests.contracts.conftest import MakeBroker, MakeLedger
 from tests.streams import Lines
 from tests.waiting import until
 
@@ -191,6 +191,21 @@ async def test_a_publish_is_charged_and_over_its_limit_stores_nothing(broker: Br
     assert 0 < over.quotas[0].retry_after_s <= 1200
     page = await broker.read(["a"], ZERO, 10, PAGE_BYTES)
     assert [event.position for event in page.events] == [*first.positions, *other.positions]
+
+
+async def test_what_the_ledger_counts_and_what_a_publish_is_charged_are_one_rate(
+    make_broker: MakeBroker, make_ledger: MakeLedger
+) -> None:
+    """A refused body is counted by the ledger, an accepted one by the broker."""
+    broker, ledger = make_broker(), make_ledger()
+    await broker.start(Ear())
+    demand = Demand("publish:p", 3, 3600)
+
+    refused = await ledger.take([demand])
+    accepted = await broker.publish(publication(("a", 1))._replace(demand=demand))
+    again = await ledger.take([demand])
+
+    assert [grant.quotas[0].remaining for grant in (refused, accepted, again)] == [2, 1, 0]
 
 
 async def test_a_repeat_and_a_conflict_are_charged_too(broker: Broker) -> None:

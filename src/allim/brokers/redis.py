@@ -1,8 +1,9 @@
 """The broker of the clustered form: Redis 7.0 or later (or Valkey), one shard.
 
 Keys and channels, `{0}` being the shard's hash tag: `<prefix>:{0}:clock`, `<prefix>:{0}:history:<topic>`,
-`<prefix>:{0}:key:<idempotency key>`, `<prefix>:{0}:replicas`, channels `<prefix>:{0}:topic:<topic>`,
-`<prefix>:{0}:origin` and `<prefix>:{0}:pulse:<replica>`.
+`<prefix>:{0}:expiry`, `<prefix>:{0}:key:<idempotency key>`, `<prefix>:{0}:replicas`, the ledger's
+`<prefix>:{0}:used:<SHA-256 of a name>`, channels `<prefix>:{0}:topic:<topic>`, `<prefix>:{0}:origin` and
+`<prefix>:{0}:pulse:<replica>`.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from allim.brokers.link import Link
 from allim.brokers.memory_watch import MemoryWatch
 from allim.brokers.peers import Peers
 from allim.brokers.pitfalls import Pitfall, look, pitfalls
+from allim.brokers.redis_ledger import RATE_KEY
 from allim.brokers.rights import Rights
 from allim.brokers.scripts import VITAL, Script, ScriptCalls
 from allim.brokers.server import Lead, RedisServer, ask
@@ -64,7 +66,7 @@ class RedisBroker:
         self._clock_key = shard + "clock"
         self._history_key = shard + "history:"
         self._idempotency_key = shard + "key:"
-        self._rate_key = shard + "rate:"
+        self._rate_key = shard + RATE_KEY
         self._topic_channel = shard + "topic:"
         self._pulse_channel = f"{shard}pulse:{replica}"
         self._origin_channel = shard + "origin"

@@ -20,6 +20,7 @@ from allim.identity import CLOCK_LEEWAY_S, Ticket
 log = structlog.get_logger(__name__)
 
 CLOSE_S = 1.0  # for noting the last ended streams
+RATE_KEY = "used:"  # the broker charges under it as well: a publisher has one rate, whichever of the two counts
 MAX_LEAVING = 1000  # streams whose end is noted in one call
 
 
@@ -33,7 +34,7 @@ class RedisLedger:
         self._kicked_key = shard + "kicked:"
         self._streams_key = shard + "streams:"
         self._ticket_key = shard + "ticket:"
-        self._rate_key = shard + "used:"
+        self._rate_key = shard + RATE_KEY
         self._standings = Script("standings", "standing")
         self._kick = Script("kick", "standing", vital=True)
         self._last_kick = Script("last_kick")

@@ -52,7 +52,7 @@ SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
     "origin": (),
     "replicas": ("TIME", "HGETALL @replicas", "HSET @replicas r card", "HDEL @replicas r", "PEXPIRE @replicas 1"),
     "standing": ("TIME", "EXISTS @signed_out:u/s", "GET @kicked:u"),
-    "quotas": ("GET @rate:r", "SET @rate:r 1"),
+    "quotas": ("GET @used:r", "SET @used:r 1"),
     "admit": (
         "EXISTS @ticket:t",
         "SET @ticket:t 1",
