@@ -26,7 +26,8 @@ COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by 
 EQUAL = (
     *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
-    *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
+    *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "accounts_per_hour"),
+    *("snapshots_per_min", "publish_events_per_s", "publisher_memory_mb"),
 )
 
 

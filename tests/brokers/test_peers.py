@@ -1,5 +1,6 @@
 """Replicas over one Redis that are not set up alike notice it themselves."""
 
+import re
 from contextlib import AbstractAsyncContextManager
 
 import pytest
@@ -7,7 +8,7 @@ from structlog.testing import capture_logs
 
 from allim.brokers.peers import Peers
 from allim.errors import Unavailable
-from allim.settings import load_settings
+from allim.settings import EQUAL, Settings, load_settings
 from tests.brokers.brokers import Replica, fresh_prefix, ready, started
 from tests.servers import Redis
 from tests.waiting import until
@@ -132,6 +133,12 @@ async def test_no_key_can_be_read_from_redis(redis: Redis) -> None:
     assert list(cards) == [b"replica-1"]
     assert ONE.encode() not in cards[b"replica-1"]
     assert TWO.encode() not in cards[b"replica-1"]
+
+
+def test_every_limit_that_is_one_over_all_replicas_is_compared() -> None:
+    over_all = {name for name in Settings.model_fields if re.search(r"_per_(user|hour|min|s)$", name)}
+
+    assert over_all | {"publisher_memory_mb"} <= set(EQUAL)
 
 
 def test_the_settings_that_are_compared_hold_no_secret() -> None:
