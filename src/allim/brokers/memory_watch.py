@@ -6,6 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from allim.brokers.scripts import Script, ScriptCalls
+from allim.brokers.server import info_fields
 from allim.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -46,9 +47,8 @@ class MemoryWatch:
 
     async def look(self) -> None:
         """Raises: Unavailable; ValueError or KeyError when Redis says something else than we read."""
-        info = await self._calls.call(self._script, [], [])
-        lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-        used, most = int(lines["used_memory"]), int(lines["maxmemory"])
+        info = info_fields(await self._calls.call(self._script, [], []))
+        used, most = int(info["used_memory"]), int(info["maxmemory"])
         self._report(used, most)
         level = level_of(used / most if most else 0.0, self._level)
         if level != self._level:

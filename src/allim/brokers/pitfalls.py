@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
-from allim.brokers.server import write
+from allim.brokers.server import info_fields, write
 
 
 class Pitfall(NamedTuple):
@@ -50,7 +50,7 @@ async def look(connection: AbstractConnection, prefix: str) -> Setup:
     if isinstance(info, ResponseError):
         raise info
     return Setup(
-        _lines(info),
+        info_fields(info),
         None if isinstance(settings, ResponseError) else _pairs(settings),
         _first_refusal(dry_runs),
     )
@@ -131,8 +131,3 @@ def _first_refusal(dry_runs: Sequence[Any]) -> str | None:
 def _pairs(reply: Sequence[bytes]) -> dict[str, str]:
     words = [word.decode(errors="replace") for word in reply]
     return dict(zip(words[::2], words[1::2], strict=True))
-
-
-def _lines(info: bytes) -> dict[str, str]:
-    lines = info.decode(errors="replace").splitlines()
-    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}

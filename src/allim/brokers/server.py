@@ -98,8 +98,7 @@ class RedisServer:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        lines = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-        return Lead(connection, lines[b"run_id"].decode())
+        return Lead(connection, info_fields(info)["run_id"])
 
     async def close(self) -> None:
         if self._sentinel is not None:
@@ -122,6 +121,12 @@ class RedisServer:
             return {}
         host, port = await self._sentinel.discover_master(self._service)
         return {"host": host, "port": port}
+
+
+def info_fields(info: bytes) -> dict[str, str]:
+    """The fields of an answer to INFO, by name."""
+    lines = info.decode(errors="replace").splitlines()
+    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
 
 
 async def ask(connection: AbstractConnection, *command: str | bytes | int | float) -> Any:

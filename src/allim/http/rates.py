@@ -31,15 +31,12 @@ class Policy(NamedTuple):
     limit: int
     period_s: int
 
-    def of(self, who: str) -> str:
-        return f"{self.name}:{who}"
-
     def times(self, share: Share) -> "Policy":
         """The same limit for a network that is granted more, under a name of its own."""
         return Policy(self.name + share.suffix, self.limit * share.times, self.period_s) if share.suffix else self
 
     def demand(self, who: str, cost: int = 1) -> Demand:
-        return Demand(self.of(who), self.limit, self.period_s, cost)
+        return Demand(f"{self.name}:{who}", self.limit, self.period_s, cost)
 
 
 class Rates:
