@@ -16,7 +16,7 @@ import httpx
 from tests.leaks import inspect
 from tests.replicas import PUBLISH_KEY, ROOT, SECRET, Replica
 from tests.servers import end, free_port
-from tests.waiting import until_sync
+from tests.waiting import START_S, until_sync
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Member(Replica):
     def down(self) -> Iterator[None]:
         """kill -9, and what supervisord starts instead is frozen before it can do anything."""
         self.kill()
-        successor = until_sync(lambda: self.pid, what=f"{self.name} started again")
+        successor = until_sync(lambda: self.pid, timeout_s=START_S, what=f"{self.name} started again")
         assert successor is not None
         os.kill(successor, signal.SIGSTOP)
         assert not self.ready()
@@ -82,7 +82,7 @@ class Cluster:
     def until_whole(self) -> None:
         """Wait until every replica is ready, after one was killed."""
         for member in self.members:
-            until_sync(member.ready, timeout_s=30, what=f"{member.name} ready: {self.said()[-3000:]}")
+            until_sync(member.ready, timeout_s=START_S, what=f"{member.name} ready: {self.said()[-3000:]}")
 
     def said(self) -> str:
         return self.output.read_text(errors="replace")
@@ -117,7 +117,7 @@ def _started(process: "subprocess.Popen[bytes]", output: Path, database: Path) -
     def said() -> str:
         return output.read_text(errors="replace")
 
-    until_sync(lambda: "Ctrl-C to stop" in said() or process.poll() is not None, timeout_s=60, what="allim up")
+    until_sync(lambda: "Ctrl-C to stop" in said() or process.poll() is not None, timeout_s=START_S, what="allim up")
     assert process.poll() is None, said()
     lines = [line.split() for line in said().splitlines()]
     addresses = {line[0]: line[1] for line in lines if len(line) == 2 and "://" in line[1]}

@@ -24,7 +24,7 @@ from tests.leaks import inspect
 from tests.proxy import FaultProxy, fault_proxy
 from tests.replicas import Replica, launch_replica
 from tests.servers import Redis, lasting_port, redis_server
-from tests.waiting import accepts, until_sync
+from tests.waiting import START_S, accepts, until_sync
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Nginx:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
-        until_sync(lambda: accepts(self.port), what=f"nginx: {self.log.read_text()[-2000:]}")
+        until_sync(lambda: accepts(self.port), START_S, what=f"nginx: {self.log.read_text()[-2000:]}")
 
     def workers(self) -> set[int]:
         """The processes of all workers, also of those that only wait for their last streams."""
@@ -114,7 +114,7 @@ class Deployment:
     def urls(self) -> list[str]:
         return [replica.url for replica in self.replicas]
 
-    def until_ready(self, timeout_s: float = 30.0) -> None:
+    def until_ready(self, timeout_s: float = START_S) -> None:
         for replica in self.replicas:
             replica.until_ready(timeout_s)
 

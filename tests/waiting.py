@@ -10,13 +10,15 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 TICK_S = 0.01
+PATIENCE_S = 30.0  # with what takes a moment on a quiet machine
+START_S = 50.0  # with a process that starts or comes back; a test has 60 s
 
 
 @overload
-async def until(condition: Callable[[], Awaitable[T]], timeout_s: float = 10.0, what: str = "") -> T: ...
+async def until(condition: Callable[[], Awaitable[T]], timeout_s: float = PATIENCE_S, what: str = "") -> T: ...
 @overload
-async def until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T: ...
-async def until(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "") -> object:
+async def until(condition: Callable[[], T], timeout_s: float = PATIENCE_S, what: str = "") -> T: ...
+async def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S, what: str = "") -> object:
     """The condition's first truthy value.
 
     Raises: AssertionError when the deadline passes.
@@ -32,7 +34,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 10.0, what: 
         await asyncio.sleep(TICK_S)
 
 
-def until_sync(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:
+def until_sync(condition: Callable[[], T], timeout_s: float = PATIENCE_S, what: str = "") -> T:
     """As `until`, for synchronous tests."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -43,6 +45,6 @@ def until_sync(condition: Callable[[], T], timeout_s: float = 10.0, what: str = 
 
 
 def accepts(port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a server listens there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -15,7 +15,7 @@ import redis as redis_py
 
 from tests import compose
 from tests.servers import end, lasting_port
-from tests.waiting import until_sync
+from tests.waiting import START_S, until_sync
 
 PASSWORD = "a-password-of-the-tests"
 
@@ -42,7 +42,7 @@ class Guarded:
         self.process.send_signal(by)
         self.process.wait(20)
         self.process = _spawn(self.service, self.environ)
-        until_sync(lambda: _answers(self.process, self.admin), what="the restarted server")
+        until_sync(lambda: _answers(self.process, self.admin), timeout_s=START_S, what="the restarted server")
 
     def end(self) -> None:
         self.admin.close()
@@ -68,7 +68,7 @@ def guarded_redis(program: str = "redis-server", **environ: str) -> Iterator[Gua
     url = parts["app"]["environment"]["ALLIM_REDIS_URL"].replace("@redis:6379", f"@127.0.0.1:{port}")
     guarded = Guarded(url, service, process_environ, admin, process)
     try:
-        until_sync(lambda: _answers(process, admin), what="the server")
+        until_sync(lambda: _answers(process, admin), timeout_s=START_S, what="the server")
         yield guarded
     finally:
         guarded.end()

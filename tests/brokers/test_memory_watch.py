@@ -49,6 +49,7 @@ async def test_a_redis_that_fills_is_told_once_a_level_and_in_the_metrics(
     metrics = Metrics()
     watch = MemoryWatch(calls, metrics.redis_memory)
     with own_redis.client() as redis, capture_logs() as logged:
+        redis.setrange("filler", 20_000_000, "x")  # beside which the buffers of a connection are little
         for used in (0.5, 0.8, 0.8, 0.95, 0.95, 0.8, 0.5):
             redis.config_set("maxmemory", int(redis.info("memory")["used_memory"] / used))
             await watch.look()

@@ -154,7 +154,7 @@ async def test_a_right_taken_away_while_it_runs_costs_at_most_the_publish_that_f
 
         limited.set(f"+{rule}")
         await until(lambda: well(limited))
-        assert len(await limited.broker.publish(BATCH._replace(key="k:9"))) == 3
+        assert len((await limited.broker.publish(BATCH._replace(key="k:9"))).positions) == 3
 
 
 @pytest.mark.parametrize("rule", ["subscribe", "info", "eval", "evalsha", "wait", "xreadgroup", "config|get"])

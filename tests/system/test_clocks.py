@@ -3,7 +3,6 @@
 import itertools
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -198,7 +197,7 @@ async def test_a_rotated_publish_key_is_refused_everywhere_when_its_grace_is_ove
     async def is_refused() -> bool:
         return httpx.post(f"{behind.url}/api/publish", json=_event("x"), headers=old, timeout=15).status_code == 401
 
-    await until(is_refused, 10)
+    await until(is_refused)
 
 
 async def test_how_far_a_clock_is_off_is_a_metric_and_a_warning(system: System) -> None:
@@ -221,9 +220,7 @@ async def test_snapshots_are_generated_while_clocks_differ_and_step(system: Syst
                 answer = httpx.get(where, headers=bearer(who.token), timeout=15)
                 return bool(answer.json()["status"] == "generated")
 
-            began = time.monotonic()
-            await until(is_generated, 30)
-            assert time.monotonic() - began < 30
+            await until(is_generated)
 
 
 def _event(who: str) -> dict[str, object]:

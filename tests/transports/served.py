@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from allim.serve import listen
 from allim.transports.sse import Connections, HandoverProtocol
 from allim.transports.sse.protocol import Take
+from tests.waiting import PATIENCE_S
 
 Connect = Callable[[], Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -29,7 +30,7 @@ async def served(app: ASGIApp, take: Take | None = None, shared: Connections | N
     config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listener]))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not server.started:
             await asyncio.sleep(0.01)
     writers = []
@@ -50,7 +51,7 @@ async def served(app: ASGIApp, take: Take | None = None, shared: Connections | N
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
     """What came until the other side ended the connection."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         try:
             return await reader.read()
         except ConnectionResetError:
