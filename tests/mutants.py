@@ -192,12 +192,20 @@ MUTANTS = (
         (SSE + "test_sigterm_tells_every_stream_at_its_own_moment",),
     ),
     Mutant(
-        "a slow reader is waited for",
+        "a reader that reads nothing is waited for",
         7,
         "transports/sse/handover.py",
-        "        if self.live:\n            self.close(CloseReason.SLOW_READER)\n        elif",
-        "        if",
+        "                self.close(CloseReason.SLOW_READER)\n",
+        "                pass\n",
         (SSE + "test_a_slow_reader_is_ended_and_nobody_else",),
+    ),
+    Mutant(
+        "a reader whose buffer is full is ended although it reads",
+        7,
+        "transports/sse/handover.py",
+        "                self.hub.bring_back(self)\n",
+        "                self.close(CloseReason.SLOW_READER)\n",
+        (SSE + "test_a_reader_that_reads_gets_a_burst_of_many_times_its_buffer_and_stays",),
     ),
     Mutant(
         "a token's end is not looked at",

@@ -38,6 +38,28 @@ async def test_a_killed_link_loses_doubles_and_reorders_nothing(redis: Redis) ->
         assert replica.counted("allim_link_repairs_total") >= 1
 
 
+async def test_topics_published_in_turn_are_read_at_the_cost_of_topics_published_one_after_the_other() -> None:
+    topics, each = [f"t:{number}" for number in range(50)], 50
+    in_turn = [topic for _ in range(each) for topic in topics]
+    with redis_server() as server, server.client() as client:
+        commands = {}
+        for order, names in (("in turn", in_turn), ("one after the other", sorted(in_turn))):
+            broker = RedisBroker(server.url, "replica-1", Metrics(), prefix=fresh_prefix())
+            entries = [Entry(name, bytes(Lines("test", number))) for number, name in enumerate(names)]
+            await broker.publish(Publication(entries, None, ""))
+            client.execute_command("CONFIG", "RESETSTAT")
+            after, complete, got = ZERO, False, 0
+            while not complete:
+                page = await broker.read(topics, after, 512, PAGE_BYTES)
+                after, complete, got = page.until, page.complete, got + len(page.events)
+            commands[order] = sum(command["calls"] for command in client.info("commandstats").values())
+            assert got == len(in_turn)
+            await broker.close()
+
+    assert commands["in turn"] <= 1.5 * commands["one after the other"]
+    assert commands["in turn"] <= len(in_turn)
+
+
 async def test_each_killed_link_is_one_repair(redis: Redis) -> None:
     async with running(redis.url) as replica:
         stream = await replica.opened(ListStream())

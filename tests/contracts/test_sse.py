@@ -152,8 +152,21 @@ async def test_a_slow_reader_is_ended_and_nobody_else(server: Replica) -> None:
             await quick.next("t")
             return server.metric("allim_streams_closed_total", reason="slow_reader") > ended
 
-        await until(feed, 20)
+        await until(feed, 60)
         assert slow.status == 200
+
+
+async def test_a_reader_that_reads_gets_a_burst_of_many_times_its_buffer_and_stays(server: Replica) -> None:
+    """Where everything comes at once after a stall, its buffer fills for no fault of its own."""
+    behind = server.metric("allim_streams_behind_total")
+    async with await Reader.open(server.url, token("burst"), receive_bytes=4096) as stream:
+        await stream.next("stream.open")
+        server.publish(*(("user:burst", "t", [number, "x" * 60_000]) for number in range(10)))
+
+        assert [(await stream.next("t")).data[0] for _ in range(10)] == list(range(10))
+        server.publish(("user:burst", "t", ["live"]))
+        assert (await stream.next()).data == ["live"]
+    assert server.metric("allim_streams_behind_total") == behind + 1
 
 
 async def test_a_slow_return_gets_all_of_its_history(server: Replica) -> None:

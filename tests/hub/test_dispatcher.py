@@ -568,3 +568,54 @@ def topic_of(bench: Bench) -> Topic:
     topic = bench.registry.topic("a")
     assert topic is not None
     return topic
+
+
+async def test_an_event_behind_a_newer_one_of_another_topic_is_told_and_counted(bench: Bench) -> None:
+    both, only_a = bench.stream("a", "b"), bench.stream("a")
+    late, newer = bench.history.add("a", 1), bench.history.add("b", 2)
+    bench.dispatcher.on_events([newer])
+
+    bench.dispatcher.on_events([late])
+    await until(lambda: both.live and only_a.live)
+
+    assert (both.data, both.gaps) == ([2], [(("a",), "trimmed")])
+    assert (only_a.data, only_a.gaps) == ([1], [])
+    assert bench.metric("allim_link_out_of_order_total 1.0")
+    bench.dispatcher.on_events([bench.history.add("a", 3)])
+    assert (both.data, only_a.data) == ([2, 3], [1, 3])
+
+
+async def test_an_event_behind_a_pulse_is_told(bench: Bench) -> None:
+    stream = bench.stream("a")
+    late = bench.history.add("a", 1)
+    stream.last = Position(2, 0)  # its heartbeat told this
+    bench.dispatcher.on_pulse(Position(2, 0))
+
+    bench.dispatcher.on_events([late])
+    await until(lambda: stream.live)
+
+    assert (stream.data, stream.gaps) == ([], [(("a",), "trimmed")])
+
+
+async def test_of_a_run_that_begins_late_each_stream_gets_the_rest(bench: Bench) -> None:
+    both, only_a = bench.stream("a", "b"), bench.stream("a")
+    late = bench.history.add("a", 1)
+    newer = bench.history.add("b", 2)
+    run = [late, bench.history.add("a", 3)]
+    bench.dispatcher.on_events([newer])
+
+    bench.dispatcher.on_events(run)
+    await until(lambda: both.live and only_a.live)
+
+    assert (both.data, both.gaps) == ([2, 3], [(("a",), "trimmed")])
+    assert (only_a.data, only_a.gaps) == ([1, 3], [])
+
+
+async def test_the_same_announcement_twice_is_written_once_and_is_not_late(bench: Bench) -> None:
+    stream = bench.stream("a", "b")
+    twice = bench.history.add("a", 1)
+    for event in (twice, bench.history.add("b", 2), twice):
+        bench.dispatcher.on_events([event])
+
+    assert (stream.data, stream.gaps, stream.live) == ([1, 2], [], True)
+    assert bench.metric("allim_link_out_of_order_total 0.0")

@@ -681,6 +681,31 @@ async def test_five_thousand_topics_are_repaired_while_their_replica_and_redis_s
         assert worst["ping"] < 0.1
 
 
+async def test_interleaved_topics_that_a_link_missed_come_to_all_streams_at_a_cost_linear_in_events(
+    pair: Pair, http: httpx.AsyncClient, who: str
+) -> None:
+    topics = [f"interleaved-{number}:{who}" for number in range(20)]
+    rounds = 100
+    async with contextlib.AsyncExitStack() as stack:
+        followers = [
+            await stack.enter_async_context(following(pair.two, f"{who}-{number}", *topics)) for number in range(40)
+        ]
+        pair.way_of_two.black_hole()
+        for at in range(0, rounds, 25):
+            events = [event(topic, f"{number}") for number in range(at, at + 25) for topic in topics]
+            await confirm(http, pair.one, events, f"{who}-{at}")
+        pair.command("CONFIG", "RESETSTAT")
+        pair.way_of_two.heal()
+        await until(lambda: all(len(f.data) == rounds * len(topics) for f in followers), 30, "all heard")
+        with pair.redis.client() as client:
+            entries_read = client.info("commandstats")["cmdstat_xrange"]["calls"]
+
+    for follower in followers:
+        assert follower.data == [f"{number}" for number in range(rounds) for _ in topics]
+        assert follower.gaps == []
+    assert entries_read < len(followers) * rounds * len(topics) / 4, "each reading brings many"
+
+
 @asynccontextmanager
 async def sampling(pair: Pair) -> AsyncIterator[dict[str, float]]:
     """The slowest answers of the second replica's `/healthz` and of Redis while the context lasts."""

@@ -2,9 +2,12 @@
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from itertools import accumulate
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
 
 from allim.hub import (
     IDEMPOTENCY_WINDOW_S,
@@ -70,16 +73,18 @@ class MemoryBroker:
         if after is None:
             return Reading(self._last, self._floor, now_ms, (), self._last, 0, (), complete=True)
         histories = [self._history[topic] for topic in topics if topic in self._history]
-        newer = sorted(
-            (event for history in histories for event in history if event.position > after),
-            key=lambda event: event.position,
-        )
-        size = list(accumulate((len(event.lines) for event in newer), initial=0))
-        page = [event for event, before in zip(newer[:max_events], size, strict=False) if before < max_bytes]
-        complete = len(page) == len(newer)
+        newer = [(history, bisect_right(history, after, key=attrgetter("position"))) for history in histories]
+        kept = sum(len(history) - start for history, start in newer)
+        merged = merge(*(islice(history, start, None) for history, start in newer), key=attrgetter("position"))
+        page: list[Event] = []
+        size = 0
+        while len(page) < min(kept, max_events) and size < max_bytes:
+            page.append(next(merged))
+            size += len(page[-1].lines)
+        complete = len(page) == kept
         until = self._last if complete else page[-1].position
         trimmed = [history[0].topic for history in histories if after < history[0].prev]
-        return Reading(self._last, self._floor, now_ms, page, until, len(newer), trimmed, complete)
+        return Reading(self._last, self._floor, now_ms, page, until, kept, trimmed, complete)
 
     async def heads(self, topics: Sequence[str]) -> Heads:
         newest = [self._history[topic][-1].position if topic in self._history else ZERO for topic in topics]

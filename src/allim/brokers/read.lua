@@ -1,13 +1,12 @@
--- A page of what several topics hold after a position, in one atomic step. It ends where it is full, and says where:
--- everything up to there is in it.
+-- A page of what several topics hold after a position, in order, in one atomic step. It ends where it is full, and says
+-- where: everything up to there is in it.
 -- KEYS: clock, then one history per topic. ARGV: run_id, heard, durable; after ('' reads only the clock), max_events,
 -- max_bytes.
 -- Gives {now, floor, time_ms, until ('' when nothing is left after this page), kept (entries after the position, in
 -- this page and after it), {numbers of topics that have lost entries after the position}, {{topic, position, prev,
--- lines}, ...}}; the entries of one topic are in order.
+-- lines}, ...}}.
 
 local after, events_left, bytes_left = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
-local FIRST = 8  -- entries of a topic read before their size is known: how far beyond max_bytes a page may go
 
 local clock = load_clock()
 local time_ms = string.format('%.0f', now_ms())
@@ -24,62 +23,74 @@ local function number(entry)
   return tonumber(entry[2][4]) or 0
 end
 
--- Which topics hold something newer, and from where on.
-local kept, trimmed, waiting = 0, {}, {}
-for topic = 2, #KEYS do
-  local newest = redis.call('XREVRANGE', KEYS[topic], '+', '-', 'COUNT', 1)[1]
-  local ms, seq = parse(newest and newest[1] or '0-0')
-  if is_after(ms, seq, after_ms, after_seq) then
-    local first = redis.call('XRANGE', KEYS[topic], '(' .. after, '+', 'COUNT', 1)[1]
-    local oldest = redis.call('XRANGE', KEYS[topic], '-', '+', 'COUNT', 1)[1]
-    local prev_ms, prev_seq = parse(oldest[2][2] or '')
-    if prev_ms and is_after(prev_ms, prev_seq, after_ms, after_seq) then
-      trimmed[#trimmed + 1] = topic - 1
-    end
-    kept = kept + math.max(1, number(newest) - number(first) + 1)
-    ms, seq = parse(first[1])
-    waiting[#waiting + 1] = {topic = topic, ms = ms, seq = seq}
-  end
-end
-table.sort(waiting, function(a, b) return is_after(b.ms, b.seq, a.ms, a.seq) end)
+-- A merge of all topics. Each reads a few entries ahead: its share of the space that is left in the page, by the size
+-- of those before. So entries that are read for nothing are no more than those in the page, whatever their order.
+local waiting = {}  -- topics with an entry ahead, the one with the earliest entry last
 
--- The earliest first, so that every page gets on. Where a topic is cut short, the page ends for all.
-local found, end_ms, end_seq = {}, nil, nil
-local function cut(ms, seq)
-  if not end_ms or is_after(end_ms, end_seq, ms, seq) then
-    end_ms, end_seq = ms, seq
+local function read_ahead(topic, wanted)
+  topic.entries, topic.at, topic.bytes = redis.call('XRANGE', topic.key, topic.from, '+', 'COUNT', wanted), 0, 0
+  topic.exhausted = #topic.entries < wanted
+  for _, entry in ipairs(topic.entries) do
+    topic.bytes = topic.bytes + #(entry[2][6] or '')
   end
+  local last = topic.entries[#topic.entries]
+  topic.from = last and '(' .. last[1]
 end
-for _, history in ipairs(waiting) do
-  if events_left <= 0 or bytes_left <= 0 then
-    -- just before its first entry
-    if history.seq > 0 then cut(history.ms, history.seq - 1) else cut(history.ms - 1, 999999999) end
-    break
-  end
-  local history_key, from, entries, wanted = KEYS[history.topic], '(' .. after, nil, math.min(FIRST, events_left)
-  repeat
-    local bytes_before = bytes_left
-    entries = redis.call('XRANGE', history_key, from, '+', 'COUNT', wanted)
-    for _, entry in ipairs(entries) do
-      local ms, seq = parse(entry[1])
-      local lines = entry[2][6] or ''
-      found[#found + 1] = {history.topic - 1, entry[1], entry[2][2] or '', lines, ms, seq}
-      events_left, bytes_left = events_left - 1, bytes_left - #lines
-      from = '(' .. entry[1]
+
+local function share(topic)
+  local average = math.max(1, topic.bytes / #topic.entries)
+  local left = math.min(events_left, bytes_left / average)
+  return math.max(1, math.ceil(left / (#waiting + 1)))
+end
+
+-- Put the topic where its next entry belongs, if it has one.
+local function advance(topic)
+  if topic.at == #topic.entries then
+    if topic.exhausted then
+      return
     end
-    local whole = #entries < wanted
-    local average = (bytes_before - bytes_left) / math.max(1, #entries)
-    wanted = math.min(events_left, math.ceil(bytes_left / math.max(1, average)))
-  until whole or wanted <= 0
-  if #entries > 0 and redis.call('XRANGE', history_key, from, '+', 'COUNT', 1)[1] then
-    cut(found[#found][5], found[#found][6])
+    read_ahead(topic, share(topic))
+  end
+  topic.at = topic.at + 1
+  local entry = topic.entries[topic.at]
+  if not entry then
+    return
+  end
+  topic.ms, topic.seq = parse(entry[1])
+  local low, high = 1, #waiting + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local other = waiting[middle]
+    if is_after(other.ms, other.seq, topic.ms, topic.seq) then low = middle + 1 else high = middle end
+  end
+  table.insert(waiting, low, topic)
+end
+
+-- An entry whose `prev` is after the position shows that those between are lost: the first one that is left.
+local kept, trimmed = 0, {}
+for index = 2, #KEYS do
+  local topic = {key = KEYS[index], index = index - 1, from = '(' .. after}
+  read_ahead(topic, 1)
+  local first = topic.entries[1]
+  if first then
+    local prev_ms, prev_seq = parse(first[2][2] or '')
+    if prev_ms and is_after(prev_ms, prev_seq, after_ms, after_seq) then
+      trimmed[#trimmed + 1] = topic.index
+    end
+    local newest = redis.call('XREVRANGE', topic.key, '+', '-', 'COUNT', 1)[1]
+    kept = kept + math.max(1, number(newest) - number(first) + 1)
+    advance(topic)
   end
 end
 
 local page = {}
-for _, entry in ipairs(found) do
-  if not (end_ms and is_after(entry[5], entry[6], end_ms, end_seq)) then
-    page[#page + 1] = {entry[1], entry[2], entry[3], entry[4]}
-  end
+while #waiting > 0 and events_left > 0 and bytes_left > 0 do
+  local topic = table.remove(waiting)
+  local entry = topic.entries[topic.at]
+  local lines = entry[2][6] or ''
+  page[#page + 1] = {topic.index, entry[1], entry[2][2] or '', lines}
+  events_left, bytes_left = events_left - 1, bytes_left - #lines
+  advance(topic)
 end
-return {text(clock.ms, clock.seq), clock.floor, time_ms, end_ms and text(end_ms, end_seq) or '', kept, trimmed, page}
+local until_ = #waiting > 0 and page[#page][2] or ''
+return {text(clock.ms, clock.seq), clock.floor, time_ms, until_, kept, trimmed, page}

@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 from collections.abc import Collection, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -130,7 +129,6 @@ class RedisBroker:
             event = self._event(topics[topic - 1], position, prev, lines)
             if event is not None:
                 events.append(event)
-        events.sort(key=attrgetter("position"))
         return Reading(
             newest,
             _position(floor),

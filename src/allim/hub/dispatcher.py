@@ -61,6 +61,7 @@ class Dispatcher:
         self._late_pulse = ZERO
         self._floor = ZERO  # the newest origin heard of
         self._heard = ZERO  # the last own pulse: everything before it has been dispatched
+        self._newest = ZERO  # of all that the link brought
         self._repair: asyncio.Task[None] | None = None
         self.stood_up = asyncio.Event()
 
@@ -72,6 +73,8 @@ class Dispatcher:
             return  # its last stream left while the announcement was on its way
         # The first stream's history may end before what came last before this: nobody knows yet what the topic has.
         doubt = self._in_doubt or topic.last is None
+        if not doubt and (late := self._late(events, topic)):
+            self._bring_back(topic, late)
         run: list[Event] = []  # what is dispatched together
         size = 0
         for event in events:
@@ -97,9 +100,11 @@ class Dispatcher:
                 self._obey(control, topic)
         if run:
             self._dispatch(run, topic)
+        self._newest = max(self._newest, events[-1].position)
 
     def on_pulse(self, position: Position) -> None:
         self._alive()
+        self._newest = max(self._newest, position)
         if self._in_doubt:
             self._late_pulse = position
         else:
@@ -128,12 +133,29 @@ class Dispatcher:
     async def room(self) -> None:
         await self._broadcasts.room()
 
+    def bring_back(self, stream: Stream) -> None:
+        """Let a live stream, whose connection takes no more, read on from history."""
+        self._metrics.fell_behind()
+        self._catch_up.bring_back(stream, partial(self._seen, stream))
+
     def stop(self) -> None:
         if self._repair is not None:
             self._repair.cancel()
             self._repair = None
 
     # Straight on ----------------------------------------------------------------------------------------------
+
+    def _late(self, events: Sequence[Event], topic: Topic) -> Position | None:
+        """Return where the first of these events stands that the link brought behind something newer.
+
+        A link promises one order. Where one breaks it, a stream may stand after the event already, and would drop it.
+        """
+        first = next((event.position for event in events if topic.last is None or event.position > topic.last), None)
+        if first is None or first > self._newest:
+            return None
+        self._metrics.came_late()
+        log.warning("an event came out of order", topic=events[0].topic, position=str(first))
+        return first
 
     def _obey(self, control: Control, topic: Topic) -> None:
         for stream in topic.streams:

@@ -355,6 +355,10 @@ class Hub:
             stream.close(CloseReason.LINK_FAILED)  # or it would wait for ever, neither live nor ended
             raise
 
+    def bring_back(self, stream: Stream) -> None:
+        """Let a live stream, whose connection takes no more, read on from history at its reader's pace."""
+        self._dispatcher.bring_back(stream)
+
     def leave(self, stream: Stream, reason: CloseReason) -> None:
         """Forget a stream whose connection has ended. Synchronous, so no cancellation can cut it short."""
         if stream not in self._registry:

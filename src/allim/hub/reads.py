@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from allim.hub.broker import Broker, Reading
 from allim.hub.position import Position
 
-PAGE_EVENTS = 512
+PAGE_EVENTS = 256
 PAGE_BYTES = 256 * 1024
-READS_AT_ONCE = 32  # bounds, with the size of a page, what history costs Redis and this replica at a stretch
+READS_AT_ONCE = 8  # bounds, with the size of a page, how long Redis and this replica do nothing else
 
 _Wish = tuple[tuple[str, ...], Position | None]
 

@@ -45,6 +45,8 @@ class Backlog:
         self.whole = True
 
     def put(self, event: Event) -> None:
+        if not self.whole:
+            return  # it is read from history, with what came before it
         if self.events and event.position <= self.events[-1].position:
             return  # a broadcast that was put here before its turn, because something newer came
         self.size += len(event.wire)
@@ -166,7 +168,7 @@ class Stream(ABC):
 
     @abstractmethod
     def write(self, wire: bytes) -> None:
-        """Give bytes to the connection; returns at once. A reader too slow for its buffer is ended."""
+        """Give bytes to the connection; returns at once. A live stream whose buffer is full goes back to catch-up."""
 
     @abstractmethod
     def open(self, opening: Opening) -> None:
@@ -190,4 +192,4 @@ class Stream(ABC):
 
     @abstractmethod
     async def drained(self) -> None:
-        """Return when the connection takes more bytes, or has ended."""
+        """Return when the connection takes more bytes, or has ended: a reader that reads nothing is ended."""

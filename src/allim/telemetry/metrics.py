@@ -48,6 +48,14 @@ class Metrics:
         self._bad_entries = Counter(
             "allim_bad_entries_total", "Entries in the broker that could not be read", registry=r
         )
+        self._behind = Counter(
+            "allim_streams_behind_total",
+            "Times a live stream's buffer was full: it read on from history",
+            registry=r,
+        )
+        self._late = Counter(
+            "allim_link_out_of_order_total", "Events that the link brought behind newer ones", registry=r
+        )
         self._skew_s = 0.0
 
     def count_topics(self, count: Callable[[], int]) -> None:
@@ -82,6 +90,12 @@ class Metrics:
 
     def refused(self, limit: str) -> None:
         self._refused.labels(limit).inc()
+
+    def fell_behind(self) -> None:
+        self._behind.inc()
+
+    def came_late(self) -> None:
+        self._late.inc()
 
     def issuer_keys_not_read(self) -> None:
         self._issuer_failures.inc()

@@ -6,9 +6,11 @@ Source: docs/decisions/0002-handover.md, with what is bent in uvicorn and why.
 """
 
 import asyncio
+import fcntl
 import json
 import socket
 import struct
+import termios
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
@@ -31,6 +33,7 @@ from allim.transports.sse.stream import Proven, SseStream
 EXTENSION = "allim.handover"
 ANSWER = "allim.answer"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
+READ_PATIENCE_S = 10.0  # with a reader whose buffer is full and that takes not a byte
 FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
 CLIENT_GONE = 499  # nginx' word for it, in our log alone
 FIRST_BYTES = 16 * 1024  # what may go out together at the beginning; less than a stream's buffer
@@ -137,8 +140,11 @@ class HandoverStream(SseStream, asyncio.Protocol):
             _reset(self.transport)
 
     async def drained(self) -> None:
-        if self.waiter is not None:
-            await self.waiter
+        while (waiter := self.waiter) is not None:
+            before = _unread(self.transport)
+            await asyncio.wait([waiter], timeout=READ_PATIENCE_S)
+            if not waiter.done() and _unread(self.transport) >= before:
+                self.close(CloseReason.SLOW_READER)
 
     # The transport's side -------------------------------------------------------------------------------------
 
@@ -157,11 +163,11 @@ class HandoverStream(SseStream, asyncio.Protocol):
         self.close(CloseReason.CLIENT_SPOKE)
 
     def pause_writing(self) -> None:
-        """More than the stream's buffer waits for this reader. It comes back with its last event ID."""
-        if self.live:
-            self.close(CloseReason.SLOW_READER)
-        elif self.waiter is None and not self.ended:
+        """The stream's buffer is full: from here on the reader gets history, at its own pace."""
+        if self.waiter is None and not self.ended:
             self.waiter = asyncio.get_running_loop().create_future()
+            if self.live:
+                self.hub.bring_back(self)
 
     def resume_writing(self) -> None:
         self._wake()
@@ -190,6 +196,15 @@ def address_of(transport: asyncio.Transport, end: str) -> tuple[str, Any] | None
     if isinstance(address, tuple):
         return (str(address[0]), int(address[1]))
     return (address, None) if address and isinstance(address, str) else None
+
+
+def _unread(transport: asyncio.Transport | None) -> int:
+    """Return how many bytes were written and not acknowledged by the reader's kernel yet."""
+    sock: socket.socket | None = transport.get_extra_info("socket") if transport else None
+    if transport is None or sock is None or sock.fileno() < 0:
+        return 0
+    (unacknowledged,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    return transport.get_write_buffer_size() + int(unacknowledged)
 
 
 def _reset(transport: asyncio.Transport) -> None:

@@ -42,7 +42,7 @@ class PortableStream(SseStream):
         if self.size > self.hub.settings.stream_buffer_bytes:
             self.room.clear()
             if self.live:
-                self.close(CloseReason.SLOW_READER)
+                self.hub.bring_back(self)
 
     def finish(self, *, flush: bool) -> None:
         assert self.close_reason is not None
