@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from statistics import median
 from typing import Literal, NamedTuple
 
@@ -240,6 +240,7 @@ def check(evidence: Evidence) -> Report:
     _judge_batches(store, report)
     _judge_origin(evidence, report)
     _judge_recovery(evidence, report)
+    _judge_order(evidence, report)
     _judge_slow(evidence, report)
     _judge_cost(evidence, report)
     _judge_rates(evidence, report)
@@ -343,6 +344,7 @@ class _Walk:
         self.replica = ""
         self.told: dict[str, tuple[float, str]] = {}  # topic → when, reason
         self.untold: dict[str, list[str]] = defaultdict(list)  # topic → holes that may still be told
+        self.behind: dict[str, list[str]] = defaultdict(list)  # topic → those given out behind the cursor, later
         self.numbers: dict[int, Position] = {}
         self.opened = self.closed = False
 
@@ -363,6 +365,8 @@ class _Walk:
                 case _:
                     self._frame(entry, index)
         self.report.reconnects += max(0, connections - 1)
+        for text in chain.from_iterable(self.behind.values()):
+            self._violated("holes", len(self.follower.entries) - 1, f"{text}, and was never told")
         if self.cursor is None:
             self._violated("framing", len(self.follower.entries) - 1, "no stream was ever opened")
 
@@ -418,7 +422,7 @@ class _Walk:
     def _tell(self, entry: Entry) -> None:
         for topic, reason in zip(entry.topics, entry.reasons, strict=True):
             self.told[topic] = (entry.at, reason)
-            self.report.lost_and_told += len(self.untold.pop(topic, ()))
+            self.report.lost_and_told += len(self.untold.pop(topic, ())) + len(self.behind.pop(topic, ()))
 
     def _event(self, entry: Entry, index: int) -> None:
         assert entry.position is not None
@@ -456,6 +460,8 @@ class _Walk:
         told = self.told.get(event.topic)
         if told is not None and event.position.ms <= self.store.broker_s(told[0]) * 1000 + 1:
             self.report.lost_and_told += 1
+        elif self.store.publish_of[event.number].began > entry.at:
+            self.behind[event.topic].append(text)  # by a broker that had lost its memory
         elif self._dropped(event):
             self.untold[event.topic].append(text)
         else:
@@ -547,6 +553,23 @@ def _rising(entries: Iterable[Entry]) -> Iterator[tuple[Position, float]]:
         if entry.position is not None and entry.kind != CONNECT and entry.position > highest:
             highest = entry.position
             yield highest, entry.at
+
+
+def _judge_order(evidence: Evidence, report: Report) -> None:
+    """What was published after an answer stands behind what was answered, if the broker lost nothing meanwhile."""
+    answered = sorted((p for p in evidence.publishes if p.result == "ok"), key=lambda publish: publish.ended)
+    newest = answered[0] if answered else None
+    by_start = sorted(answered, key=lambda publish: publish.began)
+    at = 0
+    for publish in by_start:
+        while at < len(answered) and answered[at].ended < publish.began:
+            if newest is None or answered[at].positions[-1:] > newest.positions[-1:]:
+                newest = answered[at]
+            at += 1
+        if at == 0 or newest is None or not publish.positions or publish.positions[0] > newest.positions[-1]:
+            continue
+        if not any(span.touches(newest.began, publish.ended) for span in evidence.forgotten):
+            report.violations["order"].append(f"{publish} came after {newest}")
 
 
 def _judge_slow(evidence: Evidence, report: Report) -> None:

@@ -236,6 +236,10 @@ class Transport(asyncio.Transport):
         self.buffered = 0
         self._end(error)
 
+    def unacknowledged(self) -> int:
+        """How many bytes were written that the other side's kernel has not acknowledged."""
+        return self.buffered + self.out.under_way
+
     def die(self) -> None:
         """The process at this end died: the other side hears a reset, this one nothing any more."""
         if not self.lost:

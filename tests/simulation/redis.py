@@ -40,13 +40,26 @@ class Status(bytes):
     __slots__ = ()
 
 
+class StreamEntry(list[Any]):
+    """An entry of a stream, as a reply: its ID, then names and values in turn. Shape: `lua` is it as a table."""
+
+    __slots__ = ("lua",)
+
+    def __init__(self, text: bytes, fields: list[bytes]) -> None:
+        super().__init__((text, fields))
+        self.lua: Any = None
+
+    @property
+    def fields(self) -> dict[bytes, bytes]:
+        return dict(zip(self[1][::2], self[1][1::2], strict=True))
+
+
 @dataclass(slots=True)
 class Stream:
-    """The value of a stream. Shape: `ids` rise; `fields` are as they were added, name and value in turn."""
+    """The value of a stream. Shape: `ids` rise."""
 
     ids: list[Id] = field(default_factory=list)
-    texts: list[bytes] = field(default_factory=list)
-    fields: list[list[bytes]] = field(default_factory=list)
+    entries: list[StreamEntry] = field(default_factory=list)
     last: Id = (0, 0)
 
     def between(self, first: bytes, last: bytes) -> tuple[int, int]:
@@ -59,7 +72,7 @@ class Stream:
         surplus = len(self.ids) - newest
         if surplus <= 0:
             return 0
-        del self.ids[:surplus], self.texts[:surplus], self.fields[:surplus]
+        del self.ids[:surplus], self.entries[:surplus]
         return surplus
 
 
@@ -657,8 +670,7 @@ class Redis:
             held = self.values[key] = Stream()
         written = b"%d-%d" % new
         held.ids.append(new)
-        held.texts.append(written)
-        held.fields.append(fields)
+        held.entries.append(StreamEntry(written, fields))
         held.last = new
         if most is not None:
             held.keep(most)
@@ -671,7 +683,7 @@ class Redis:
         low, high = held.between(args[1], args[2])
         if len(args) > 3:
             high = min(high, low + _integer(args[4]))
-        return [[held.texts[i], held.fields[i]] for i in range(low, high)]
+        return held.entries[low:high]
 
     def _do_xrevrange(self, args: Sequence[bytes]) -> list[Any]:
         held: Stream | None = self._of(args[0], Stream)
@@ -680,7 +692,7 @@ class Redis:
         low, high = held.between(args[2], args[1])
         if len(args) > 3:
             low = max(low, high - _integer(args[4]))
-        return [[held.texts[i], held.fields[i]] for i in range(high - 1, low - 1, -1)]
+        return held.entries[low:high][::-1]
 
     def _do_xlen(self, args: Sequence[bytes]) -> int:
         held = self._of(args[0], Stream)
@@ -813,6 +825,12 @@ def _cut(ids: list[Id], text: bytes, *, upper: bool) -> int:
 def _to_lua(reply: Any) -> Any:
     if reply is None:
         return False
+    if type(reply) is bytes or type(reply) is int:
+        return reply
+    if type(reply) is StreamEntry:
+        if reply.lua is None:  # no script changes what it was given
+            reply.lua = ENGINE.table([reply[0], ENGINE.table(reply[1])])
+        return reply.lua
     if isinstance(reply, list):
         return ENGINE.table([_to_lua(item) for item in reply])
     if type(reply) is Status:

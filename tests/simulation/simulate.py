@@ -22,6 +22,7 @@ from tests.checker import Evidence, Mark, Report, check
 from tests.simulation import world as worlds
 from tests.simulation.clock import Overrun, Stuck, VirtualLoop, here, note_tasks, virtual_time
 from tests.simulation.faults import FAULTS, Undo
+from tests.simulation.network import Transport
 from tests.simulation.redis import TooMuch
 from tests.simulation.schedule import Schedule, Step, draw
 from tests.simulation.world import Publisher, World
@@ -224,7 +225,13 @@ def _knobs(schedule: Schedule) -> Iterator[None]:
         for name, value in schedule.knobs.items():
             module, _, constant = name.rpartition(".")
             stack.enter_context(patch.object(importlib.import_module(module), constant, value))
+        # What is asked of the kernel of a real connection.
+        stack.enter_context(patch("allim.transports.sse.handover._unread", _unread))
         yield
+
+
+def _unread(transport: Transport | None) -> int:
+    return 0 if transport is None else transport.unacknowledged()
 
 
 @contextmanager

@@ -55,7 +55,6 @@ RETRY_MS = 500
 PATIENCE_S, IMPATIENCE_S = 15.0, (0.0005, 0.02)  # of a publisher with an answer
 GIVE_UP_S = 20.0
 REFUSED_S = 1.0  # until a refused reader comes again
-PUBLISH = Policy("publish", 2000, 1)
 CALLS = Policy("user", 120, 60)
 POSTING = Policy("posting", 1000, 10)  # a publisher's own limit, well above what it does
 
@@ -213,10 +212,9 @@ class Replica:
 
     async def publish(self, who: str, drafts: Sequence[Draft], key: str | None) -> Sequence[Position]:
         """Raises: Unavailable, TooMany, Conflict."""
-        for policy, cost in ((PUBLISH, len(drafts)), (POSTING, 1)):
-            quota = self.rates.spare(policy, who, cost) or await self.rates.ask(policy, who, cost)
-            self.judge(policy, who, [quota])
-            self.rates.check([policy], [quota])
+        quota = self.rates.spare(POSTING, who, len(drafts)) or await self.rates.ask(POSTING, who, len(drafts))
+        self.judge(POSTING, who, [quota])
+        self.rates.check([POSTING], [quota])
         published = await self.hub.publish(drafts, f"{who} {key}" if key else None, indexed=len(drafts) > 1)
         return published.positions
 
@@ -324,6 +322,7 @@ class Reader:
         self.over = False
         self.stays = False  # to the end of the schedule
         self.absent_since: float | None = None
+        self.away_s = 0.0
 
     def note(self, entry: Entry) -> None:
         self.log.entries.append(entry)
@@ -364,9 +363,12 @@ class Reader:
             await self._pause()
 
     async def _pause(self) -> None:
-        until = self.world.loop.now + self.retry_s * self.rng.uniform(0.5, 1)
-        while (left_s := until - self.world.loop.now) > 0 and not (self.stays and left_s > 2):
+        until = self.world.loop.now + (self.away_s or self.retry_s * self.rng.uniform(0.5, 1))
+        self.away_s = 0.0
+        while (left_s := until - self.world.loop.now) > 0:
             await asyncio.sleep(min(left_s, 1.0))
+            if self.stays:
+                return
 
     async def _watch(self, attempt: Attempt) -> None:
         """No frame for too long: the line is dead."""
@@ -392,9 +394,9 @@ class Reader:
             elif mood == "vanishes":
                 attempt.vanish()
             else:
-                self.retry_s = self.rng.uniform(5, 25) if mood == "is away" else self.retry_s
+                self.away_s = self.rng.uniform(5, 25) if mood == "is away" else 0.0
                 attempt.give_up("left")
-                await asyncio.sleep(self.retry_s)
+                await asyncio.sleep(self.away_s)
             self.note_absence()
 
     def note_absence(self) -> None:
