@@ -25,15 +25,27 @@ real_time = time.monotonic
 @click.option("--first", type=int, help="The first of many seeds.")
 @click.option("--count", type=int, help="How many schedules at most.")
 @click.option("--step", type=int, default=1, help="From a seed to the next.")
+@click.option("--digest", is_flag=True, help="Of the one schedule say only what repeats exactly.")
 @click.option("--survey", is_flag=True, help="Do not stop at a failure: count the kinds.")
 @click.option("--shrink/--whole", "smaller", default=True, help="Make a failing schedule smaller.")
 def main(
-    seconds: float, seed: int | None, first: int | None, count: int | None, step: int, survey: bool, smaller: bool
+    seconds: float,
+    seed: int | None,
+    first: int | None,
+    count: int | None,
+    step: int,
+    digest: bool,
+    survey: bool,
+    smaller: bool,
 ) -> None:
+    """See the module."""
     if os.environ.get("PYTHONHASHSEED") != "0":  # or sets of text have another order each time
         sys.exit(subprocess.run([sys.executable, "-m", "tests.simulation", *sys.argv[1:]], env=_env()).returncode)
     if seed is not None:
         outcome = simulate(schedule_of(seed), trace=not smaller)
+        if digest:
+            click.echo(f"{seed} {outcome.digest}")
+            return
         click.echo(outcome.schedule)
         click.echo(f"{outcome}\nDIGEST {outcome.digest}")
         if not outcome.clean:

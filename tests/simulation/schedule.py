@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-QUIET_S = (1.0, 12.0)
+QUIET_S = (1.0, 9.0)
 ROUNDS = (1, 3)
 
 
@@ -129,7 +129,7 @@ def draw(seed: int, faults: Mapping[str, tuple[float, float, float]]) -> Schedul
         readers=readers,
         topics=topics,
         publishers=rng.randint(1, 3),
-        publishes_per_s=min(rate, (450 if crowd else 150) / ends_s),
+        publishes_per_s=min(rate, (360 if crowd else 120) / ends_s),
         batch_share=rng.choice((0.0, 0.2, 0.6)),
         keyed_share=rng.choice((0.0, 0.5, 1.0)),
         event_bytes=rng.choice((20, 200, 200, 2000)) if not crowd else 20,

@@ -227,6 +227,8 @@ def _knobs(schedule: Schedule) -> Iterator[None]:
             stack.enter_context(patch.object(importlib.import_module(module), constant, value))
         # What is asked of the kernel of a real connection.
         stack.enter_context(patch("allim.transports.sse.handover._unread", _unread))
+        # Or redis-py reads and parses a file for each connection, a sixth of a schedule's time.
+        stack.enter_context(patch("redis.utils.get_lib_version", lambda: "0"))
         yield
 
 
