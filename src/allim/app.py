@@ -76,7 +76,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     metrics = Metrics(settings.server_id)
     with naming("REDIS_URL"):
         ledger = _ledger(settings)
-        hub = Hub(_broker(settings, metrics), ledger, metrics, _hub_settings(settings))
+        hub = Hub(_broker(settings, ledger, metrics), ledger, metrics, _hub_settings(settings))
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
@@ -192,9 +192,9 @@ async def check(settings: Settings) -> None:
             await durability.check(settings.redis_url, settings.durability)
 
 
-def _broker(settings: Settings, metrics: Metrics) -> Broker:
+def _broker(settings: Settings, ledger: Ledger, metrics: Metrics) -> Broker:
     if settings.redis_url is None:
-        return MemoryBroker(settings.history_events, settings.history_ttl_s)
+        return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
     return RedisBroker(
         settings.redis_url,
         settings.server_id,

@@ -36,8 +36,8 @@ async def broker(server: Node, durability: Durability, prefix: str | None = None
 
 
 async def publish(to: RedisBroker, number: int, key: str | None = None) -> str:
-    [position] = await to.publish(Publication([Entry("a", bytes(Lines("t", number)))], key, key or ""))
-    return str(position)
+    outcome = await to.publish(Publication([Entry("a", bytes(Lines("t", number)))], key, key or ""))
+    return str(outcome.positions[0])
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from allim.brokers.redis import RedisBroker
+from allim.brokers.scripts import Refused
 from allim.brokers.server import RedisServer
 from allim.errors import Unavailable
 from allim.hub import ZERO, Entry, Hub, Position, Publication
@@ -337,12 +338,39 @@ async def test_the_keys_carry_the_prefix_the_shard_and_a_time_to_live(redis: Red
 async def test_history_is_trimmed_to_its_length(redis: Redis) -> None:
     broker = RedisBroker(redis.url, "r", Metrics(), prefix=fresh_prefix(), history_events=3)
     entries = [Entry("a", bytes(Lines("t", number))) for number in range(10)]
-    positions = await broker.publish(Publication(entries, None, ""))
+    positions = (await broker.publish(Publication(entries, None, ""))).positions
     page = await broker.read(["a"], ZERO, 2, PAGE_BYTES)
     await broker.close()
 
     assert [event.position for event in page.events] == list(positions[7:9])
     assert (page.trimmed, page.kept) == (["a"], 3)
+
+
+@pytest.mark.parametrize("refused", ["hset", "xadd", "rpush", "expire", "publish", "&channels"])
+async def test_a_publish_that_the_user_may_not_finish_changes_nothing(redis: Redis, refused: str) -> None:
+    prefix = fresh_prefix()
+    channels = "resetchannels" if refused == "&channels" else "allchannels"
+    user = prefix + "-user"
+    with redis.client() as client:
+        client.execute_command("ACL", "SETUSER", user, "on", "nopass", "~*", "allchannels", "+@all")
+        broker = RedisBroker(redis.url.replace("://", f"://{user}:x@"), "r", Metrics(), prefix=prefix)
+        batch = Publication([Entry(topic, bytes(Lines("t", topic))) for topic in ("a", "b", "a")], "p:k", "f")
+        await broker.read(["a"], ZERO, 1, PAGE_BYTES)  # the clock is there
+        before = sorted(client.scan_iter(f"{prefix}:*"))
+        rule = channels if refused == "&channels" else f"-{refused}"
+        client.execute_command("ACL", "SETUSER", user, rule)
+
+        with pytest.raises(Refused, match="NOPERM"):
+            await broker.publish(batch)
+
+        assert sorted(client.scan_iter(f"{prefix}:*")) == before
+        client.execute_command("ACL", "SETUSER", user, "allchannels", "+@all")
+        first, again = await broker.publish(batch), await broker.publish(batch)
+        assert list(first.positions) == list(again.positions)
+        page = await broker.read(["a", "b"], ZERO, 10, PAGE_BYTES)
+        assert [event.position for event in page.events] == list(first.positions)
+        await broker.close()
+        client.execute_command("ACL", "DELUSER", user)
 
 
 async def test_its_connections_name_their_replica(redis: Redis) -> None:

@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from allim.brokers.scripts import NotDone, Script, ScriptCalls
-from allim.brokers.server import Lead, RedisServer
+from allim.brokers.scripts import Call, NotDone, Refused, Script, ScriptCalls
+from allim.brokers.server import Lead, RedisServer, ask
 from allim.errors import Unavailable
+from tests.servers import Redis
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -88,3 +89,52 @@ async def test_nothing_is_called_after_the_end() -> None:
             async with asyncio.timeout(1):
                 await call
     assert server.tries == 1
+
+
+class Forgotten(ScriptCalls):
+    """Calls to a Redis that forgets its scripts before each of the first `times` questions."""
+
+    times = 0
+
+    async def _replies(self, lead: Lead, batch: Sequence[Call]) -> list[Any]:
+        if self.times:
+            self.times -= 1
+            await ask(lead.connection, "SCRIPT", "FLUSH")
+        return await super()._replies(lead, batch)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_a_call_whose_script_redis_forgets_again_and_again_is_made_once(redis: Redis, times: int) -> None:
+    server = RedisServer(redis.url, "forgotten")
+    calls = Forgotten(server, lambda run_id: (run_id, "0-0", ""))
+    calls.times = times
+    with redis.client() as client:
+        channel = f"forgotten:{times}"
+        heard = client.pubsub()
+        heard.subscribe(channel)
+        heard.get_message(timeout=5)
+
+        await calls.call(PULSE, [f"forgotten:{times}:clock"], [channel], pauses=(0.01, 0.01))
+
+        await calls.close()
+        await server.close()
+        assert heard.get_message(timeout=5) is not None
+        assert heard.get_message(timeout=0.1) is None
+        heard.close()
+
+
+async def test_what_redis_refuses_is_not_asked_again_also_if_repeatable(redis: Redis) -> None:
+    server = RedisServer(redis.url, "refused")
+    calls = ScriptCalls(server, lambda run_id: (run_id, "0-0", ""))
+    with redis.client() as client:
+        client.set("refused:clock", "no hash")
+        before = client.info("errorstats").get("errorstat_WRONGTYPE", {"count": 0})["count"]
+
+        with pytest.raises(Refused, match="WRONGTYPE"):
+            await calls.call(PULSE, ["refused:clock"], ["refused"], pauses=PAUSES, repeatable=True)
+
+        assert (
+            client.info("errorstats")["errorstat_WRONGTYPE"]["count"] - before <= 2
+        )  # the command's and its script's
+    await calls.close()
+    await server.close()

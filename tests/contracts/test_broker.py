@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from allim.errors import Conflict
-from allim.hub import ZERO, Broker, Entry, Event, Position, Publication
+from allim.hub import ZERO, Broker, Demand, Entry, Event, Position, Publication
 from allim.hub.reads import PAGE_BYTES
 from tests.contracts.conftest import MakeBroker
 from tests.streams import Lines
@@ -49,12 +48,19 @@ def publication(*entries: tuple[str, object], key: str | None = None, fingerprin
     return Publication([Entry(topic, bytes(Lines("test", data))) for topic, data in entries], key, fingerprint)
 
 
+async def publish(broker: Broker, asked: Publication) -> Sequence[Position]:
+    outcome = await broker.publish(asked)
+    assert outcome.quota is None
+    assert not outcome.conflict
+    return outcome.positions
+
+
 async def test_announces_to_subscribers_of_the_topic_only(broker: Broker) -> None:
     ear = Ear()
     await broker.start(ear)
     await broker.subscribe(["a"])
 
-    await broker.publish(publication(("b", 1), ("a", 2)))
+    await publish(broker, publication(("b", 1), ("a", 2)))
     await until(lambda: ear.events)
 
     assert [(event.topic, Lines.data_of(event.lines)) for event in ear.events] == [("a", 2)]
@@ -65,7 +71,7 @@ async def test_positions_rise_over_all_topics_and_prev_chains_within_one(broker:
     await broker.start(ear)
     await broker.subscribe(["a", "b"])
 
-    positions = await broker.publish(publication(("a", 1), ("b", 2), ("a", 3)))
+    positions = await publish(broker, publication(("a", 1), ("b", 2), ("a", 3)))
     await until(lambda: len(ear.events) == 3)
 
     assert list(positions) == sorted(set(positions))
@@ -79,7 +85,7 @@ async def test_what_is_published_together_is_heard_in_order(broker: Broker) -> N
     await broker.subscribe(["a", "b"])
     topics = random.Random(1).choices("aaaab", k=500)
 
-    positions = await broker.publish(publication(*((topic, "x" * 200) for topic in topics)))
+    positions = await publish(broker, publication(*((topic, "x" * 200) for topic in topics)))
     await broker.pulse()
     await until(lambda: len(ear.heard) > len(topics))
 
@@ -93,7 +99,7 @@ async def test_what_is_heard_at_once_is_little(broker: Broker) -> None:
     await broker.start(ear)
     await broker.subscribe(["a"])
 
-    await broker.publish(publication(*[("a", number) for number in range(1000)]))
+    await publish(broker, publication(*[("a", number) for number in range(1000)]))
     await until(lambda: len(ear.events) == 1000)
 
     assert ear.most_at_once <= 64
@@ -104,7 +110,7 @@ async def test_wire_is_the_id_and_the_lines(broker: Broker) -> None:
     await broker.start(ear)
     await broker.subscribe(["a"])
 
-    [position] = await broker.publish(publication(("a", {"x": "ü"})))
+    [position] = await publish(broker, publication(("a", {"x": "ü"})))
     await until(lambda: ear.events)
 
     assert ear.events[0].wire == f'id: {position}\nevent: test\ndata: {{"x":"ü"}}\n\n'.encode()
@@ -115,8 +121,8 @@ async def test_same_key_and_content_is_one_event_at_the_same_position(broker: Br
     await broker.start(ear)
     await broker.subscribe(["a"])
 
-    first = await broker.publish(publication(("a", 1), ("a", 2), key="p:k", fingerprint="f1"))
-    second = await broker.publish(publication(("a", 1), ("a", 2), key="p:k", fingerprint="f1"))
+    first = await publish(broker, publication(("a", 1), ("a", 2), key="p:k", fingerprint="f1"))
+    second = await publish(broker, publication(("a", 1), ("a", 2), key="p:k", fingerprint="f1"))
     await broker.pulse()
     await until(lambda: isinstance(ear.heard[-1], Position) if ear.heard else False)
 
@@ -126,12 +132,11 @@ async def test_same_key_and_content_is_one_event_at_the_same_position(broker: Br
 
 async def test_same_key_with_other_content_is_refused_and_stores_nothing(broker: Broker) -> None:
     await broker.start(Ear())
-    [position] = await broker.publish(publication(("a", 1), key="p:k", fingerprint="f1"))
+    [position] = await publish(broker, publication(("a", 1), key="p:k", fingerprint="f1"))
 
-    with pytest.raises(Conflict) as caught:
-        await broker.publish(publication(("a", 2), key="p:k", fingerprint="f2"))
+    outcome = await broker.publish(publication(("a", 2), key="p:k", fingerprint="f2"))
 
-    assert caught.value.fields[0].field == "Idempotency-Key"
+    assert (list(outcome.positions), outcome.conflict) == ([], True)
     reading = await broker.read(["a"], ZERO, 10, PAGE_BYTES)
     assert [event.position for event in reading.events] == [position]
 
@@ -140,10 +145,40 @@ async def test_a_batch_of_a_thousand_under_a_key(broker: Broker) -> None:
     await broker.start(Ear())
     batch = publication(*(("a", n) for n in range(1000)), key="p:k", fingerprint="f1")
 
-    first = await broker.publish(batch)
+    first = await publish(broker, batch)
 
     assert len(first) == 1000
-    assert list(await broker.publish(batch)) == list(first)
+    assert list(await publish(broker, batch)) == list(first)
+
+
+async def test_a_publish_is_charged_and_over_its_limit_stores_nothing(broker: Broker) -> None:
+    await broker.start(Ear())
+    demand = Demand("publish:p", 3, 3600, 2)
+
+    first = await broker.publish(publication(("a", 1), ("a", 2))._replace(demand=demand))
+    over = await broker.publish(publication(("a", 3), ("a", 4))._replace(demand=demand))
+    other = await broker.publish(publication(("a", 5))._replace(demand=demand._replace(name="publish:q")))
+
+    assert first.quota is not None
+    assert (first.quota.granted, first.quota.remaining) == (True, 1)
+    assert over.quota is not None
+    assert (over.quota.granted, over.quota.remaining, list(over.positions)) == (False, 1, [])
+    assert 0 < over.quota.retry_after_s <= 1200
+    page = await broker.read(["a"], ZERO, 10, PAGE_BYTES)
+    assert [event.position for event in page.events] == [*first.positions, *other.positions]
+
+
+async def test_a_repeat_and_a_conflict_are_charged_too(broker: Broker) -> None:
+    await broker.start(Ear())
+    demand = Demand("publish:p", 3, 3600)
+    asked = publication(("a", 1), key="p:k", fingerprint="f1")._replace(demand=demand)
+
+    outcomes = [await broker.publish(again) for again in (asked, asked, asked._replace(fingerprint="f2"), asked)]
+
+    assert [outcome.quota and outcome.quota.remaining for outcome in outcomes] == [2, 1, 0, 0]
+    assert [outcome.conflict for outcome in outcomes] == [False, False, True, False]
+    assert list(outcomes[0].positions) == list(outcomes[1].positions)
+    assert not outcomes[3].positions
 
 
 async def test_pulse_comes_after_what_was_published_before_it(broker: Broker) -> None:
@@ -151,7 +186,7 @@ async def test_pulse_comes_after_what_was_published_before_it(broker: Broker) ->
     await broker.start(ear)
     await broker.subscribe(["a"])
 
-    await broker.publish(publication(("a", 1)))
+    await publish(broker, publication(("a", 1)))
     await broker.pulse()
     await until(lambda: len(ear.heard) == 2)
 
@@ -163,7 +198,7 @@ async def test_pulse_comes_after_what_was_published_before_it(broker: Broker) ->
 
 async def test_read_gives_what_is_after_a_position(broker: Broker) -> None:
     await broker.start(Ear())
-    positions = await broker.publish(publication(*(("a", n) for n in range(5))))
+    positions = await publish(broker, publication(*(("a", n) for n in range(5))))
 
     reading = await broker.read(["a", "never"], positions[1], 10, PAGE_BYTES)
 
@@ -175,7 +210,7 @@ async def test_read_gives_what_is_after_a_position(broker: Broker) -> None:
 
 async def test_a_page_is_full_at_a_number_of_events_and_counts_the_rest(broker: Broker) -> None:
     await broker.start(Ear())
-    positions = await broker.publish(publication(*(("a", n) for n in range(5))))
+    positions = await publish(broker, publication(*(("a", n) for n in range(5))))
 
     page = await broker.read(["a"], ZERO, 2, PAGE_BYTES)
 
@@ -186,7 +221,7 @@ async def test_a_page_is_full_at_a_number_of_events_and_counts_the_rest(broker: 
 
 async def test_a_page_is_full_at_a_number_of_bytes_and_never_empty(broker: Broker) -> None:
     await broker.start(Ear())
-    await broker.publish(publication(*(("a", "x" * 1000) for _ in range(100))))
+    await publish(broker, publication(*(("a", "x" * 1000) for _ in range(100))))
 
     page = await broker.read(["a"], ZERO, 1000, 10)
 
@@ -203,7 +238,7 @@ async def test_pages_of_several_topics_give_every_event_once_and_in_order(
     of = random.Random(max_events * max_bytes)
     topics = ["a", "b", "c", "never"]
     batch = publication(*((of.choice("aabbbc"), n) for n in range(120)))
-    positions = await broker.publish(batch)
+    positions = await publish(broker, batch)
 
     got: list[Position] = []
     after, complete = positions[9], False
@@ -219,7 +254,7 @@ async def test_pages_of_several_topics_give_every_event_once_and_in_order(
 
 async def test_read_of_the_clock_alone(broker: Broker) -> None:
     await broker.start(Ear())
-    positions = await broker.publish(publication(("a", 1)))
+    positions = await publish(broker, publication(("a", 1)))
 
     reading = await broker.read(["a"], None, 10, PAGE_BYTES)
 
@@ -230,9 +265,9 @@ async def test_read_of_the_clock_alone(broker: Broker) -> None:
 async def test_history_keeps_the_newest_and_says_what_it_trimmed(make_broker: MakeBroker) -> None:
     broker = make_broker(history_events=3)
     await broker.start(Ear())
-    positions = await broker.publish(publication(*(("a", n) for n in range(5))))
+    positions = await publish(broker, publication(*(("a", n) for n in range(5))))
 
-    await broker.publish(publication(("b", 1)))
+    await publish(broker, publication(("b", 1)))
 
     for seen, trimmed in [(ZERO, ["a"]), (positions[0], ["a"]), (positions[1], []), (positions[2], [])]:
         page = await broker.read(["a", "b"], seen, 10, PAGE_BYTES)
@@ -243,7 +278,7 @@ async def test_history_keeps_the_newest_and_says_what_it_trimmed(make_broker: Ma
 async def test_history_of_a_silent_topic_expires(make_broker: MakeBroker) -> None:
     broker = make_broker(history_ttl_s=1)
     await broker.start(Ear())
-    await broker.publish(publication(("a", 1)))
+    await publish(broker, publication(("a", 1)))
 
     async def gone() -> bool:
         page = await broker.read(["a"], ZERO, 10, PAGE_BYTES)
@@ -254,7 +289,7 @@ async def test_history_of_a_silent_topic_expires(make_broker: MakeBroker) -> Non
 
 async def test_heads_are_the_newest_positions(broker: Broker) -> None:
     await broker.start(Ear())
-    positions = await broker.publish(publication(("a", 1), ("b", 1), ("a", 2)))
+    positions = await publish(broker, publication(("a", 1), ("b", 1), ("a", 2)))
 
     heads = await broker.heads(["a", "b", "never"])
 
@@ -267,10 +302,10 @@ async def test_unsubscribe_and_subscribe_again_hears_again(broker: Broker) -> No
     await broker.start(ear)
     for number in range(20):
         await broker.subscribe(["a"])
-        await broker.publish(publication(("a", number)))
+        await publish(broker, publication(("a", number)))
         await until(lambda number=number: len(ear.events) == number + 1)  # type: ignore[misc]
         broker.unsubscribe("a")
-    await broker.publish(publication(("a", "unheard")))
+    await publish(broker, publication(("a", "unheard")))
     await broker.pulse()
     await until(lambda: isinstance(ear.heard[-1], Position))
 
@@ -286,7 +321,7 @@ async def test_subscriptions_crossing_each_other_are_all_confirmed(broker: Broke
     await broker.subscribe(["a", "b"])
     await first
 
-    await broker.publish(publication(("a", 1)))
+    await publish(broker, publication(("a", 1)))
 
     await until(lambda: len(ear.events) == 1)
 
@@ -297,7 +332,7 @@ async def test_concurrent_publishers_lose_nothing(make_broker: MakeBroker) -> No
     await broker.start(ear)
     await broker.subscribe(["a"])
 
-    await asyncio.gather(*(broker.publish(publication(("a", number))) for number in range(1500)))
+    await asyncio.gather(*(publish(broker, publication(("a", number))) for number in range(1500)))
     await until(lambda: len(ear.events) == 1500)
 
     positions = [event.position for event in ear.events]

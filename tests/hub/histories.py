@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection, Sequence
 
-from allim.hub import ZERO, Backlog, Event, Heads, Listener, Position, Publication, Reading
+from allim.hub import ZERO, Backlog, Event, Heads, Listener, Outcome, Position, Publication, Reading
 from allim.hub.catch_up import CatchUp
 from allim.hub.dispatcher import Dispatcher
 from allim.hub.event import encode
@@ -64,7 +64,7 @@ class History:
 
     async def close(self) -> None: ...
 
-    async def publish(self, publication: Publication) -> Sequence[Position]:
+    async def publish(self, publication: Publication) -> Outcome:
         raise NotImplementedError
 
     async def subscribe(self, topics: Collection[str]) -> None: ...

@@ -26,7 +26,7 @@ def catch_up(broker: MemoryBroker) -> CatchUp:
 
 async def publish(broker: MemoryBroker, *data: object, topic: str = "user:42") -> list[Position]:
     entries = [Entry(topic, encode("t", value)) for value in data]
-    return list(await broker.publish(Publication(entries, None, "")))
+    return list((await broker.publish(Publication(entries, None, ""))).positions)
 
 
 async def test_a_new_stream_covers_all_until_it_goes_live(broker: MemoryBroker, catch_up: CatchUp) -> None:

@@ -25,8 +25,8 @@ from allim.http.publishers import Publisher, Publishers, SettingsKeys
 from allim.http.rates import Policy
 from allim.http.requests import Requests
 from allim.http.routing import Paths
-from allim.http.shortcuts import Outcome, Shortcuts
-from allim.hub import ZERO, Hub, HubSettings, Position, Publication
+from allim.http.shortcuts import Judged, Shortcuts
+from allim.hub import ZERO, Hub, HubSettings, Outcome, Publication
 from allim.serve import looking_through
 from allim.telemetry import Metrics
 from allim.transports.sse import ANSWER
@@ -244,7 +244,7 @@ class Slow(MemoryBroker):
         self.asked = 0
         self.error = error
 
-    async def publish(self, publication: Publication) -> Sequence[Position]:
+    async def publish(self, publication: Publication) -> Outcome:
         self.asked += 1
         await self.go.wait()
         if self.error is not None:
@@ -351,7 +351,7 @@ async def test_what_the_store_says_is_told_in_the_usual_way(error: Exception) ->
 
     assert comparable(answers[0]) == comparable(answers[1])
     assert (b" 503 " if isinstance(error, Unavailable) else b" 500 ") in answers[0]
-    assert b"ratelimit: " in answers[0]
+    assert b"ratelimit: " not in answers[0], "it is not known what was charged"
 
 
 async def test_what_is_known_under_its_key_with_other_content_is_a_conflict() -> None:
@@ -466,7 +466,7 @@ def test_an_error_of_many_requests_keeps_its_traceback_short() -> None:
     lengths = []
     for _ in range(3):
         with pytest.raises(Unavailable):
-            Outcome(error, {}).response()
+            Judged(error, {}).response()
         lengths.append(len(traceback.extract_tb(error.__traceback__)))
 
     assert lengths[0] == lengths[1] == lengths[2]

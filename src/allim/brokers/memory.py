@@ -9,16 +9,19 @@ from heapq import merge
 from itertools import islice
 from operator import attrgetter
 
+from allim.brokers.memory_ledger import MemoryLedger
 from allim.hub import (
     IDEMPOTENCY_WINDOW_S,
     ZERO,
     Event,
     Heads,
+    Ledger,
     Listener,
+    Outcome,
     Position,
     Publication,
+    Quota,
     Reading,
-    idempotency_conflict,
 )
 
 
@@ -31,11 +34,13 @@ class MemoryBroker:
         self,
         history_events: int = 256,
         history_ttl_s: int = 3600,
+        ledger: Ledger | None = None,
         *,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._history_events = history_events
         self._history_ttl_s = history_ttl_s
+        self._ledger = ledger or MemoryLedger()  # charges what publishes demand
         self._now_ms = now_ms
         self._last = ZERO.after(now_ms())
         self._floor = self._last
@@ -51,15 +56,20 @@ class MemoryBroker:
     async def close(self) -> None:
         self._listener = None
 
-    async def publish(self, publication: Publication) -> Sequence[Position]:
+    async def publish(self, publication: Publication) -> Outcome:
         if self._listener is not None:
             await self._listener.room()
-        if publication.key is not None and (known := self._known(publication.key, publication.fingerprint)):
-            return known
+        quota = await self._charge(publication)
+        if quota is not None and not quota.granted:
+            return Outcome((), quota)
+        if publication.key is not None and (known := self._known(publication.key)):
+            fingerprint, positions = known
+            conflict = fingerprint != publication.fingerprint
+            return Outcome(() if conflict else positions, quota, conflict)
         positions = [self._append(entry.topic, entry.lines) for entry in publication.entries]
         if publication.key is not None:
             self._keys[publication.key] = (self._now_ms(), publication.fingerprint, positions)
-        return positions
+        return Outcome(positions, quota)
 
     async def subscribe(self, topics: Collection[str]) -> None:
         self._topics.update(topics)
@@ -97,18 +107,25 @@ class MemoryBroker:
     async def replace_link(self) -> None:
         """There is none to replace: announcements are calls of the same loop."""
 
-    def _known(self, key: str, fingerprint: str) -> Sequence[Position] | None:
+    async def _charge(self, publication: Publication) -> Quota | None:
+        if publication.demand is None:
+            return None
+        return (await self._ledger.take([publication.demand])).quotas[0]
+
+    def _known(self, key: str) -> tuple[str, Sequence[Position]] | None:
         oldest_ms = self._now_ms() - IDEMPOTENCY_WINDOW_S * 1000
         while self._keys and next(iter(self._keys.values()))[0] < oldest_ms:
             del self._keys[next(iter(self._keys))]
-        known = self._keys.get(key)
+        known = self._keys.pop(key, None)
         if known is None:
             return None
-        if known[1] != fingerprint:
-            raise idempotency_conflict()
-        del self._keys[key]  # to the end: the keys stand in the order of their last use
-        self._keys[key] = (self._now_ms(), *known[1:])
-        return known[2]
+        _, fingerprint, positions = known
+        self._keys[key] = (
+            self._now_ms(),
+            fingerprint,
+            positions,
+        )  # at the end: they stand in the order of their last use
+        return fingerprint, positions
 
     def _next(self) -> Position:
         self._last = self._last.after(self._now_ms())

@@ -1,58 +1,88 @@
--- Store and announce, in one atomic step: duplicate? position, append with prev, trim, expiry, announce.
--- KEYS: clock, idempotency key, then one history per entry.
--- ARGV: run_id, heard, durable; history_events, history_ttl_s, window_s, fingerprint ('' without a key), then channel
--- and lines per entry.
+-- Count, store and announce, in one atomic step: may it? how often? duplicate? positions, append with prev, trim, expiry,
+-- announce.
+-- KEYS: clock, idempotency key, the publisher's rate, then one history per entry.
+-- ARGV: run_id, heard, durable; history_events, history_ttl_s, window_s, fingerprint ('' without a key); limit ('' when
+-- it is not counted), period_us and cost of the publish; then channel and lines per entry.
 -- An entry is {p: prev, n: the entry's number in its topic, so that entries between two are counted unread, d: lines}.
--- Gives {'ok', position, ...} or {'conflict'}.
+-- Gives {'ok' or 'limited' or 'conflict', {the quota, if it is counted}, position, ...}.
 
 local history_events, history_ttl_s, window_s, fingerprint = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local FIRST = 10  -- the argument before the first channel
+
+-- Redis does not undo a script that fails half-way. So all that may fail is done before the first write, and no write
+-- begins that the user may not finish.
+local function must_be_allowed(command, ...)
+  if not redis.acl_check_cmd(command, ...) then
+    error({err = 'NOPERM this user may not run ' .. command .. ' on ' .. (...)})
+  end
+end
+
+must_be_allowed('HSET', KEYS[1], 'ms', '')
+if fingerprint ~= '' then
+  must_be_allowed('RPUSH', KEYS[2], '')
+  must_be_allowed('EXPIRE', KEYS[2], '1')
+end
+local newest = {}  -- per history: position and number of its newest entry
+for key = 4, #KEYS do
+  local history, channel = KEYS[key], ARGV[FIRST + (key - 3) * 2 - 1]
+  if not newest[history] then
+    must_be_allowed('XADD', history, '*', 'd', '')
+    must_be_allowed('EXPIRE', history, '1')
+    must_be_allowed('PUBLISH', channel, '')
+    local entry = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
+    newest[history] = entry and {entry[1], tonumber(entry[2][4]) or 0} or {'0-0', 0}  -- not ours, if without a number
+  end
+end
 
 local clock = load_clock()
+local quotas = {}
+if ARGV[8] ~= '' then
+  local granted, failed = take(quotas, 3, 8, 1, now_us())
+  if failed then
+    return failed
+  elseif not granted then
+    return {'limited', quotas}
+  end
+end
 if fingerprint ~= '' then
   local known = redis.call('LRANGE', KEYS[2], 0, -1)
-  if known[1] then
-    if known[1] ~= fingerprint then
-      return {'conflict'}
-    end
+  if known[1] and known[1] ~= fingerprint then
+    return {'conflict', quotas}
+  elseif known[1] then
     redis.call('EXPIRE', KEYS[2], window_s)  -- a write, so that WAIT after it waits for what the first try wrote
-    known[1] = 'ok'
+    known[1] = quotas
+    table.insert(known, 1, 'ok')
     return known
   end
 end
 
--- All that may fail is done before the first write: a script that fails half-way is not undone.
-local newest = {}  -- per history: position and number of its newest entry
-for key = 3, #KEYS do
-  local history = KEYS[key]
-  if not newest[history] then
-    local entry = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
-    newest[history] = entry and {entry[1], tonumber(entry[2][4]) or 0} or {'0-0', 0}  -- not ours, if without a number
-    raise(clock, newest[history][1])
-  end
-end
-
 local server_ms = now_ms()
-local reply = {'ok'}
-for entry = 1, #KEYS - 2 do
-  local history, channel, lines = KEYS[entry + 2], ARGV[6 + entry * 2], ARGV[7 + entry * 2]
+for _, entry in pairs(newest) do
+  raise(clock, entry[1])
+end
+local reply = {'ok', quotas}
+local announcements = {}
+for key = 4, #KEYS do
+  local history, lines = KEYS[key], ARGV[FIRST + (key - 3) * 2]
   local prev, number = newest[history][1], newest[history][2] + 1
   local position = tick(clock, server_ms)
   redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines)
-  redis.call('PUBLISH', channel, position .. ' ' .. prev .. '\n' .. lines)
   newest[history] = {position, number}
-  reply[entry + 1] = position
+  announcements[#announcements + 1] = position .. ' ' .. prev .. '\n' .. lines
+  reply[#reply + 1] = position
 end
 for history in pairs(newest) do
   redis.call('EXPIRE', history, history_ttl_s)
 end
 store_clock(clock)
-
 if fingerprint ~= '' then
-  reply[1] = fingerprint
-  for at = 1, #reply, 500 do
+  redis.call('RPUSH', KEYS[2], fingerprint)
+  for at = 3, #reply, 500 do
     redis.call('RPUSH', KEYS[2], unpack(reply, at, math.min(at + 499, #reply)))
   end
   redis.call('EXPIRE', KEYS[2], window_s)
-  reply[1] = 'ok'
+end
+for at, announcement in ipairs(announcements) do
+  redis.call('PUBLISH', ARGV[FIRST + at * 2 - 1], announcement)
 end
 return reply

@@ -24,10 +24,11 @@ from allim.hub import (
     Event,
     Heads,
     Listener,
+    Outcome,
     Position,
     Publication,
+    Quota,
     Reading,
-    idempotency_conflict,
 )
 from allim.telemetry import Metrics
 
@@ -57,6 +58,7 @@ class RedisBroker:
         self._clock_key = shard + "clock"
         self._history_key = shard + "history:"
         self._idempotency_key = shard + "key:"
+        self._rate_key = shard + "rate:"
         self._topic_channel = shard + "topic:"
         self._pulse_channel = f"{shard}pulse:{replica}"
         self._origin_channel = shard + "origin"
@@ -69,7 +71,7 @@ class RedisBroker:
         self._heard = ZERO  # the newest heard over the link, from the process it followed
         self._followed = ""  # run ID of the Redis process the link led to last
         self._server = RedisServer(url, f"allim-{replica}")
-        self._publish_script = Script("publish", "clock")
+        self._publish_script = Script("publish", "clock", "standing", "quotas")
         self._read_script = Script("read", "clock")
         self._heads_script = Script("heads", "clock")
         self._pulse_script = Script("pulse", "clock")
@@ -90,9 +92,10 @@ class RedisBroker:
         await self._reads.close()
         await self._server.close()
 
-    def publish(self, publication: Publication) -> "asyncio.Future[Sequence[Position]]":
-        keys = [self._clock_key, self._key(publication.key)]
-        args: list[Any] = [*self._kept, publication.fingerprint]
+    def publish(self, publication: Publication) -> "asyncio.Future[Outcome]":
+        demand = publication.demand
+        keys = [self._clock_key, self._key(publication.key), self._rate_key + (demand.digest if demand else "")]
+        args: list[Any] = [*self._kept, publication.fingerprint, *(demand.terms if demand else ("", "", ""))]
         for topic, lines in publication.entries:
             keys.append(self._history_key + topic)
             args += (self._topic_channel + topic, lines)
@@ -100,7 +103,7 @@ class RedisBroker:
             self._publish_script,
             keys,
             args,
-            read=_positions,
+            read=_outcome,
             pauses=TRY_AGAIN_S,
             repeatable=publication.key is not None,  # the script finds what the first try did
         )
@@ -237,11 +240,10 @@ class RedisBroker:
         self._listener.link_up()
 
 
-def _positions(reply: Sequence[bytes]) -> list[Position]:
-    """What the publish script says. Raises: Conflict."""
-    if reply[0] == b"conflict":
-        raise idempotency_conflict()
-    return [Position.parse(text.decode()) for text in reply[1:]]
+def _outcome(reply: Sequence[Any]) -> Outcome:
+    status, quotas, *positions = reply
+    quota = Quota.read(quotas[0]) if quotas else None
+    return Outcome([Position.parse(text.decode()) for text in positions], quota, status == b"conflict")
 
 
 def _position(text: bytes) -> Position:

@@ -5,7 +5,6 @@ Keys: `<prefix>:{0}:signed_out:<user>/<session>`, `…:kicked:<user>`, `…:stre
 """
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,7 +90,7 @@ class RedisLedger:
         return self._calls.call(self._take, keys, args, read=_grant)
 
     def _rate_keys(self, demands: Sequence[Demand]) -> list[str]:
-        return [self._rate_key + hashlib.sha256(demand.name.encode()).hexdigest() for demand in demands]
+        return [self._rate_key + demand.digest for demand in demands]
 
     def _keys(self, holder: Holder) -> tuple[str, str]:
         return f"{self._signed_out_key}{holder.subject}/{holder.session}", self._kicked_key + holder.subject
@@ -120,14 +119,11 @@ def _grant(reply: Sequence[Any]) -> Grant:
 
 
 def _limits(demands: Sequence[Demand]) -> list[int]:
-    return [number for demand in demands for number in (demand.limit, demand.period_s * 1_000_000, demand.cost)]
+    return [number for demand in demands for number in demand.terms]
 
 
 def _quotas(reply: Sequence[Sequence[int]]) -> list[Quota]:
-    return [
-        Quota(bool(granted), remaining, reset_us / 1e6, retry_after_us / 1e6)
-        for granted, remaining, reset_us, retry_after_us in reply
-    ]
+    return list(map(Quota.read, reply))
 
 
 def _ms(seconds: float) -> int:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import structlog
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask, receive, write
 from allim.deadlines import Deadlines, TimeLimit
@@ -26,8 +26,16 @@ MAX_BATCH = 512  # calls in one pipeline: bounds what one failure can take with 
 MAX_WAITING = 20_000  # calls that wait while Redis hangs
 
 
+NO_EFFECT = frozenset({"BUSY", "LOADING", "MASTERDOWN", "NOSCRIPT", "READONLY"})
+"""Codes of errors with which Redis refuses a script before it has run, for a reason that passes."""
+
+
 class NotDone(Unavailable):
     """The call certainly had no effect, so it may be made again."""
+
+
+class Refused(Unavailable):
+    """Redis refused the call for a reason that does not pass by itself, so it is not made again."""
 
 
 def _as_it_is(reply: Any) -> Any:
@@ -99,10 +107,11 @@ class ScriptCalls:
     ) -> "asyncio.Future[Any]":
         """What `read` makes of the script's reply.
 
-        Made again after each of the `pauses`, if it certainly had no effect or is `repeatable`.
+        Made again after each of the `pauses`, if it certainly had no effect, or is `repeatable` and Redis did not
+        refuse it.
 
         Units: seconds.
-        Raises: NotDone when it certainly had no effect; Unavailable when Redis refused, did not answer (then the
+        Raises: NotDone when it certainly had no effect; Refused; Unavailable when Redis did not answer (then the
         effect is unknown), or did not confirm (then it is stored, but less durably than asked); what `read` raises.
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -222,11 +231,10 @@ class ScriptCalls:
         return replies
 
     def _settle(self, call: Call, reply: Any, unconfirmed: str | None) -> None:
-        if isinstance(reply, ReadOnlyError | BusyLoadingError):
-            self._fail([call], NotDone("Redis is loading, or no master any more"))
-        elif isinstance(reply, Exception):
+        if isinstance(reply, Exception):
             log.warning("redis refused a script", script=call.script.name, error=str(reply))
-            self._fail([call], Unavailable(f"Redis refused: {_code(reply)}"))
+            kind = NotDone if (code := _code(reply)) in NO_EFFECT else Refused
+            self._fail([call], kind(f"Redis refused: {code}"))
         elif unconfirmed is not None:
             self._fail([call], Unavailable(unconfirmed))
         elif not call.done.done():
@@ -240,7 +248,8 @@ class ScriptCalls:
         for call in calls:
             if call.done.done():
                 continue
-            if call.pauses and not self._closed and (call.repeatable or isinstance(error, NotDone)):
+            again_changes_nothing = isinstance(error, NotDone) or (call.repeatable and not isinstance(error, Refused))
+            if call.pauses and not self._closed and again_changes_nothing:
                 again = call._replace(pauses=call.pauses[1:])
                 pause = asyncio.get_running_loop().call_later(call.pauses[0], self._try_again, again)
                 self._paused[call.done] = pause

@@ -16,8 +16,8 @@ from allim.http.bodies import Body, form, parse, parse_json, read_json
 from allim.http.publishers import Publisher, Publishers
 from allim.http.rates import Policy, Rates, told
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.http.shortcuts import Fields, Outcome, Pending, Success
-from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Position, Published, Quota
+from allim.http.shortcuts import Fields, Judged, Pending, Success
+from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Outcome, Published, Quota
 
 ACCEPTED, JSON = 202, "application/json"
 MAX_BATCH = 1000
@@ -85,9 +85,9 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         key = _idempotency_key(request.headers.get("idempotency-key"))
         body = await read_json(request, MAX_BODY_BYTES)
         entries = _entries(hub, publisher, body)
-        await rates.take(request, (limit, publisher.name), cost=len(entries))
-        stored = _stored(await hub.store(entries, _scoped(publisher, key)), body)
-        return Response(stored, ACCEPTED, media_type=JSON)
+        outcome = await hub.store(entries, _scoped(publisher, key), limit.demand(publisher.name, len(entries)))
+        rates.tell(request, limits, _quotas(outcome))
+        return Response(_stored(hub.stored(outcome), body), ACCEPTED, media_type=JSON)
 
     def publish_at_once(fields: Fields, content: bytes) -> Pending | None:
         """The same, for a publisher that is known without asking."""
@@ -99,26 +99,23 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         body = parse_json(content)
         entries = _entries(hub, publisher, body)
 
-        def store(quota: Quota) -> Pending:
-            return Pending(hub.begin(entries, scoped), told(limits, (quota,)), answer)
-
-        def answer(positions: Sequence[Position]) -> Success:
-            return Success(ACCEPTED, JSON, _stored(hub.stored(positions), body))
-
-        quota = rates.spare(limit, publisher.name, len(entries))
-        if quota is not None:
-            return store(quota)
-
-        def judge(quota: Quota) -> Pending | Outcome:
+        def answer(outcome: Outcome) -> Success | Judged:
+            quotas = _quotas(outcome)
+            headers = told(limits, quotas)
             try:
-                rates.check(limits, (quota,))
-            except TooMany as error:
-                return Outcome(error, told(limits, (quota,)))
-            return store(quota)
+                rates.check(limits, quotas)
+                return Success(ACCEPTED, JSON, _stored(hub.stored(outcome), body), headers)
+            except (Conflict, TooMany) as error:
+                return Judged(error, headers)
 
-        return Pending(rates.ask(limit, publisher.name, len(entries)), {}, judge)
+        return Pending(hub.store(entries, scoped, limit.demand(publisher.name, len(entries))), answer)
 
     return [route("/api/publish", tag="Events", post=publish).with_shortcuts(post=publish_at_once)]
+
+
+def _quotas(outcome: Outcome) -> tuple[Quota, ...]:
+    assert outcome.quota is not None  # there was a demand
+    return (outcome.quota,)
 
 
 def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:

@@ -2,7 +2,7 @@
 
 A shortcut judges a request at once, by the functions of its handler and in their order, and begins what is asked for.
 It answers by itself only what goes well. What comes up before anything has begun is left to the usual way, which
-judges from the start; what comes up afterwards is told in the usual way, as an `Outcome`. So each refusal, and each
+judges from the start; what comes up afterwards is told in the usual way, as `Judged`. So each refusal, and each
 layer's work on it, stands in one place. Source: docs/decisions/0012-shortcuts.md.
 """
 
@@ -37,23 +37,22 @@ Fields = Mapping[bytes, bytes]
 
 
 class Success(NamedTuple):
-    """What went well, all there."""
+    """What went well, all there. Shape: `headers` are those of this answer beside its media type."""
 
     status: int
     media_type: str
     body: bytes
+    headers: Mapping[str, str]
 
 
 class Pending(NamedTuple):
     """What a shortcut has begun.
 
-    Shape: of what is done `go_on` makes the answer, or what is waited for next, or an outcome for the usual way; it
-    raises what the handler would. `headers` go into the answer, also when it is an error.
+    Shape: `answer` makes of what is done the answer, or what the usual way tells; it raises what the handler would.
     """
 
     done: "asyncio.Future[Any]"
-    headers: Mapping[str, str]
-    go_on: "Callable[[Any], Pending | Success | Outcome]"
+    answer: "Callable[[Any], Success | Judged]"
 
 
 _Request = tuple[Scope, Fields, float, WriteAtOnce, Callable[[], None], "set[asyncio.Future[Any]]"]
@@ -63,8 +62,8 @@ Shortcut = Callable[[Fields, bytes], Pending | None]
 """Judges a request by its fields and body; None, or an error, when it is for the usual way."""
 
 
-class Outcome(NamedTuple):
-    """How a request ended that has been judged, for the usual way to tell."""
+class Judged(NamedTuple):
+    """How a request ended that has been judged, for the usual way to tell. Shape: `headers` go into the answer."""
 
     answer: Success | Exception
     headers: Mapping[str, str]
@@ -127,41 +126,36 @@ class Shortcuts:
             return False
         if pending is None:
             return False
-        self._wait((scope, fields, started_at, write_at_once, usual, under_way), pending)
+        under_way.add(pending.done)
+        request = (scope, fields, started_at, write_at_once, usual, under_way)
+        pending.done.add_done_callback(partial(self._answer, request, pending))
         return True
 
-    def _wait(self, request: _Request, pending: Pending) -> None:
-        request[-1].add(pending.done)
-        pending.done.add_done_callback(partial(self._go_on, request, pending))
-
-    def _go_on(self, request: _Request, pending: Pending, done: "asyncio.Future[Any]") -> None:
+    def _answer(self, request: _Request, pending: Pending, done: "asyncio.Future[Any]") -> None:
         scope, _, started_at, _, usual, under_way = request
         under_way.discard(done)
-        made: Pending | Success | Outcome
+        made: Success | Judged
         try:
-            made = pending.go_on(done.result())
+            made = pending.answer(done.result())
         except asyncio.CancelledError:
-            made = Outcome(Unavailable("The replica stops; it is not known what came of this."), pending.headers)
+            made = Judged(Unavailable("The replica stops; it is not known what came of this."), {})
         except Exception as error:  # noqa: BLE001 - it is raised again where errors become answers
             # Without this frame, which holds the error.
             trace = error.__traceback__ and error.__traceback__.tb_next
-            made = Outcome(error.with_traceback(trace), pending.headers, trace)
+            made = Judged(error.with_traceback(trace), {}, trace)
         if isinstance(made, Success):
-            if self._written(request, made, pending.headers):
+            if self._written(request, made):
                 return
-            made = Outcome(made, pending.headers)
-        if isinstance(made, Pending):
-            self._wait(request, made)
-            return
+            made = Judged(made, made.headers)
         scope[OUTCOME], scope[STARTED_AT] = made, started_at
         usual()
 
-    def _written(self, request: _Request, answer: Success, headers: Mapping[str, str]) -> bool:
+    def _written(self, request: _Request, answer: Success) -> bool:
         scope, fields, started_at, write_at_once, *_ = request
         if not _FROM_PROXIES.isdisjoint(fields):
             self._look_through(scope)
         name = name_for(fields.get(b"x-request-id", b"").decode("latin-1"))
-        said = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        said = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
         lines = f"content-type: {answer.media_type}\r\nx-request-id: {name}\r\n{self._lines}{said}".encode()
         if self._leaving() or not write_at_once(answer.status, lines + standing(scope).lines, answer.body):
             return False

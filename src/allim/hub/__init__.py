@@ -5,9 +5,9 @@ from allim.hub.broker import (
     Broker,
     Heads,
     Listener,
+    Outcome,
     Publication,
     Reading,
-    idempotency_conflict,
 )
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import TYPE_FORM, Draft, Entry, Event
@@ -39,6 +39,7 @@ __all__ = [
     "Ledger",
     "Listener",
     "Opening",
+    "Outcome",
     "Position",
     "Publication",
     "Published",
@@ -48,6 +49,5 @@ __all__ = [
     "Stream",
     "Toll",
     "check_topic",
-    "idempotency_conflict",
     "refuse_ended",
 ]

@@ -10,8 +10,8 @@ Not promised: that an announcement arrives. A link may break and lose some; it t
 from collections.abc import Awaitable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
-from allim.errors import Conflict, FieldError
 from allim.hub.event import Entry, Event
+from allim.hub.ledger import Demand, Quota
 from allim.hub.position import Position
 
 IDEMPOTENCY_WINDOW_S = 24 * 3600
@@ -20,12 +20,26 @@ IDEMPOTENCY_WINDOW_S = 24 * 3600
 class Publication(NamedTuple):
     """What one publish call stores: all entries or none.
 
-    Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither.
+    Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither. `demand` is
+    what the call is charged in the ledger, None when it is not limited.
     """
 
     entries: Sequence[Entry]
     key: str | None
     fingerprint: str
+    demand: Demand | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of a publish.
+
+    Shape: `quota` is what its demand got. `positions` has one for each entry; none when the demand was not granted,
+    or in a `conflict`: the key is known with another fingerprint. Then nothing is stored.
+    """
+
+    positions: Sequence[Position]
+    quota: Quota | None = None
+    conflict: bool = False
 
 
 class Reading(NamedTuple):
@@ -95,11 +109,11 @@ class Broker(Protocol):
 
     async def close(self) -> None: ...
 
-    def publish(self, publication: Publication) -> Awaitable[Sequence[Position]]:
-        """Store and announce, in one atomic step.
+    def publish(self, publication: Publication) -> Awaitable[Outcome]:
+        """Charge the demand, store and announce, in one atomic step.
 
-        Raises: Conflict when the key is known with another fingerprint; Unavailable when the store did not
-        confirm within its deadline: then it may or may not have happened, and only a key makes a retry safe.
+        Raises: Unavailable when the store did not confirm within its deadline: then it may or may not have happened,
+        and only a key makes a retry safe.
         """
         ...
 
@@ -130,9 +144,3 @@ class Broker(Protocol):
 
     async def replace_link(self) -> None:
         """Give the present link up and make a new one: it is open, but nothing comes over it."""
-
-
-def idempotency_conflict() -> Conflict:
-    """The one answer to a known key with another fingerprint."""
-    message = "this key was used for another body within the last 24 hours"
-    return Conflict(f"Idempotency-Key: {message}", [FieldError("Idempotency-Key", message)])

@@ -15,9 +15,19 @@ from typing import NamedTuple, TypeVar
 import structlog
 
 from allim.deadlines import TimeLimit
-from allim.errors import FieldError, Invalid, Kicked, SignedOut, TooLarge, TooMany, Unauthenticated, Unavailable
+from allim.errors import (
+    Conflict,
+    FieldError,
+    Invalid,
+    Kicked,
+    SignedOut,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+    Unavailable,
+)
 from allim.hub.broadcasts import SLICE_S, after_others
-from allim.hub.broker import Broker, Publication
+from allim.hub.broker import Broker, Outcome, Publication
 from allim.hub.catch_up import CatchUp, Start
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
@@ -192,7 +202,7 @@ class Hub:
         known key with other drafts; Unavailable when the store did not confirm.
         """
         entries = [self.encode(draft, f"[{index}]" if indexed else "") for index, draft in enumerate(drafts)]
-        return await self.store(entries, key)
+        return self.stored(await self.store(entries, key))
 
     def encode(self, draft: Draft, under: str = "") -> Entry:
         """What a draft is stored as. Shape: `under` is its path, such as `[3]`, where there are several.
@@ -207,23 +217,27 @@ class Hub:
             fields = [FieldError(f"{under}.{field}", text) for field, text in error.fields]
             raise type(error)(f"{under}.{error.detail}", fields) from error
 
-    async def store(self, entries: Sequence[Entry], key: str | None) -> Published:
-        """Store what is encoded, all or none, and announce it, as `publish` does.
+    def store(
+        self, entries: Sequence[Entry], key: str | None, demand: Demand | None = None
+    ) -> "asyncio.Future[Outcome]":
+        """Charge the demand, store encoded drafts, all or none, and announce them; `stored` reads the outcome.
 
-        Raises: Conflict; Unavailable.
+        Raises: Unavailable when the store did not confirm.
         """
-        return self.stored(await self.begin(entries, key))
+        publication = Publication(entries, key, _fingerprint(entries) if key else "", demand)
+        outcome = self._broker.publish(publication)
+        return outcome if isinstance(outcome, asyncio.Future) else asyncio.ensure_future(outcome)
 
-    def begin(self, entries: Sequence[Entry], key: str | None) -> "asyncio.Future[Sequence[Position]]":
-        """The first half of `store`: what it gives is for `stored`."""
-        publication = Publication(entries, key, _fingerprint(entries) if key else "")
-        stored = self._broker.publish(publication)
-        return stored if isinstance(stored, asyncio.Future) else asyncio.ensure_future(stored)
+    def stored(self, outcome: Outcome) -> Published:
+        """Count and return what was stored. The demand, if there was one, has been granted.
 
-    def stored(self, positions: Sequence[Position]) -> Published:
-        """The second half of `store`."""
-        self._metrics.published(len(positions))
-        return Published(tuple(positions), self._broker.durability)
+        Raises: Conflict for a known key with other drafts.
+        """
+        if outcome.conflict:
+            message = "this key was used for another body within the last 24 hours"
+            raise Conflict(f"Idempotency-Key: {message}", [FieldError("Idempotency-Key", message)])
+        self._metrics.published(len(outcome.positions))
+        return Published(tuple(outcome.positions), self._broker.durability)
 
     # Sessions -------------------------------------------------------------------------------------------------
     # Orders go the way of the user's events, so they reach just the replicas that hold a stream of the user, in

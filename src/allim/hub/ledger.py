@@ -5,6 +5,7 @@ as long as they mean something, and no longer.
 Not promised: that it outlives its store. A Redis without persistence that restarts has forgotten all of it.
 """
 
+import hashlib
 from collections.abc import Awaitable, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -51,6 +52,16 @@ class Demand(NamedTuple):
     period_s: int
     cost: int = 1
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the name, in hex: of fixed form, so it can stand in a key."""
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+    @property
+    def terms(self) -> tuple[int, int, int]:
+        """Limit, period in microseconds, and cost, as scripts are told."""
+        return self.limit, self.period_s * 1_000_000, self.cost
+
 
 class Quota(NamedTuple):
     """What a demand got.
@@ -63,6 +74,12 @@ class Quota(NamedTuple):
     remaining: int
     reset_s: float
     retry_after_s: float
+
+    @classmethod
+    def read(cls, reply: Sequence[int]) -> "Quota":
+        """What a script says: granted (1 or 0), remaining, reset and retry after in microseconds."""
+        granted, remaining, reset_us, retry_after_us = reply
+        return cls(bool(granted), remaining, reset_us / 1e6, retry_after_us / 1e6)
 
 
 class Grant(NamedTuple):
