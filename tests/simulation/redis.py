@@ -95,6 +95,7 @@ class Engine:
         self.compiled: dict[bytes, Any] = {}
         self.call: Callable[..., Any] = lambda *_: None
         self.pcall: Callable[..., Any] = lambda *_: None
+        self.allowed: Callable[..., bool] = lambda *_: True
         self.table = self.runtime.table_from
         self.kind: Callable[[Any], bytes] = self.runtime.eval(b"type")
         self._set = self.runtime.execute(_PRELUDE)
@@ -103,6 +104,7 @@ class Engine:
             {
                 b"call": lambda *args: self.call(*args),
                 b"pcall": lambda *args: self.pcall(*args),
+                b"acl_check_cmd": lambda *args: self.allowed(*args),
                 b"error_reply": lambda text: self.table({b"err": text}),
                 b"status_reply": lambda text: self.table({b"ok": text}),
                 b"sha1hex": lambda text: hashlib.sha1(text, usedforsecurity=False).hexdigest().encode(),
@@ -113,6 +115,7 @@ class Engine:
             }
         )
         self.runtime.execute(_LOCK)
+        self._run = self.runtime.eval(b"function(script) return pcall(script) end")
 
     def compile(self, source: bytes) -> Any:
         """Raises: RedisError when it is no Lua."""
@@ -127,7 +130,14 @@ class Engine:
 
     def run(self, script: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         self._set(self.table(keys), self.table(args))
-        return script()
+        done, value = self._run(script)
+        if done:
+            return value
+        if isinstance(value, Exception):
+            raise value
+        if not isinstance(value, bytes):  # error({err = ...})
+            return value
+        raise RedisError(f"ERR {value.decode(errors='replace')}")
 
 
 _PRELUDE = rb"""
@@ -269,18 +279,16 @@ class Redis:
                 )
         count = int(command[2])
         keys, args = command[3 : 3 + count], command[3 + count :]
-        ENGINE.call, ENGINE.pcall = self._call, self._pcall
+        ENGINE.call, ENGINE.pcall, ENGINE.allowed = self._call, self._pcall, self._allowed
         self._in_script = True
         try:
             return _from_lua(ENGINE.run(script, keys, args))
-        except lua51.LuaError as error:
-            text = error.args[0]
-            said = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-            raise RedisError(
-                f"ERR {said} script: {hashlib.sha1(source, usedforsecurity=False).hexdigest()}"
-            ) from None
         finally:
             self._in_script = False
+
+    def _allowed(self, *args: Any) -> bool:
+        command = args[0].decode().lower()
+        return command not in self.denied and not (self.quiet and command == "publish")
 
     def _call(self, *args: Any) -> Any:
         return _to_lua(self._command([_text(arg) for arg in args]))

@@ -212,11 +212,13 @@ class Replica:
 
     async def publish(self, who: str, drafts: Sequence[Draft], key: str | None) -> Sequence[Position]:
         """Raises: Unavailable, TooMany, Conflict."""
-        quota = self.rates.spare(POSTING, who, len(drafts)) or await self.rates.ask(POSTING, who, len(drafts))
-        self.judge(POSTING, who, [quota])
-        self.rates.check([POSTING], [quota])
-        published = await self.hub.publish(drafts, f"{who} {key}" if key else None, indexed=len(drafts) > 1)
-        return published.positions
+        entries = [self.hub.encode(draft) for draft in drafts]
+        demand = POSTING.demand(who, len(entries))
+        outcome = await self.hub.store(entries, f"{who} {key}" if key else None, demand)
+        quotas = [outcome.quota] if outcome.quota else []
+        self.judge(POSTING, who, quotas)
+        self.rates.check([POSTING] * len(quotas), quotas)
+        return self.hub.stored(outcome).positions
 
     async def sign_out(self, token: str) -> int:
         """`DELETE /api/session`; its status."""
