@@ -155,7 +155,8 @@ class Evidence:
     `dropping` those in which announcements to a replica were dropped on the way. There a hole may be told later:
     before the topic's next event. See "Not promised" in docs/protocol.md. `broker_s` gives the newest time that the
     broker's clock had shown at a moment, where that is another clock than the followers'; `dropping` is in its time.
-    `pages`, `refusals` and `sign_outs` are what a simulation sees besides, `kept` what history holds at the end.
+    `keeps_s` is how long history is kept at least. `pages`, `refusals` and `sign_outs` are what a simulation sees
+    besides, `kept` what history holds at the end.
     """
 
     publishes: Sequence[Publish]
@@ -164,6 +165,7 @@ class Evidence:
     forgotten: Sequence[Span] = ()
     dropping: Sequence[Span] = ()
     broker_s: Callable[[float], float] = float
+    keeps_s: float = float("inf")
     pages: Sequence[Page] = ()
     refusals: Sequence[Refusal] = ()
     sign_outs: Sequence[SignOut] = ()
@@ -262,6 +264,7 @@ class _Store:
     def __init__(self, evidence: Evidence, report: Report) -> None:
         self.dropping = evidence.dropping
         self.broker_s = evidence.broker_s
+        self.keeps_ms = evidence.keeps_s * 1000
         self.publish_of = {number: publish for publish in evidence.publishes for _, number in publish.events}
         self.topic_of = {number: topic for publish in evidence.publishes for topic, number in publish.events}
         self.publishes = evidence.publishes
@@ -343,7 +346,7 @@ class _Walk:
         self.cursor: Position | None = None
         self.replica = ""
         self.told: dict[str, tuple[float, str]] = {}  # topic → when, reason
-        self.untold: dict[str, list[str]] = defaultdict(list)  # topic → holes that may still be told
+        self.untold: dict[str, list[tuple[Position, str]]] = defaultdict(list)  # topic → holes that may still be told
         self.behind: dict[str, list[str]] = defaultdict(list)  # topic → those given out behind the cursor, later
         self.numbers: dict[int, Position] = {}
         self.opened = self.closed = False
@@ -436,8 +439,11 @@ class _Walk:
             self._violated("doubles", index, f"came before, at {before}")
         if topic is None:
             return
-        for text in self.untold.pop(topic, ()):
-            self._violated("holes", index, f"{text}, and was never told before the topic's next event")
+        for position, text in self.untold.pop(topic, ()):
+            if entry.position.ms - position.ms > self.store.keeps_ms:  # nothing is left to which the next one points
+                self.report.dropped_and_untold += 1
+            else:
+                self._violated("holes", index, f"{text}, and was never told before the topic's next event")
 
     def _pass(self, entry: Entry, index: int) -> None:
         """The cursor moves to this id: what lies between and did not come is a hole."""
@@ -463,7 +469,7 @@ class _Walk:
         elif self.store.publish_of[event.number].began > entry.at:
             self.behind[event.topic].append(text)  # by a broker that had lost its memory
         elif self._dropped(event):
-            self.untold[event.topic].append(text)
+            self.untold[event.topic].append((event.position, text))
         else:
             self._violated("holes", index, f"{text}, cursor was {self.cursor}; {self.store.publish_of[event.number]}")
 

@@ -333,6 +333,7 @@ def replica_settings_change(world: World, rng: random.Random) -> Undo:
     async def undo() -> None:
         await stopping
         replica.plan = replace(replica.plan, **history)
+        world.kept_s.append(replica.plan.history_ttl_s)
         replica.start()
 
     return undo

@@ -103,7 +103,7 @@ def draw(seed: int, faults: Mapping[str, tuple[float, float, float]]) -> Schedul
         history_ttl_s=rng.choice((15, 60, 3600, 3600)),
         pulse_s=pulse_s,
         heartbeat_pulses=rng.choice((1, 2, 3)),
-        buffer_bytes=rng.choice((16384, 65536, 262144)),
+        buffer_bytes=rng.choice((4096, 16384, 65536)),
     )
     replicas = tuple(replace(plan, skew_s=_skew(rng)) for _ in range(count))
     if rng.random() < 0.1:  # a rolling change that stopped half-way
@@ -132,7 +132,7 @@ def draw(seed: int, faults: Mapping[str, tuple[float, float, float]]) -> Schedul
         publishes_per_s=min(rate, (360 if crowd else 120) / ends_s),
         batch_share=rng.choice((0.0, 0.2, 0.6)),
         keyed_share=rng.choice((0.0, 0.5, 1.0)),
-        event_bytes=rng.choice((20, 200, 200, 2000)) if not crowd else 20,
+        event_bytes=rng.choice((20, 200, 2000)) if not crowd else 20,
         round_robin=crowd,
         redis_skew_s=_skew(rng),
         delay_s=(low_s, low_s * rng.choice((1.0, 3.0, 10.0))),

@@ -202,6 +202,7 @@ def _evidence(world: World, marks: Sequence[Mark]) -> Evidence:
         world.forgotten,
         world.dropping,
         broker_s=world.broker_s,
+        keeps_s=min(world.kept_s),
         pages=world.pages,
         refusals=world.refusals,
         sign_outs=world.sign_outs,

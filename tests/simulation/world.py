@@ -536,6 +536,7 @@ class World:
         self.forgotten: list[Span] = []
         self.dropping: list[Span] = []
         self.problems: list[str] = []
+        self.kept_s = [float(plan.history_ttl_s) for plan in schedule.replicas]  # every setting there was
         self.people: list[asyncio.Task[None]] = []
         self.numbers = itertools.count(1)
         self.publishing: dict[asyncio.Task[Any], None] = {}
