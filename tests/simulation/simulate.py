@@ -5,6 +5,7 @@ import gc
 import hashlib
 import importlib
 import itertools
+import json
 import random
 import sys
 import traceback
@@ -18,14 +19,15 @@ from unittest.mock import patch
 import structlog
 
 from allim.hub import ZERO, Position
-from tests.checker import Evidence, Mark, Report, check
+from tests.checker import Evidence, Mark, Report, Stored, check
 from tests.simulation import world as worlds
 from tests.simulation.clock import Overrun, Stuck, VirtualLoop, here, note_tasks, virtual_time
 from tests.simulation.faults import FAULTS, Undo
 from tests.simulation.network import Transport
-from tests.simulation.redis import TooMuch
+from tests.simulation.redis import Stream, TooMuch
 from tests.simulation.schedule import Schedule, Step, draw
 from tests.simulation.world import Publisher, World
+from tests.storm import TYPE
 
 MAX_TURNS = 400_000
 MAX_REDIS_COMMANDS = 300_000
@@ -169,6 +171,8 @@ async def _settle(world: World, problems: list[str]) -> None:
     if late := behind():
         problems.append(f"never caught up: {late}")
     await asyncio.sleep(LINGER_S)
+    if endless := _without_end(world):
+        problems.append(f"keys without an end: {endless[:5]}")
 
 
 async def until(condition: Any, timeout_s: float) -> None:
@@ -206,7 +210,26 @@ def _evidence(world: World, marks: Sequence[Mark]) -> Evidence:
         pages=world.pages,
         refusals=world.refusals,
         sign_outs=world.sign_outs,
+        kept=list(_history(world)),
     )
+
+
+def _history(world: World) -> Iterator[Stored]:
+    """What Redis holds at the end. Entries that order something are no events."""
+    for key, value in world.redis.data.values.items():
+        if not isinstance(value, Stream):
+            continue
+        topic = key.partition(b":history:")[2].decode()
+        for position, entry in zip(value.ids, value.entries, strict=True):
+            lines = entry.fields[b"d"]
+            if lines.startswith(f"event: {TYPE}\n".encode()):
+                yield Stored(Position(*position), topic, json.loads(lines.partition(b"data: ")[2])["n"])
+
+
+def _without_end(world: World) -> list[str]:
+    """The keys that stay for ever, beside the clock."""
+    data = world.redis.data
+    return sorted(key.decode() for key in data.values if key not in data.ends_ms and not key.endswith(b":clock"))
 
 
 def _digest(world: World) -> str:
