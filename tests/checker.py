@@ -518,6 +518,8 @@ def _judge_origin(evidence: Evidence, report: Report) -> None:
         for lost in evidence.forgotten:
             if not ids or ids[0] >= lost.since or ids[-1] <= lost.until:
                 continue
+            if any(span.touches(lost.since, lost.until) for span in follower.paused):
+                continue  # what it read later may be from before
             told = {
                 topic
                 for entry in follower.entries

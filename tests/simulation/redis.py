@@ -638,23 +638,39 @@ class Redis:
         return reply
 
     def _do_zrange(self, args: Sequence[bytes]) -> list[bytes]:
+        return self._by_rank(args, _in_order(self._of(args[0], SortedSet) or {}))
+
+    def _do_zrevrange(self, args: Sequence[bytes]) -> list[bytes]:
+        return self._by_rank(args, _in_order(self._of(args[0], SortedSet) or {})[::-1])
+
+    def _by_rank(self, args: Sequence[bytes], ordered: "list[tuple[float, bytes]]") -> list[bytes]:
         options = {option.upper() for option in args[3:]}
         if options - {b"WITHSCORES"}:
-            raise NotImplementedError(f"ZRANGE {args[3:]!r}")
-        ordered = _in_order(self._of(args[0], SortedSet) or {})
+            raise NotImplementedError(f"a range of ranks with {args[3:]!r}")
         first, last = _span(len(ordered), _integer(args[1]), _integer(args[2]))
-        scores = b"WITHSCORES" in options
-        return [
-            text
-            for score, member in ordered[first:last]
-            for text in ((member, _number_text(score)) if scores else (member,))
-        ]
+        return _members(ordered[first:last], scores=bool(options))
 
     def _do_zrangebyscore(self, args: Sequence[bytes]) -> list[bytes]:
         within = _within(args[1], args[2])
-        if len(args) > 3:
-            raise NotImplementedError(f"ZRANGEBYSCORE {args[3:]!r}")
-        return [member for score, member in _in_order(self._of(args[0], SortedSet) or {}) if within(score)]
+        found = [pair for pair in _in_order(self._of(args[0], SortedSet) or {}) if within(pair[0])]
+        return self._limited(found, args[3:])
+
+    def _do_zrevrangebyscore(self, args: Sequence[bytes]) -> list[bytes]:
+        within = _within(args[2], args[1])
+        found = [pair for pair in _in_order(self._of(args[0], SortedSet) or {})[::-1] if within(pair[0])]
+        return self._limited(found, args[3:])
+
+    def _limited(self, found: "list[tuple[float, bytes]]", options: Sequence[bytes]) -> list[bytes]:
+        scores, at = False, 0
+        while at < len(options):
+            if options[at].upper() == b"WITHSCORES":
+                scores = True
+                at += 1
+            else:  # LIMIT
+                offset, count = _integer(options[at + 1]), _integer(options[at + 2])
+                found = found[offset:] if count < 0 else found[offset : offset + count]
+                at += 3
+        return _members(found, scores=scores)
 
     # streams
 
@@ -800,6 +816,10 @@ def _span(length: int, first: int, last: int) -> tuple[int, int]:
 
 def _in_order(held: dict[bytes, float]) -> list[tuple[float, bytes]]:
     return sorted((score, member) for member, score in held.items())
+
+
+def _members(found: list[tuple[float, bytes]], *, scores: bool) -> list[bytes]:
+    return [text for score, member in found for text in ((member, _number_text(score)) if scores else (member,))]
 
 
 def _within(low: bytes, high: bytes) -> Callable[[float], bool]:

@@ -446,11 +446,14 @@ class Publisher:
     async def publish_all(self, per_s: float) -> None:
         """At this pace, until the schedule ends."""
         loop = self.world.loop
-        while loop.now < self.world.schedule.ends_s:
+        while True:
             await asyncio.sleep(self.rng.expovariate(per_s) if not self.world.schedule.round_robin else 1 / per_s)
+            if loop.now >= self.world.schedule.ends_s:
+                return
             task = loop.create_task(self.publish_some())
             self.world.publishing[task] = None
-            task.add_done_callback(lambda done: self.world.publishing.pop(done))
+            task.add_done_callback(self.world.publishing.pop)
+            task.add_done_callback(partial(self.world.look_at, "publisher"))
 
     async def publish_some(self) -> None:
         schedule = self.world.schedule
