@@ -31,7 +31,7 @@ from bench.measure import machine, redis_version
 from bench.peers import PEERS
 from bench.remote import generator
 from bench.report import Results, Row, document, write
-from bench.scenarios import FIGURES, SCENARIOS, Scenario, Stage
+from bench.scenarios import AT_ONCE, FIGURES, SCENARIOS, Scenario, Stage
 
 
 class Phase(NamedTuple):
@@ -50,9 +50,10 @@ class Pace(NamedTuple):
     runs: int
 
 
+PUBLISHES = tuple(f"publish-{at_once}" for at_once in AT_ONCE)
 FULL = Pace(
     (
-        Phase(1_000, ("broadcast", "publish", "batch", "paced")),
+        Phase(1_000, ("broadcast", *PUBLISHES, "batch", "paced")),
         Phase(10_000, ("idle", "broadcast", "beside", "resume")),
     ),
     seconds=4.0,

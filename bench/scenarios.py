@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from tests.servers import Redis
@@ -20,7 +21,8 @@ Result = TypeVar("Result")
 
 WARM_STREAMS = 200  # opened and closed before memory is read: what the first ones cost is not a stream's
 WINDOW = 4  # broadcasts under way at a time
-AT_ONCE = 32  # publishing connections, one request under way on each
+AT_ONCE = (1, 8, 32)  # publishing connections, one request under way on each
+MANY_AT_ONCE = AT_ONCE[-1]
 BATCH = 1000
 BATCHES_LEAST = 20
 PACED_PER_S = 20_000
@@ -44,11 +46,17 @@ FIGURES: Mapping[str, Figure] = {
     "broadcast.wall": Figure("broadcast: deliveries per second", "", None),
     "broadcast.load": Figure("broadcast: the generator's own CPU", "% of a core", None),
     "broadcast.load_us": Figure("broadcast: the generator's own CPU per delivery", "µs", None),
-    "publish.cpu": Figure("one event to one user per request: events per server CPU-second", "", True),
-    "publish.wall": Figure("one event to one user per request: events per second", "", None),
-    "publish.redis": Figure("one event to one user per request: Redis CPU per event", "µs", None),
-    "publish.p50": Figure("one event to one user per request: publish to receipt, p50", "ms", False),
-    "publish.p99": Figure("one event to one user per request: publish to receipt, p99", "ms", False),
+    **{
+        f"publish-{at_once}.{name}": Figure(f"one event per request, {at_once} in flight: {what}", unit, more)
+        for at_once in AT_ONCE
+        for name, what, unit, more in (
+            ("cpu", "events per server CPU-second", "", True),
+            ("wall", "events per second", "", None),
+            ("redis", "Redis CPU per event", "µs", None),
+            ("p50", "publish to receipt, p50", "ms", False),
+            ("p99", "publish to receipt, p99", "ms", False),
+        )
+    },
     "batch.cpu": Figure(f"batches of {BATCH:,}: events per server CPU-second", "", True),
     "batch.redis": Figure(f"batches of {BATCH:,}: Redis CPU per event", "µs", None),
     "paced.p50": Figure(f"{PACED_PER_S:,} deliveries/s: publish to receipt, p50", "ms", False),
@@ -134,11 +142,11 @@ def broadcast(stage: Stage) -> Values:
     }
 
 
-def publish(stage: Stage) -> Values:
+def publish(at_once: int, stage: Stage) -> Values:
     """REST to SSE: one event to one user per request, users in turn."""
-    trial = stage.drive(Load(singles=500, at_once=AT_ONCE))
+    trial = stage.drive(Load(singles=500, at_once=at_once))
     count = _for(stage.seconds, trial)
-    outcome, server_s, redis_s = stage.spend(lambda: stage.drive(Load(singles=count, at_once=AT_ONCE)))
+    outcome, server_s, redis_s = stage.spend(lambda: stage.drive(Load(singles=count, at_once=at_once)))
     return {
         "cpu": outcome.received / server_s,
         "wall": outcome.received / outcome.wall_s,
@@ -196,7 +204,9 @@ def resume(stage: Stage) -> Values:
     assert before is not None, "no frame has an id"
     stage.generator.close(0, 1)
     stage.generator.drive(
-        Load(broadcasts=RESUME_BROADCASTS, singles=stage.streams, at_once=AT_ONCE, received=False), 0, stage.streams
+        Load(broadcasts=RESUME_BROADCASTS, singles=stage.streams, at_once=MANY_AT_ONCE, received=False),
+        0,
+        stage.streams,
     )
 
     def come_back() -> Outcome:
@@ -210,7 +220,7 @@ def resume(stage: Stage) -> Values:
 SCENARIOS = (
     Scenario("idle", frozenset({"idle"}), idle, streams_open=False),
     Scenario("broadcast", frozenset({"broadcast"}), broadcast),
-    Scenario("publish", frozenset({"publish"}), publish),
+    *(Scenario(f"publish-{at_once}", frozenset({"publish"}), partial(publish, at_once)) for at_once in AT_ONCE),
     Scenario("batch", frozenset({"batch"}), batch),
     Scenario("paced", frozenset({"paced"}), paced),
     Scenario("beside", frozenset({"broadcast", "publish"}), beside),

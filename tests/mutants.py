@@ -38,6 +38,12 @@ SESSIONS = "tests/contracts/test_sessions.py::"
 LEDGER = "tests/contracts/test_ledger.py::"
 SSE = "tests/contracts/test_sse.py::"
 REDIS = "tests/brokers/test_redis.py::"
+FULL_REDIS = (
+    "tests/system/test_full_redis.py::"
+    "test_while_redis_is_full_sign_outs_and_kicks_end_their_streams_and_publishes_are_refused"
+)
+FRAMING = "tests/transports/test_framing.py::"
+SLOW = "tests/transports/test_slow_clients.py::"
 
 SKIP_THE_BUFFER = Mutant(
     "what arrives in the last 50 ms of catch-up is dropped",
@@ -256,6 +262,54 @@ MUTANTS = (
         (
             "tests/system/test_sessions.py::test_a_kick_that_a_black_holed_replica_misses_ends_its_streams_with_the_repair",
         ),
+    ),
+    Mutant(
+        "a full Redis takes no sign-out",
+        8,
+        "brokers/redis_ledger.py",
+        'Script("sign_out", "standing", vital=True)',
+        'Script("sign_out", "standing")',
+        (FULL_REDIS,),
+    ),
+    Mutant(
+        "a full Redis takes no order to end streams",
+        8,
+        "hub/hub.py",
+        'Publication([entry], None, "", vital=True)',
+        'Publication([entry], None, "")',
+        (FULL_REDIS,),
+    ),
+    Mutant(
+        "the body of a request with Upgrade is the next request",
+        8,
+        "transports/sse/handover.py",
+        "            self.read_without_upgrade(data[upgrade.args[0] :])",
+        "            del upgrade",
+        (FRAMING + "test_the_body_of_a_request_with_upgrade_is_its_body_and_the_connection_ends",),
+    ),
+    Mutant(
+        "a method without a body is answered with one",
+        8,
+        "transports/sse/handover.py",
+        "            return _NO_BODY_HERE",
+        "            return None",
+        (FRAMING + "test_a_method_without_a_body_is_refused_with_one",),
+    ),
+    Mutant(
+        "more is read while requests wait for an earlier answer",
+        7,
+        "transports/sse/handover.py",
+        "        if not self.waiting:\n            super().resume_reading()",
+        "        super().resume_reading()",
+        (FRAMING + "test_a_thousand_requests_sent_ahead_are_answered_in_order",),
+    ),
+    Mutant(
+        "a body may take as long as it likes",
+        7,
+        "transports/sse/handover.py",
+        "            self.refuse_body(_SLOW_BODY)\n            return False\n",
+        "            return True\n",
+        (SLOW + "test_a_body_of_which_a_byte_comes_now_and_then_ends",),
     ),
     Mutant(
         "an order to end a session is not obeyed",

@@ -71,6 +71,18 @@ async def test_a_redis_that_deletes_without_a_word(environ: dict[str, str]) -> N
     assert "noeviction" in finding.advice
 
 
+@pytest.mark.parametrize(("used", "ok", "advised"), [(0.5, True, False), (0.8, True, True), (0.95, False, True)])
+async def test_how_full_redis_is_is_told_before_it_is_full(
+    environ: dict[str, str], used: float, ok: bool, advised: bool
+) -> None:
+    with redis_server() as server, server.client() as client:
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"] / used))
+        findings = await examine({**environ, "ALLIM_REDIS_URL": server.url}, None)
+
+    finding = named(findings, "redis room")
+    assert (finding.ok, bool(finding.advice)) == (ok, advised)
+
+
 @pytest.mark.parametrize(("append_only", "ok"), [("no", False), ("yes", True)])
 async def test_a_redis_that_is_said_to_be_durable_must_be(
     environ: dict[str, str], append_only: str, ok: bool

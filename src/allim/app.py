@@ -93,10 +93,11 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     permission = Permission(rules or {})
 
     profile = partial(accounts.profile, engine)
-    generation = snapshots.Generation(engine, hub.publish, profile, settings.server_id, settings.snapshot_step_ms)
+    announce = partial(hub.publish, keep_s=snapshots.KEYS_KEPT_S)
+    generation = snapshots.Generation(engine, announce, profile, settings.server_id, settings.snapshot_step_ms)
     queue = snapshots.open_queue(redis_pool, f"{settings.redis_prefix}:{{0}}:work", settings.server_id)
     worker = snapshots.Worker(engine, queue, generation.attempt)
-    snapshot_service = snapshots.Service(engine, profile, worker.start)
+    snapshot_service = snapshots.Service(engine, profile, worker.start, refused=metrics.refused)
     account_service = accounts.Service(
         engine, tokens, accounts.Passwords(), snapshot_service, hub.sign_out, hub.extend, settings.operators
     )
@@ -104,7 +105,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     providers = _providers(settings, http)
     flows = accounts.Flows((settings.secret_key, *settings.old_secret_keys))
     key_service = keys.Service(engine)
-    publishers = Publishers(settings_keys, key_service.publisher, count=gate.stop_guessing)
+    publishers = Publishers(settings_keys, key_service.publisher, count=gate.count_unknown_key)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -133,13 +134,13 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *accounts.provider_routes(
             providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url
         ),
-        *snapshots.routes(snapshot_service, gate),
+        *snapshots.routes(snapshot_service, gate, Policy("snapshots", settings.snapshots_per_min, 60)),
         *keys.routes(key_service, gate),
         *users.routes(gate, hub.kick),
         *ticket_routes.routes(gate, tickets, permission),
-        *publish.routes(hub, publishers, rates, Policy("publish", settings.publish_events_per_s, 1)),
+        *publish.routes(hub, publishers, rates, *_publish_limits(settings)),
         *sse.routes(hub, speech, gate, permission),
-        *health.routes(checks),
+        *health.routes(checks, asking={"store"}),
         _metrics_route(metrics),
     ]
 
@@ -167,6 +168,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
                 await asyncio.gather(hub.drained(), worker.leave(settings.drain_s * WORK_SHARE))
 
     app.state.leave = leave
+    app.state.refused = metrics.refused
     shortcuts = {
         (method, resource.path): shortcut for resource in resources for method, shortcut in resource.shortcuts.items()
     }
@@ -252,6 +254,17 @@ def _limits(settings: Settings) -> Limits:
         user_calls=Policy("user", settings.user_calls_per_min, 60),
         address_calls=Policy("address", settings.address_calls_per_min, 60),
         sign_in_tries=Policy("sign-in", settings.sign_in_tries_per_min, 60),
+        new_accounts=Policy("accounts", settings.accounts_per_hour, 3600),
+        ended_calls=Policy("ended", settings.address_calls_per_min, 60),
+        unknown_keys=Policy("unknown-key", settings.address_calls_per_min, 60),
+    )
+
+
+def _publish_limits(settings: Settings) -> tuple[Policy, Policy]:
+    bytes_kept = settings.publisher_memory_mb * 1_000_000
+    return (
+        Policy("publish", settings.publish_events_per_s, 1),
+        Policy("publish-memory", bytes_kept, settings.history_ttl_s),
     )
 
 

@@ -12,6 +12,7 @@ import httpx
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
+from allim.brokers.memory_watch import ERROR_SHARE, WARN_SHARE
 from allim.brokers.server import pool_of
 from allim.client import ClientError, Subscriber
 from allim.errors import AllimError
@@ -88,7 +89,7 @@ async def _redis(settings: Settings) -> list[Finding]:
         return [Finding("redis", False, str(error) or "no answer", advice)]
     finally:
         await redis.aclose()
-    return [_redis_version(info, took_ms), _redis_memory(info), _redis_durability(info, settings)]
+    return [_redis_version(info, took_ms), _redis_memory(info), _redis_room(info), _redis_durability(info, settings)]
 
 
 def _redis_version(info: Mapping[str, Any], took_ms: float) -> Finding:
@@ -104,6 +105,19 @@ def _redis_memory(info: Mapping[str, Any]) -> Finding:
     ok = policy == "noeviction"
     advice = "" if ok else "set maxmemory-policy noeviction: anything else deletes history without a word"
     return Finding("redis memory", ok, policy, advice)
+
+
+def _redis_room(info: Mapping[str, Any]) -> Finding:
+    """How full Redis is: at its limit it takes no publish."""
+    used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
+    if not most:
+        return Finding(
+            "redis room", True, f"{used / 1e6:.0f} MB used", "no limit is set: maxmemory bounds what it takes"
+        )
+    share = used / most
+    detail = f"{used / 1e6:.0f} of {most / 1e6:.0f} MB used"
+    advice = "more maxmemory, fewer HISTORY_EVENTS or a shorter HISTORY_TTL_S" if share >= WARN_SHARE else ""
+    return Finding("redis room", share < ERROR_SHARE, detail, advice)
 
 
 def _redis_durability(info: Mapping[str, Any], settings: Settings) -> Finding:

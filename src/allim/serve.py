@@ -14,12 +14,14 @@ from typing import Any
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import Match
 from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from allim.http.addresses import network_of_peer
 from allim.http.shortcuts import Shortcuts
 from allim.settings import Settings
-from allim.transports.sse import HandoverProtocol
+from allim.transports.sse import Connections, HandoverProtocol
 
 log = structlog.get_logger(__name__)
 
@@ -105,10 +107,18 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     """Run until a signal, then drain."""
     raise_file_limit()
     shortcuts: Shortcuts = app.state.shortcuts(looking_through(settings.trusted_proxies))
+    count_by = partial(network_of_peer, proxies=settings.trusted_proxies)
+    shared = Connections(settings.connections_per_address, count_by, app.state.refused)
     config = uvicorn.Config(
         app,
         # It is called, and no more.
-        http=partial(HandoverProtocol, take=shortcuts.take, paths=shortcuts.paths),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            HandoverProtocol,
+            shared=shared,
+            take=shortcuts.take,
+            paths=shortcuts.paths,
+            knows=partial(knows, app),
+        ),
         ws="none",
         loop="uvloop",
         lifespan="on",
@@ -132,6 +142,11 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     server.run(sockets=listeners)
     if server.deaf:
         sys.exit(1)
+
+
+def knows(app: Starlette, scope: Scope) -> bool:
+    """Return whether there is a route for this method at this path."""
+    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
 
 
 def looking_through(trusted: Sequence[str]) -> Callable[[Scope], None]:

@@ -152,12 +152,16 @@ class Settings(BaseSettings):
     ticket_lifetime_s: int = Field(30, ge=1, le=300)
     streams_per_user: int = Field(100, ge=1, le=100_000)
     streams_per_address: int = Field(500, ge=1, le=1_000_000)
+    connections_per_address: int = Field(500, ge=1, le=1_000_000)
     streams_per_replica: int = Field(0, ge=0, le=10_000_000)
     memory_max_mb: int = Field(0, ge=0, le=10_000_000)
     publish_events_per_s: int = Field(50_000, ge=1, le=10_000_000)
+    publisher_memory_mb: int = Field(256, ge=1, le=1_000_000)
     user_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     address_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     sign_in_tries_per_min: int = Field(20, ge=1, le=100_000)
+    accounts_per_hour: int = Field(1000, ge=1, le=1_000_000)
+    snapshots_per_min: int = Field(20, ge=1, le=100_000)
     snapshot_step_ms: int = Field(0, ge=0, le=60_000)
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
     log_format: Annotated[str, Field(pattern="^(json|text)$")] = "json"

@@ -50,7 +50,7 @@ def publication(*entries: tuple[str, object], key: str | None = None, fingerprin
 
 async def publish(broker: Broker, asked: Publication) -> Sequence[Position]:
     outcome = await broker.publish(asked)
-    assert outcome.quota is None
+    assert not outcome.quotas
     assert not outcome.conflict
     return outcome.positions
 
@@ -141,6 +141,32 @@ async def test_same_key_with_other_content_is_refused_and_stores_nothing(broker:
     assert [event.position for event in reading.events] == [position]
 
 
+async def test_a_key_is_known_for_as_long_as_its_publisher_says(broker: Broker) -> None:
+    await broker.start(Ear())
+    brief, lasting = (publication(("a", key), key=key, fingerprint="f") for key in ("brief", "lasting"))
+    brief = brief._replace(keep_s=1)
+
+    first = [await broker.publish(each) for each in (lasting, brief)]
+    again = [await broker.publish(each) for each in (lasting, brief)]
+    await asyncio.sleep(1.1)
+    later = [await broker.publish(each) for each in (lasting, brief)]
+
+    assert [list(positions) for positions in again] == [list(positions) for positions in first]
+    assert list(later[0]) == list(first[0])
+    assert list(later[1]) != list(first[1])
+
+
+async def test_a_known_key_lives_on_from_its_last_use_for_as_long_as_that_says(broker: Broker) -> None:
+    await broker.start(Ear())
+    asked = publication(("a", 1), key="p:k", fingerprint="f")
+
+    first = await broker.publish(asked._replace(keep_s=1))
+    await broker.publish(asked)
+    await asyncio.sleep(1.1)
+
+    assert list(await broker.publish(asked)) == list(first)
+
+
 async def test_a_batch_of_a_thousand_under_a_key(broker: Broker) -> None:
     await broker.start(Ear())
     batch = publication(*(("a", n) for n in range(1000)), key="p:k", fingerprint="f1")
@@ -159,11 +185,9 @@ async def test_a_publish_is_charged_and_over_its_limit_stores_nothing(broker: Br
     over = await broker.publish(publication(("a", 3), ("a", 4))._replace(demand=demand))
     other = await broker.publish(publication(("a", 5))._replace(demand=demand._replace(name="publish:q")))
 
-    assert first.quota is not None
-    assert (first.quota.granted, first.quota.remaining) == (True, 1)
-    assert over.quota is not None
-    assert (over.quota.granted, over.quota.remaining, list(over.positions)) == (False, 1, [])
-    assert 0 < over.quota.retry_after_s <= 1200
+    assert [(quota.granted, quota.remaining) for quota in first.quotas] == [(True, 1)]
+    assert [(quota.granted, quota.remaining) for quota in over.quotas] == [(False, 1)]
+    assert 0 < over.quotas[0].retry_after_s <= 1200
     page = await broker.read(["a"], ZERO, 10, PAGE_BYTES)
     assert [event.position for event in page.events] == [*first.positions, *other.positions]
 
@@ -175,10 +199,52 @@ async def test_a_repeat_and_a_conflict_are_charged_too(broker: Broker) -> None:
 
     outcomes = [await broker.publish(again) for again in (asked, asked, asked._replace(fingerprint="f2"), asked)]
 
-    assert [outcome.quota and outcome.quota.remaining for outcome in outcomes] == [2, 1, 0, 0]
+    assert [outcome.quotas[0].remaining for outcome in outcomes] == [2, 1, 0, 0]
     assert [outcome.conflict for outcome in outcomes] == [False, False, True, False]
     assert list(outcomes[0].positions) == list(outcomes[1].positions)
     assert not outcomes[3].positions
+
+
+MEMORY = Demand("publish-memory:p", 20_000, 3600)
+
+
+async def test_ever_new_topics_and_keys_use_up_a_publishers_memory(broker: Broker) -> None:
+    await broker.start(Ear())
+    rate = Demand("publish:p", 1000, 3600)
+
+    async def stored(*entries: tuple[str, object], key: str | None = None) -> bool:
+        asked = publication(*entries, key=key, fingerprint="f" if key else "")
+        outcome = await broker.publish(asked._replace(demand=rate, memory=MEMORY, keep_s=7200))
+        assert len(outcome.quotas) == 2
+        return bool(outcome.positions)
+
+    assert [await stored((f"t:{number}", 1)) for number in range(6)] == [True] * 4 + [False] * 2
+    assert await stored(("t:1", 2)), "an event of a topic that is there takes little"
+    assert [await stored(("t:1", 3), key=f"k{number}") for number in range(3)] == [True, False, False]
+    page = await broker.read([f"t:{number}" for number in range(6)], ZERO, 100, PAGE_BYTES)
+    assert len(page.events) == 6
+
+
+async def test_a_full_history_takes_no_more_memory(make_broker: MakeBroker) -> None:
+    broker = make_broker(history_events=3)
+    await broker.start(Ear())
+    asked = publication(("a", "x" * 3000))._replace(demand=Demand("publish:p", 1000, 3600), memory=MEMORY)
+
+    outcomes = [await broker.publish(asked) for _ in range(20)]
+
+    assert [len(outcome.quotas) for outcome in outcomes] == [2] * 3 + [1] * 17
+    assert all(outcome.positions for outcome in outcomes)
+
+
+async def test_a_repeat_takes_no_memory(broker: Broker) -> None:
+    await broker.start(Ear())
+    asked = publication(("a", 1), key="p:k", fingerprint="f")
+    asked = asked._replace(demand=Demand("publish:p", 1000, 3600), memory=MEMORY, keep_s=3600)
+
+    outcomes = [await broker.publish(asked) for _ in range(10)]
+
+    assert [len(outcome.quotas) for outcome in outcomes] == [2] + [1] * 9
+    assert all(list(outcome.positions) == list(outcomes[0].positions) for outcome in outcomes)
 
 
 async def test_pulse_comes_after_what_was_published_before_it(broker: Broker) -> None:

@@ -141,6 +141,22 @@ async def test_an_address_has_so_many_streams_and_one_that_left_makes_room(make_
     await opened(hub, from_address("192.0.2.1"))
 
 
+async def test_addresses_of_one_wider_network_have_more_streams_and_not_without_end(make_hub: MakeHub) -> None:
+    hub = await make_hub(streams_per_address=1)
+
+    def from_address(address: str) -> ListStream:
+        stream = ListStream()
+        stream.address = address
+        return stream
+
+    streams = [await opened(hub, from_address(f"2001:db8:0:{number}::/64")) for number in range(4)]
+    with pytest.raises(TooMany):
+        await hub.join(from_address("2001:db8:0:4::/64"), None)
+    await opened(hub, from_address("2001:db8:0:100::/64"))
+    hub.leave(streams[0], CloseReason.CLIENT_LEFT)
+    await opened(hub, from_address("2001:db8:0:4::/64"))
+
+
 async def test_a_full_replica_sends_streams_elsewhere(make_hub: MakeHub) -> None:
     hub = await make_hub(streams_per_replica=1)
     stream = await opened(hub, ListStream())

@@ -15,6 +15,7 @@ from allim.identity import USER
 SECRET = "0123456789abcdef0123456789abcdef"
 TOKENS = Tokens([SECRET], lifetime_s=3600)
 AMPLE = Policy("ample", 1_000_000, 1)
+ROOMY = Policy("roomy", 1_000_000_000, 3600)
 
 
 def gate_of(ledger: Ledger | None = None, **limits: Policy) -> Gate:

@@ -1,18 +1,19 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Self
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, StringConstraints
+from pydantic import Field, ModelWrapValidatorHandler, StringConstraints, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from allim.errors import Invalid
-from allim.http.bodies import Body, parse, parse_json, read_json_or_nothing, read_model
+from allim.http import bodies
+from allim.http.bodies import MAX_CONTAINERS, Body, parse, parse_json, read_json_or_nothing, read_model
 from allim.http.routing import route
 from tests.http.apps import assert_problem, client_of
 
@@ -143,6 +144,13 @@ async def test_a_body_may_be_left_out_where_the_route_says_so(body: bytes, statu
         (b"[" * 100_000, "deep"),
         (b"[" * 65 + b"]" * 65, "deep"),
         (b'{"a":' * 65 + b"1" + b"}" * 65, "deep"),
+        (b'[{"a":' * 33 + b"1" + b"}]" * 33, "deep"),
+        (b"[" + b"[]," * 100 + b"[" * 64 + b"]" * 64 + b"]", "deep"),
+        (b"[" + b"[]," * MAX_CONTAINERS + b"1]", "arrays and objects"),
+        (b"[" + b"{ }," * MAX_CONTAINERS + b"1]", "arrays and objects"),
+        (rb'["\\","' + b'",[],"' * MAX_CONTAINERS + b'"]', "arrays and objects"),
+        (b"[" * 50 + b"}" * 50 + b"[]" * 50, "column 51"),
+        (b"[" * 50 + b'"' + b"]" * 50, "column 51"),
     ],
 )
 def test_what_parsers_may_understand_differently_is_refused(body: bytes, said: str) -> None:
@@ -155,10 +163,28 @@ def test_what_parsers_may_understand_differently_is_refused(body: bytes, said: s
 
 @pytest.mark.parametrize(
     "body",
-    [b"[" * 64 + b"]" * 64, rb'"\ud83d\ude00"', b"[" + b"[]," * 500 + b"1]", '"\U0001f600"'.encode()],
+    [
+        b"[" * 64 + b"]" * 64,
+        rb'"\ud83d\ude00"',
+        b"[" + b"[]," * (MAX_CONTAINERS - 1) + b"1]",
+        b'["' + b"[{" * MAX_CONTAINERS + rb'\"[[\\"]',
+        rb'{"\"[\\": "' + b"[" * 70 + b'"}',
+        '"\U0001f600"'.encode(),
+    ],
 )
 def test_what_is_merely_unusual_is_accepted(body: bytes) -> None:
     assert parse_json(body) == json.loads(body)
+
+
+def test_a_body_of_too_many_containers_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(bodies, "_decode", parsed.append)
+
+    for body in (b"[" + b"[]," * 700_000 + b"1]", b"[" + (b"[" * 65 + b"]" * 65 + b",") * 10_000 + b"1]"):
+        with pytest.raises(Invalid):
+            parse_json(body)
+
+    assert parsed == []
 
 
 def test_the_path_begins_where_the_value_stood() -> None:
@@ -166,6 +192,24 @@ def test_the_path_begins_where_the_value_stood() -> None:
         parse(Thing, {"email": 1}, under="[3]")
 
     assert refusal.value.fields[0].field == "[3].email"
+
+
+def test_of_very_many_unknown_names_few_are_described() -> None:
+    judged: list[int] = []
+
+    class Counted(Thing):
+        @model_validator(mode="wrap")
+        @classmethod
+        def judge(cls, value: dict[str, object], handler: ModelWrapValidatorHandler[Self]) -> Self:
+            judged.append(len(value))
+            return handler(value)
+
+    with pytest.raises(Invalid) as refusal:
+        parse(Counted, {**{f"{n}": 1 for n in range(200_000)}, "email": "a", "count": "wrong"})
+
+    assert judged[0] <= 30
+    assert refusal.value.fields[0].field == "count"
+    assert len(refusal.value.fields) == 20
 
 
 def test_a_long_unknown_name_is_cut_and_many_are_counted_out() -> None:

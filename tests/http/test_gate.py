@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message
 
 from allim.brokers.memory_ledger import MemoryLedger
 from allim.errors import Forbidden, Kicked, SignedOut, TooMany, Unauthenticated, Unavailable
-from allim.http import gate as gates
 from allim.http import rates
-from allim.http.gate import COOKIE, Gate, bearer_of, clear_cookie, set_cookie, token_of
+from allim.http.gate import COOKIE, Gate, Limits, bearer_of, clear_cookie, set_cookie, token_of
 from allim.http.rates import Policy
 from allim.http.tickets import Tickets
 from allim.hub import refuse_ended
 from allim.identity import OPERATOR
-from tests.http.gates import SECRET, TOKENS, AwayLedger, HangingLedger, gate_of
+from tests.http.gates import AMPLE, SECRET, TOKENS, AwayLedger, HangingLedger, gate_of, rates_of
 
 pytestmark = pytest.mark.anyio
 
@@ -223,7 +223,7 @@ async def test_a_stream_that_could_not_be_counted_by_all_is_counted_here() -> No
 
 async def test_a_call_of_an_ended_session_charges_its_address() -> None:
     ledger = MemoryLedger()
-    gate = gate_of(ledger, user_calls=Policy("user", 1, 60), address_calls=Policy("address", 2, 60))
+    gate = gate_of(ledger, user_calls=Policy("user", 1, 60), ended_calls=Policy("ended", 2, 60))
     kicked = asked_by("42")
     await ledger.kick("42", 60)
 
@@ -235,6 +235,24 @@ async def test_a_call_of_an_ended_session_charges_its_address() -> None:
         await gate.identify(kicked)
     await asyncio.sleep(0.002)  # tokens know milliseconds
     assert (await gate.identify(asked_by("42"))).subject == "42"
+
+
+async def test_calls_with_an_ended_session_or_an_unknown_key_use_up_no_sign_in_of_their_address() -> None:
+    ledger = MemoryLedger()
+    few = {name: Policy(name, 2, 60) for name in ("address_calls", "ended_calls", "unknown_keys")}
+    gate = gate_of(ledger, **few)
+    kicked = asked_by("42")
+    await ledger.kick("42", 60)
+
+    for _ in range(2):
+        with pytest.raises(Kicked):
+            await gate.identify(kicked)
+        await gate.count_unknown_key(kicked)
+    for count in (gate.count_ended, gate.count_unknown_key):
+        with pytest.raises(TooMany):
+            await count(kicked)
+
+    await gate.stop_guessing(kicked, "ada@example.org")
 
 
 # Who is not signed in -----------------------------------------------------------------------------------------
@@ -264,14 +282,75 @@ async def test_tries_are_counted_by_email_and_by_address() -> None:
     await gate.stop_guessing(request(client=("192.0.2.2", PROXIED)), "ada@example.org")
 
 
-async def test_no_address_has_more_than_its_part_of_the_line_for_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "HASHING_AT_ONCE", 2)
-    gate = gate_of()
+async def test_addresses_of_one_wider_network_have_more_together_and_not_without_end() -> None:
+    gate = gate_of(address_calls=Policy("address", 1, 60), sign_in_tries=Policy("sign-in", 1, 60))
+    sites = [(f"2001:db8:0:{site:x}00::1", PROXIED) for site in range(5)]
+    subscribers = [(f"2001:db8:0:{subscriber:x}::1", PROXIED) for subscriber in range(5)]
 
-    with gate.hashing(request()), gate.hashing(request()):
-        with pytest.raises(TooMany), gate.hashing(request()):
-            pass
-        with gate.hashing(request(client=("192.0.2.2", PROXIED))):
-            pass
-    with gate.hashing(request()):
-        pass
+    async def tries(client: tuple[str, int]) -> dict[str, str]:
+        asked = request(client=client)
+        await gate.stop_guessing(asked, "ada@example.org")
+        return dict(asked.state.answer_headers)
+
+    told = [await tries(client) for client in subscribers[:4]]
+    with pytest.raises(TooMany):  # a fifth /64 of one /56
+        await tries(subscribers[4])
+    with pytest.raises(TooMany):  # the first /64 once more
+        await tries(subscribers[0])
+    for client in sites[1:4]:  # other /56 of the same /48
+        await tries(client)
+
+    assert '"address";q=1;w=60' in told[0]["ratelimit-policy"]
+    assert '"address/56";q=4;w=60' in told[0]["ratelimit-policy"]
+    assert '"sign-in/48";q=16;w=60' in told[0]["ratelimit-policy"]
+    assert '"address/48";r=12' in told[3]["ratelimit"]
+
+
+async def test_an_account_to_be_made_is_counted_beside_the_call_and_both_are_told() -> None:
+    gate = gate_of(address_calls=Policy("address", 5, 60), new_accounts=Policy("accounts", 1, 3600))
+    asked = request(client=("192.0.2.1", PROXIED))
+
+    await gate.stop_guessing(asked)
+    await gate.count_new_account(asked)
+
+    assert asked.state.answer_headers["ratelimit-policy"] == '"address";q=5;w=60, "accounts";q=1;w=3600'
+    assert asked.state.answer_headers["ratelimit"].startswith('"address";r=4;t=12, "accounts";r=0;')
+    with pytest.raises(TooMany):
+        await gate.count_new_account(request(client=("192.0.2.1", PROXIED)))
+    await gate.count_new_account(request(client=("192.0.2.2", PROXIED)))
+
+
+async def test_a_whole_48_has_sixteen_times_the_limit_of_an_address() -> None:
+    gate = gate_of(address_calls=Policy("address", 1, 60))
+    clients = [(f"2001:db8:0:{site:x}{subscriber:02x}::1", PROXIED) for site in range(5) for subscriber in range(4)]
+
+    for client in clients[:16]:
+        await gate.stop_guessing(request(client=client))
+    with pytest.raises(TooMany):
+        await gate.stop_guessing(request(client=clients[16]))
+    await gate.stop_guessing(request(client=("2001:db8:1::1", PROXIED)))
+
+
+async def test_one_address_has_few_passwords_waiting_and_refusals_are_counted() -> None:
+    refused: list[str] = []
+    limits = Limits(*[AMPLE] * len(Limits._fields))
+    gate = Gate(TOKENS, Tickets([SECRET], 30), rates_of(refused=refused), limits)
+    hashed: list[str] = []
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody hangs up")
+
+    async def hash_for(client: tuple[str, int]) -> None:
+        async with gate.hashing(Request(request(client=client).scope, never)):
+            await asyncio.sleep(0)
+            hashed.append(client[0])
+
+    many = [asyncio.create_task(hash_for(("192.0.2.1", PROXIED))) for _ in range(20)]
+    other = asyncio.create_task(hash_for(("192.0.2.2", PROXIED)))
+    outcomes = await asyncio.gather(*many, return_exceptions=True)
+    await other
+
+    assert sum(isinstance(outcome, TooMany) for outcome in outcomes) == 10
+    assert refused == ["hashing"] * 10
+    assert hashed.index("192.0.2.2") < 5

@@ -10,10 +10,11 @@ from allim.brokers.memory_ledger import MemoryLedger
 from allim.errors import Unavailable
 from allim.http.publish import MAX_BODY_BYTES, routes
 from allim.http.publishers import Publisher, Publishers, SettingsKeys
+from allim.http.rates import Policy
 from allim.hub import ZERO, Hub, HubSettings, Publication
 from allim.telemetry import Metrics
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import AMPLE, rates_of
+from tests.http.gates import AMPLE, ROOMY, rates_of
 
 pytestmark = pytest.mark.anyio
 
@@ -24,11 +25,12 @@ SHOP = Publisher("shop", ("user:*", "news"), ("t", "orders.*"))
 class Server:
     """The route over a hub with a broker in memory."""
 
-    def __init__(self, broker: MemoryBroker) -> None:
-        self.broker = broker
-        hub = Hub(broker, MemoryLedger(), Metrics(), HubSettings(max_event_bytes=1000))
+    def __init__(self, limit: Policy = AMPLE, broker: MemoryBroker | None = None) -> None:
+        ledger = MemoryLedger()
+        self.broker = broker or MemoryBroker(history_events=2000, ledger=ledger)
+        hub = Hub(self.broker, ledger, Metrics(), HubSettings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "billing:key-2", "shop:key-3"], {"shop": SHOP})
-        self.client = client_of(routes(hub, Publishers(keys), rates_of(), AMPLE))
+        self.client = client_of(routes(hub, Publishers(keys), rates_of(ledger), limit, ROOMY))
 
     async def post(self, body: Any, key: str = "key-1", **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -41,7 +43,7 @@ class Server:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    server = Server(MemoryBroker(history_events=2000))
+    server = Server()
     async with server.client:
         yield server
 
@@ -241,10 +243,44 @@ async def test_a_store_that_does_not_confirm_is_unavailable_and_retryable() -> N
             await asyncio.sleep(0)
             raise Unavailable("Redis does not answer")
 
-    server = Server(Down())
+    server = Server(broker=Down())
     async with server.client:
         response = await server.post(GOOD)
 
     assert_problem(response, 503, "unavailable")
     assert response.json()["retryable"] is True
     assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "cost"),
+    [
+        (b"{", 422, 1),
+        (b"[" + b"[]," * 100_000 + b"1]", 422, 1),
+        (b'{"topic":"a"}', 422, 1),
+        (b"[1,2,3]", 422, 3),
+        (b"[]", 422, 1),
+        (b" " * (MAX_BODY_BYTES + 1), 413, 1),
+        (b'{"topic":"user:1","type":"t","data":"' + b"x" * 1000 + b'"}', 413, 1),
+        (b'[{"topic":"user:1","type":"t","data":1},{"topic":"board","type":"t","data":1}]', 403, 2),
+    ],
+)
+async def test_a_refused_body_costs_the_rate(content: bytes, status: int, cost: int) -> None:
+    server = Server(Policy("publish", 4, 60))
+    headers = {"authorization": "Bearer key-3", "content-type": "application/json"}
+    async with server.client:
+        first = await server.client.post("/api/publish", content=content, headers=headers)
+        again = [await server.client.post("/api/publish", content=content, headers=headers) for _ in range(4 // cost)]
+
+    assert first.status_code == status
+    assert [answer.status_code for answer in again] == [status] * (4 // cost - 1) + [429]
+
+
+async def test_a_refused_content_type_and_key_cost_the_rate() -> None:
+    server = Server(Policy("publish", 2, 60))
+    async with server.client:
+        text = await server.post(GOOD, content_type="text/plain")
+        key = await server.post(GOOD, idempotency_key="a b")
+        good = await server.post(GOOD)
+
+    assert [text.status_code, key.status_code, good.status_code] == [415, 422, 429]

@@ -237,6 +237,78 @@ async def test_a_post_that_a_dead_replica_refused_goes_to_the_next(start: Start)
     assert len(stub.asked) == 6
 
 
+async def never(_: Asked, __: asyncio.StreamWriter) -> None:
+    """Hang, as a stopped process does: the connection stays, and no answer comes."""
+    await asyncio.Event().wait()
+
+
+async def oversized(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nX-Long: %b\r\nContent-Length: 0\r\n\r\n" % (b"a" * 20_000))
+
+
+async def garbled(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\0: x\r\nContent-Length: 0\r\n\r\n")
+
+
+PROVOKED: dict[str, Answer] = {
+    "a broken exchange": hang_up,
+    "an oversized head": oversized,
+    "a head that is none": garbled,
+    "no answer in time": never,
+}
+
+
+@pytest.mark.parametrize("kind", PROVOKED)
+@pytest.mark.parametrize("path", ["/api/provoked", "/provoked", "/events", "/healthz"])
+async def test_what_one_client_provokes_takes_no_replica_from_the_others(start: Start, kind: str, path: str) -> None:
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await (plain() if asked.target == "/api/publish" else PROVOKED[kind])(asked, writer)
+
+    times = {"read_timeout 30s": "read_timeout 100ms", "read_timeout 40s": "read_timeout 100ms"}
+    times["read_timeout 5s"] = "read_timeout 100ms"
+    async with (
+        Stub(answer) as one,
+        Stub(answer) as two,
+        start(one.address, two.address, changed=times) as front,
+        front.client() as client,
+    ):
+        provoked, statuses = [], []
+        for _ in range(10):
+            provoked.append((await client.get(path)).status_code)
+            statuses += [(await client.post("/api/publish", content=b"{}")).status_code for _ in range(5)]
+
+    assert set(provoked) <= {200 if path == "/events" else 502, 504}
+    assert statuses == [200] * 50
+
+
+async def test_a_hung_replica_holds_hardly_more_requests_than_come_at_once(start: Start) -> None:
+    """The requests that wait for it are its load, so least_conn sends the others elsewhere."""
+    at_once = 4
+    async with (
+        Stub(never) as hung,
+        Stub() as one,
+        Stub() as two,
+        start(hung.address, one.address, two.address) as front,
+        front.client() as client,
+    ):
+        answered: list[int] = []
+
+        async def publish() -> None:
+            for _ in range(50):
+                answered.append((await client.post("/api/publish", content=b"{}")).status_code)
+
+        publishers = [asyncio.create_task(publish()) for _ in range(at_once + 2)]
+        with anyio.fail_after(20):
+            while len(answered) < 50 * at_once:
+                await anyio.sleep(0.01)
+        for publisher in publishers:
+            publisher.cancel()
+        await asyncio.gather(*publishers, return_exceptions=True)
+
+    assert set(answered) == {200}
+    assert 0 < len(hung.asked) <= 2
+
+
 async def test_connections_to_a_replica_are_used_again(start: Start) -> None:
     async with Stub() as stub, start(stub.address) as front, front.client() as client:
         for _ in range(10):
@@ -336,6 +408,12 @@ REFUSED = [
     ("GET", "/api/", {f"X-{i}": "a" * 15_000 for i in range(10)}, 431, "head_too_large"),
     ("POST", "/api/publish", {"Content-Length": str(64 * MIB)}, 413, "too_large"),  # and not one byte of it
     ("POST", "/events", {"Content-Length": str(64 * MIB)}, 413, "too_large"),
+    ("POST", "/api/session", {"Content-Length": str(200_000)}, 413, "too_large"),
+    ("POST", "/x", {"Content-Length": str(200_000)}, 413, "too_large"),
+    ("GET", "/events", {"Content-Length": "2"}, 413, "too_large"),
+    ("GET", "/readyz", {"Content-Length": "2"}, 413, "too_large"),
+    ("GET", "/healthz", {"Content-Length": "2"}, 413, "too_large"),
+    ("GET", "/metrics", {"Content-Length": "2"}, 413, "too_large"),
     ("GET", "/api/%zz", {}, 400, "bad_request"),
     ("GET", "/.own/problem", {}, 404, "not_found"),
     ("GET", "/.own/come_back", {}, 404, "not_found"),
@@ -386,6 +464,32 @@ async def raw(front: Front, method: str, path: str, headers: dict[str, str]) -> 
         body = await reader.readexactly(int(fields["content-length"]))  # nginx stays a while when it refused a body
     writer.close()
     return httpx.Response(int(first.split()[1]), headers=fields, content=body)
+
+
+FEWER = {"limit_conn calls 200": "limit_conn calls 10", "limit_conn publishes 1000": "limit_conn publishes 20"}
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/api/session", 10), ("/x", 10), ("/api/publish", 20)])
+async def test_an_address_has_so_many_slow_bodies_and_no_more(start: Start, path: str, limit: int) -> None:
+    async with Stub() as stub, start(stub.address, changed=FEWER) as front:
+        port = httpx.URL(front.url).port
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(limit)]
+        for _, writer in held:
+            writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1" % path.encode())
+        with anyio.fail_after(10):
+            while (answer := await raw(front, "GET", path, {})).status_code != 429:
+                await anyio.sleep(0.05)
+        stream = await raw(front, "GET", "/events", {})
+        held[0][1].write(b"2")
+        await held[0][0].readuntil(b"ok")
+        after = await raw(front, "GET", path, {})
+        for _, writer in held:
+            writer.close()
+
+    assert (answer.json()["code"], answer.json()["retryable"]) == ("too_many", True)
+    assert answer.headers["retry-after"] == "2"
+    assert_strict(answer)
+    assert (stream.status_code, after.status_code) == (200, 200)
 
 
 QUICK = {"client_header_timeout 20s": "client_header_timeout 1s", "keepalive_timeout 20s": "keepalive_timeout 1s"}

@@ -183,6 +183,14 @@ async def body(attacker: Attacker, size: int = 64 << 20, *, announced: bool = Tr
         await asyncio.sleep(0)
 
 
+async def slow_body(attacker: Attacker) -> None:
+    """A body of which a byte comes now and then."""
+    await attacker.say(b"POST /api/session HTTP/1.1\r\nHost: allim.test\r\nContent-Length: 1000\r\n\r\n")
+    while not attacker.closed and not attacker.heard:
+        await attacker.say(b"{")
+        await asyncio.sleep(5)
+
+
 async def head(attacker: Attacker, size: int = 1 << 20) -> None:
     """Headers far over every limit."""
     await attacker.say(b"GET /events HTTP/1.1\r\nHost: allim.test\r\n")

@@ -10,7 +10,7 @@ from itertools import count, cycle
 import pytest
 
 from tests.cluster import Cluster, cluster
-from tests.replicas import PUBLISH_KEY, token
+from tests.replicas import PUBLISH_KEY, replica, token
 from tests.system.attacks import (
     Attack,
     Attacker,
@@ -22,6 +22,7 @@ from tests.system.attacks import (
     many_topics,
     rss_mib,
     silent,
+    slow_body,
     stream,
     trickle,
     under,
@@ -30,6 +31,7 @@ from tests.system.attacks import (
 
 pytestmark = pytest.mark.anyio
 
+BODY_TIMEOUT_S = 20  # a replica's, for a body of which hardly anything comes
 HEAD_TIMEOUT_S = 20  # nginx's `client_header_timeout`
 GROWTH_MIB = 30  # of one replica, over one attack
 STREAMS_PER_ADDRESS, STREAMS_PER_USER = 50, 20
@@ -93,6 +95,14 @@ async def test_bodies_that_do_not_say_how_long_they_are_are_refused_at_the_limit
     counts = await attack(attacked, partial(body, announced=False), 60, 8)
 
     assert counts.answers.get(413, 0) + counts.cut == counts.tried
+
+
+async def test_slow_bodies_are_ended_without_nginx_as_well() -> None:
+    with replica() as alone:
+        counts = await wave(alone.url, slow_body, 500, BODY_TIMEOUT_S + 20, addresses=1)
+
+        assert (counts.open, counts.answers) == (0, {408: counts.tried})
+        assert alone.metric("allim_refusals_total", limit="slow_body") == counts.tried
 
 
 async def test_heads_over_the_limit_are_refused(attacked: Cluster) -> None:

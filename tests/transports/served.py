@@ -10,16 +10,22 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from allim.serve import listen
-from allim.transports.sse import HandoverProtocol
+from allim.transports.sse import Connections, HandoverProtocol
 from allim.transports.sse.handover import Take
 
 Connect = Callable[[], Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
+def uncounted(refused: Callable[[str], None] = lambda _: None) -> Connections:
+    """What connections share where no address is counted."""
+    return Connections(1, lambda _: "", refused)
+
+
 @asynccontextmanager
-async def served(app: ASGIApp, take: Take | None = None) -> AsyncIterator[Connect]:
+async def served(app: ASGIApp, take: Take | None = None, shared: Connections | None = None) -> AsyncIterator[Connect]:
     listener = listen("127.0.0.1", 0)
-    protocol: Any = partial(HandoverProtocol, take=take, paths={(b"POST", b"/api/publish")} if take else ())
+    paths = {(b"POST", b"/api/publish")} if take else ()
+    protocol: Any = partial(HandoverProtocol, shared=shared or uncounted(), take=take, paths=paths)
     config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listener]))

@@ -1,17 +1,17 @@
 """The broker of the embedded form: one process, history in memory. Keeps every promise but outliving the process."""
 
 import asyncio
+import math
 import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from heapq import merge
-from itertools import islice
+from itertools import groupby, islice
 from operator import attrgetter
 
 from allim.brokers.memory_ledger import MemoryLedger
 from allim.hub import (
-    IDEMPOTENCY_WINDOW_S,
     ZERO,
     Event,
     Heads,
@@ -23,6 +23,8 @@ from allim.hub import (
     Quota,
     Reading,
 )
+
+TOPIC_BYTES, EVENT_BYTES, KEY_BYTES, POSITION_BYTES = 4400, 100, 400, 20  # as in publish.lua
 
 
 class MemoryBroker:
@@ -45,7 +47,8 @@ class MemoryBroker:
         self._last = ZERO.after(now_ms())
         self._floor = self._last
         self._history: dict[str, deque[Event]] = {}
-        self._keys: dict[str, tuple[int, str, Sequence[Position]]] = {}
+        # By how long they are known, in seconds; then in the order of their last use.
+        self._keys: dict[int, dict[str, tuple[int, str, Sequence[Position]]]] = {}
         self._topics: set[str] = set()
         self._listener: Listener | None = None
 
@@ -59,17 +62,18 @@ class MemoryBroker:
     async def publish(self, publication: Publication) -> Outcome:
         if self._listener is not None:
             await self._listener.room()
-        quota = await self._charge(publication)
-        if quota is not None and not quota.granted:
-            return Outcome((), quota)
-        if publication.key is not None and (known := self._known(publication.key)):
+        known = None if publication.key is None else self._known(publication.key, publication.keep_s)
+        quotas = await self._charge(publication, 0 if known else self._added_bytes(publication))
+        if not all(quota.granted for quota in quotas):
+            return Outcome((), quotas)
+        if known is not None:
             fingerprint, positions = known
             conflict = fingerprint != publication.fingerprint
-            return Outcome(() if conflict else positions, quota, conflict)
+            return Outcome(() if conflict else positions, quotas, conflict)
         positions = [self._append(entry.topic, entry.lines) for entry in publication.entries]
         if publication.key is not None:
-            self._keys[publication.key] = (self._now_ms(), publication.fingerprint, positions)
-        return Outcome(positions, quota)
+            self._keep(publication.key, publication.keep_s, publication.fingerprint, positions)
+        return Outcome(positions, quotas)
 
     async def subscribe(self, topics: Collection[str]) -> None:
         self._topics.update(topics)
@@ -107,25 +111,43 @@ class MemoryBroker:
     async def replace_link(self) -> None:
         """There is none to replace: announcements are calls of the same loop."""
 
-    async def _charge(self, publication: Publication) -> Quota | None:
+    async def _charge(self, publication: Publication, added: int) -> Sequence[Quota]:
         if publication.demand is None:
-            return None
-        return (await self._ledger.take([publication.demand])).quotas[0]
+            return ()
+        demands = [publication.demand]
+        if publication.memory is not None and added:
+            demands.append(publication.memory._replace(cost=added))
+        return (await self._ledger.take(demands)).quotas
 
-    def _known(self, key: str) -> tuple[str, Sequence[Position]] | None:
-        oldest_ms = self._now_ms() - IDEMPOTENCY_WINDOW_S * 1000
-        while self._keys and next(iter(self._keys.values()))[0] < oldest_ms:
-            del self._keys[next(iter(self._keys))]
-        known = self._keys.pop(key, None)
-        if known is None:
-            return None
-        _, fingerprint, positions = known
-        self._keys[key] = (
-            self._now_ms(),
-            fingerprint,
-            positions,
-        )  # at the end: they stand in the order of their last use
-        return fingerprint, positions
+    def _added_bytes(self, publication: Publication) -> int:
+        """How much more is kept after this publish, as `publish.lua` reckons."""
+        added = 0
+        for topic, entries in groupby(sorted(publication.entries), key=attrgetter("topic")):
+            kept = len(self._history.get(topic, ()))
+            added += 0 if kept else TOPIC_BYTES
+            added += sum(EVENT_BYTES + len(entry.lines) for entry in islice(entries, self._history_events - kept))
+        if publication.key is not None and publication.memory is not None:
+            periods = publication.keep_s / publication.memory.period_s
+            added += math.ceil((KEY_BYTES + POSITION_BYTES * len(publication.entries)) * periods)
+        return added
+
+    def _known(self, key: str, keep_s: int) -> tuple[str, Sequence[Position]] | None:
+        self._forget_keys()
+        for keys in self._keys.values():
+            if key in keys:
+                _, fingerprint, positions = keys.pop(key)
+                self._keep(key, keep_s, fingerprint, positions)
+                return fingerprint, positions
+        return None
+
+    def _keep(self, key: str, keep_s: int, fingerprint: str, positions: Sequence[Position]) -> None:
+        self._keys.setdefault(keep_s, {})[key] = (self._now_ms(), fingerprint, positions)
+
+    def _forget_keys(self) -> None:
+        for keep_s, keys in self._keys.items():
+            oldest_ms = self._now_ms() - keep_s * 1000
+            while keys and next(iter(keys.values()))[0] < oldest_ms:
+                del keys[next(iter(keys))]
 
     def _next(self) -> Position:
         self._last = self._last.after(self._now_ms())

@@ -1,13 +1,16 @@
 -- Count, store and announce, in one atomic step: may it? how often? duplicate? positions, append with prev, trim, expiry,
 -- announce.
--- KEYS: clock, idempotency key, the publisher's rate, then one history per entry.
+-- KEYS: clock, idempotency key, the publisher's rate and memory, then one history per entry.
 -- ARGV: run_id, heard, durable; history_events, history_ttl_s, window_s, fingerprint ('' without a key); limit ('' when
--- it is not counted), period_us and cost of the publish; then channel and lines per entry.
+-- it is not counted), period_us and cost of the publish; limit ('' likewise), period_us and any value for the bytes it
+-- adds; then channel and lines per entry.
 -- An entry is {p: prev, n: the entry's number in its topic, so that entries between two are counted unread, d: lines}.
--- Gives {'ok' or 'limited' or 'conflict', {the quota, if it is counted}, position, ...}.
+-- Gives {'ok' or 'limited' or 'conflict', {a quota for each that is counted}, position, ...}.
 
 local history_events, history_ttl_s, window_s, fingerprint = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local FIRST = 10  -- the argument before the first channel
+local FIRST = 13  -- the argument before the first channel
+-- Bytes of Redis' memory, as measured on Redis 7.
+local TOPIC_BYTES, EVENT_BYTES, KEY_BYTES, POSITION_BYTES = 4400, 100, 400, 20
 
 -- Redis does not undo a script that fails half-way. So all that may fail is done before the first write, and no write
 -- begins that the user may not finish.
@@ -23,8 +26,8 @@ if fingerprint ~= '' then
   must_be_allowed('EXPIRE', KEYS[2], '1')
 end
 local newest = {}  -- per history: position and number of its newest entry
-for key = 4, #KEYS do
-  local history, channel = KEYS[key], ARGV[FIRST + (key - 3) * 2 - 1]
+for key = 5, #KEYS do
+  local history, channel = KEYS[key], ARGV[FIRST + (key - 4) * 2 - 1]
   if not newest[history] then
     must_be_allowed('XADD', history, '*', 'd', '')
     must_be_allowed('EXPIRE', history, '1')
@@ -34,26 +37,51 @@ for key = 4, #KEYS do
   end
 end
 
+local known = fingerprint ~= '' and redis.call('LRANGE', KEYS[2], 0, -1) or {}
+
+-- How much more is kept after this. An entry of a full history takes the place of another. A key stays for its window:
+-- it counts for as many periods as that has.
+local function added_bytes(period_s)
+  local added, numbers = 0, {}
+  for key = 5, #KEYS do
+    local history = KEYS[key]
+    local number = (numbers[history] or newest[history][2]) + 1
+    numbers[history] = number
+    if number <= tonumber(history_events) then
+      added = added + EVENT_BYTES + #ARGV[FIRST + (key - 4) * 2]
+    end
+  end
+  for _, entry in pairs(newest) do
+    added = added + (entry[1] == '0-0' and TOPIC_BYTES or 0)
+  end
+  if fingerprint ~= '' then
+    added = added + math.ceil((KEY_BYTES + POSITION_BYTES * (#KEYS - 4)) * window_s / period_s)
+  end
+  return added
+end
+
 local clock = load_clock()
 local quotas = {}
 if ARGV[8] ~= '' then
-  local granted, failed = take(quotas, 3, 8, 1, now_us())
+  local demands = 1
+  if ARGV[11] ~= '' and not known[1] then
+    ARGV[13] = added_bytes(ARGV[12] / 1000000)
+    demands = ARGV[13] > 0 and 2 or 1
+  end
+  local granted, failed = take(quotas, 3, 8, demands, now_us())
   if failed then
     return failed
   elseif not granted then
     return {'limited', quotas}
   end
 end
-if fingerprint ~= '' then
-  local known = redis.call('LRANGE', KEYS[2], 0, -1)
-  if known[1] and known[1] ~= fingerprint then
-    return {'conflict', quotas}
-  elseif known[1] then
-    redis.call('EXPIRE', KEYS[2], window_s)  -- a write, so that WAIT after it waits for what the first try wrote
-    known[1] = quotas
-    table.insert(known, 1, 'ok')
-    return known
-  end
+if known[1] and known[1] ~= fingerprint then
+  return {'conflict', quotas}
+elseif known[1] then
+  redis.call('EXPIRE', KEYS[2], window_s)  -- a write, so that WAIT after it waits for what the first try wrote
+  known[1] = quotas
+  table.insert(known, 1, 'ok')
+  return known
 end
 
 local server_ms = now_ms()
@@ -62,8 +90,8 @@ for _, entry in pairs(newest) do
 end
 local reply = {'ok', quotas}
 local announcements = {}
-for key = 4, #KEYS do
-  local history, lines = KEYS[key], ARGV[FIRST + (key - 3) * 2]
+for key = 5, #KEYS do
+  local history, lines = KEYS[key], ARGV[FIRST + (key - 4) * 2]
   local prev, number = newest[history][1], newest[history][2] + 1
   local position = tick(clock, server_ms)
   redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines)

@@ -16,10 +16,10 @@ from redis.exceptions import OutOfMemoryError
 
 from allim.brokers.durability import Durability, confirm
 from allim.brokers.link import Link
-from allim.brokers.scripts import Script, ScriptCalls
+from allim.brokers.memory_watch import MemoryWatch
+from allim.brokers.scripts import VITAL, Script, ScriptCalls
 from allim.brokers.server import Lead, RedisServer, ask
 from allim.hub import (
-    IDEMPOTENCY_WINDOW_S,
     ZERO,
     Event,
     Heads,
@@ -62,7 +62,7 @@ class RedisBroker:
         self._topic_channel = shard + "topic:"
         self._pulse_channel = f"{shard}pulse:{replica}"
         self._origin_channel = shard + "origin"
-        self._kept = (str(history_events), str(history_ttl_s), str(IDEMPOTENCY_WINDOW_S))
+        self._kept = (str(history_events), str(history_ttl_s))
         self.durability = durability
         self._durable = "1" if durable else ""
         self._metrics = metrics
@@ -72,6 +72,7 @@ class RedisBroker:
         self._followed = ""  # run ID of the Redis process the link led to last
         self._server = RedisServer(url, f"allim-{replica}")
         self._publish_script = Script("publish", "clock", "standing", "quotas")
+        self._order_script = Script("publish", "clock", "standing", "quotas", vital=True)
         self._read_script = Script("read", "clock")
         self._heads_script = Script("heads", "clock")
         self._pulse_script = Script("pulse", "clock")
@@ -80,27 +81,32 @@ class RedisBroker:
         confirmed = partial(confirm, durability=durability)
         self._writes = ScriptCalls(self._server, self._context, confirmed, PUBLISH_TIMEOUT_S)
         self._reads = ScriptCalls(self._server, self._context)
+        self._memory = MemoryWatch(self._reads, metrics.redis_memory)
         self._link = Link(self._server, self._greet, self._hear, self._room, self._link_down, self._link_up)
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
         self._link.start([self._pulse_channel, self._origin_channel])
+        self._memory.start()
 
     async def close(self) -> None:
+        await self._memory.close()
         await self._link.close()
         await self._writes.close()
         await self._reads.close()
         await self._server.close()
 
     def publish(self, publication: Publication) -> "asyncio.Future[Outcome]":
-        demand = publication.demand
-        keys = [self._clock_key, self._key(publication.key), self._rate_key + (demand.digest if demand else "")]
-        args: list[Any] = [*self._kept, publication.fingerprint, *(demand.terms if demand else ("", "", ""))]
+        keys = [self._clock_key, self._key(publication.key)]
+        args: list[Any] = [*self._kept, str(publication.keep_s), publication.fingerprint]
+        for demand in (publication.demand, publication.memory):
+            keys.append(self._rate_key + (demand.digest if demand else ""))
+            args += demand.terms if demand else ("", "", "")
         for topic, lines in publication.entries:
             keys.append(self._history_key + topic)
             args += (self._topic_channel + topic, lines)
         return self._writes.call(
-            self._publish_script,
+            self._order_script if publication.vital else self._publish_script,
             keys,
             args,
             read=_outcome,
@@ -186,7 +192,7 @@ class RedisBroker:
             await ask(lead.connection, "EVAL", source, *greeting)
         except OutOfMemoryError:
             # What a new origin writes adds nothing. With the flag always, a full disk would refuse the script.
-            await ask(lead.connection, "EVAL", f"#!lua flags=allow-oom\n{source}", *greeting)
+            await ask(lead.connection, "EVAL", f"{VITAL}\n{source}", *greeting)
         if self._followed not in ("", lead.run_id):
             await self._writes.drop()  # they may lead to the old one, which may go on as if nothing had happened
         self._followed = lead.run_id
@@ -242,8 +248,8 @@ class RedisBroker:
 
 def _outcome(reply: Sequence[Any]) -> Outcome:
     status, quotas, *positions = reply
-    quota = Quota.read(quotas[0]) if quotas else None
-    return Outcome([Position.parse(text.decode()) for text in positions], quota, status == b"conflict")
+    parsed = [Position.parse(text.decode()) for text in positions]
+    return Outcome(parsed, list(map(Quota.read, quotas)), status == b"conflict")
 
 
 def _position(text: bytes) -> Position:

@@ -34,11 +34,11 @@ class RedisLedger:
         self._ticket_key = shard + "ticket:"
         self._rate_key = shard + "rate:"
         self._standings = Script("standings", "standing")
-        self._kick = Script("kick", "standing")
+        self._kick = Script("kick", "standing", vital=True)
         self._admit = Script("admit", "standing", "quotas")
         self._leave = Script("leave", "standing")
         self._take = Script("take", "standing", "quotas")
-        self._sign_out = Script("sign_out", "standing")
+        self._sign_out = Script("sign_out", "standing", vital=True)
         self._server = RedisServer(url, f"allim-{replica}")
         self._calls = ScriptCalls(self._server, lambda _run_id: ())
         self._left: list[tuple[str, str]] = []

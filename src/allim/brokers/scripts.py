@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 MAX_BATCH = 512  # calls in one pipeline: bounds what one failure can take with it
 MAX_WAITING = 20_000  # calls that wait while Redis hangs
+VITAL = "#!lua flags=allow-oom"  # what ends sessions is little, and must not wait until others have made room
 
 
 NO_EFFECT = frozenset({"BUSY", "LOADING", "MASTERDOWN", "NOSCRIPT", "READONLY"})
@@ -43,13 +44,17 @@ def _as_it_is(reply: Any) -> Any:
 
 
 class Script:
-    """A Lua script with what it shares with others in front, called by its digest."""
+    """A Lua script with what it shares with others in front, called by its digest.
 
-    def __init__(self, name: str, *shared: str) -> None:
+    Shape: one that is `vital` writes also while Redis has used up its memory. A full disk refuses it as a whole, and
+    any other at its first write.
+    """
+
+    def __init__(self, name: str, *shared: str, vital: bool = False) -> None:
         folder = resources.files("allim.brokers")
         parts = [(folder / f"{part}.lua").read_text("utf-8") for part in (*shared, name)]
         self.name = name
-        self.source = "\n".join(parts)
+        self.source = "\n".join([VITAL, *parts] if vital else parts)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 

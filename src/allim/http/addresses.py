@@ -5,7 +5,8 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.requests import HTTPConnection
 
-IPV6_PREFIX = 64  # what one subscriber gets at least: counting single addresses would limit nobody
+from allim.networks import SUBSCRIBER_PREFIX
+
 LONGEST = 64  # characters of an address, with its zone
 UNKNOWN = "unknown"  # what a trusted proxy says that forwards no address: all of its clients are one
 
@@ -23,6 +24,21 @@ def network_of(connection: HTTPConnection) -> str:
     return _network(host, forwarded=not port) if len(host) <= LONGEST else UNKNOWN
 
 
+@lru_cache(maxsize=4096)
+def network_of_peer(host: str, proxies: tuple[str, ...]) -> str:
+    """The network by which a peer's connections are counted.
+
+    "" for a peer that is not counted: a trusted proxy, whose connections are those of many clients, and this machine.
+    """
+    network = _network(host, forwarded=False)
+    if not network or network == UNKNOWN:
+        return network
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return "" if any(address in ip_network(proxy, strict=False) for proxy in proxies) else network
+
+
 @lru_cache(maxsize=4096)  # clients come back, and together from one network
 def _network(host: str, *, forwarded: bool) -> str:
     try:
@@ -33,6 +49,6 @@ def _network(host: str, *, forwarded: bool) -> str:
         if address.ipv4_mapped is None:
             if address.is_loopback and not forwarded:
                 return ""
-            return str(ip_network((address, IPV6_PREFIX), strict=False))
+            return str(ip_network((address, SUBSCRIBER_PREFIX), strict=False))
         address = address.ipv4_mapped
     return "" if address.is_loopback and not forwarded else str(address)

@@ -3,34 +3,40 @@
 Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
 """
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import NamedTuple
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from allim.errors import Forbidden, TooMany, Unauthenticated
+from allim.errors import Forbidden, Unauthenticated
 from allim.http.addresses import network_of
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
+from allim.http.turns import Turns
 from allim.hub import Toll
 from allim.identity import OPERATOR, Identity, Visitor
+from allim.networks import shares_of
 
 HERE = "this machine"  # the address of those who came without a proxy
 COOKIE = "allim_session"
-HASHING_AT_ONCE = 150  # calls that hash a password, of one address on one replica: a part of the line they wait in
+HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 
 class Limits(NamedTuple):
-    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user."""
+    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user; an
+    address that makes accounts; an address with a session that has ended; an address with a publish key that is not
+    known here.
+    """
 
     user_calls: Policy
     address_calls: Policy
     sign_in_tries: Policy
+    new_accounts: Policy
+    ended_calls: Policy
+    unknown_keys: Policy
 
 
 class Gate:
@@ -41,7 +47,7 @@ class Gate:
         self._tickets = tickets
         self._rates = rates
         self._limits = limits
-        self._hashing: Counter[str] = Counter()
+        self._hashing = Turns(HASHING_AT_ONCE, partial(rates.refused, "hashing"))
 
     async def recognise(self, request: Request) -> Identity:
         """Whose token this is, whether or not its session was ended; so it is a call of its address.
@@ -61,6 +67,13 @@ class Gate:
         await self.count(request, identity)
         return identity
 
+    async def limit(self, request: Request, identity: Identity, policy: Policy) -> None:
+        """Count what a user asks for that has a limit of its own, beside that of all calls.
+
+        Raises: TooMany.
+        """
+        await self._rates.take(request, (policy, identity.subject))
+
     async def count(self, request: Request, identity: Identity) -> None:
         """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
         one keeps its owner out of nothing.
@@ -70,7 +83,7 @@ class Gate:
         try:
             await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
         except Unauthenticated:
-            await self.stop_guessing(request)
+            await self.count_ended(request)
             raise
 
     async def require_operator(self, request: Request) -> Identity:
@@ -109,28 +122,45 @@ class Gate:
         Raises: TooMany.
         """
         network = network_of(request) or HERE
-        wanted = [(self._limits.address_calls, network)]
-        if email:
-            wanted.append((self._limits.sign_in_tries, f"{email} {network}"))
+        wanted = []
+        for share in shares_of(network):
+            wanted.append((self._limits.address_calls.times(share), share.network))
+            if email:
+                wanted.append((self._limits.sign_in_tries.times(share), f"{email} {share.network}"))
         await self._rates.take(request, *wanted)
 
-    @contextmanager
-    def hashing(self, request: Request) -> Iterator[None]:
-        """Around a call that hashes a password: no address takes up the whole line.
+    async def count_ended(self, request: HTTPConnection) -> None:
+        """Count a call whose session has ended. The count is of the address, and apart from that of sign-ins: pages
+        that come back after a sign-out, again and again, keep nobody at their address from signing in.
 
         Raises: TooMany.
         """
-        network = network_of(request) or HERE
-        if self._hashing[network] >= HASHING_AT_ONCE:
-            self._rates.refused("hashing")
-            raise TooMany("Too many sign in from this address at this moment.", 1)
-        self._hashing[network] += 1
-        try:
-            yield
-        finally:
-            self._hashing[network] -= 1
-            if not self._hashing[network]:
-                del self._hashing[network]
+        await self._count_address(request, self._limits.ended_calls)
+
+    async def count_unknown_key(self, request: HTTPConnection) -> None:
+        """Count a question for a publish key, by address, and apart from sign-ins as well.
+
+        Raises: TooMany.
+        """
+        await self._count_address(request, self._limits.unknown_keys)
+
+    async def count_new_account(self, request: Request) -> None:
+        """Count an account that is to be made, by its address: each leaves rows, events and keys behind.
+
+        Raises: TooMany.
+        """
+        await self._count_address(request, self._limits.new_accounts)
+
+    async def _count_address(self, request: HTTPConnection, policy: Policy) -> None:
+        shares = shares_of(network_of(request) or HERE)
+        await self._rates.take(request, *((policy.times(share), share.network) for share in shares))
+
+    def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:
+        """Around the hashing of a password, for a request whose body has been read: waits for its turn.
+
+        Raises: as `Turns.turn`.
+        """
+        return self._hashing.turn(request, network_of(request) or HERE)
 
 
 def bearer_of(connection: HTTPConnection) -> str | None:

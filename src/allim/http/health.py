@@ -1,7 +1,8 @@
 """Alive, and ready. Alive asks nothing of anyone: a replica is not restarted because its database is down."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -15,6 +16,7 @@ from allim.http.routing import Answer, Resource, operation, route
 log = structlog.get_logger(__name__)
 
 CHECK_TIMEOUT_S = 2.0
+KEEP_S = 1.0  # a result of another process
 
 Check = Callable[[], Awaitable[None]]
 """Returns when all is well, and raises when it is not."""
@@ -33,8 +35,42 @@ class Readiness(Body):
     checks: dict[str, str]
 
 
-def routes(checks: Mapping[str, Check], timeout_s: float = CHECK_TIMEOUT_S) -> list[Resource]:
-    """`/healthz` and `/readyz`; the latter runs all checks at once, each under its own deadline."""
+class Question:
+    """A check that asks another process: once at a time, and once in `keep_s` seconds, for all callers.
+
+    `/readyz` is open to anyone, so it must not pass each call on to the database.
+    """
+
+    def __init__(self, name: str, check: Check, timeout_s: float, keep_s: float) -> None:
+        self._ask = partial(_result, name, check, timeout_s)
+        self._keep_s = keep_s
+        self._asked: asyncio.Task[str] | None = None
+        self._asked_at = 0.0
+
+    async def result(self) -> str:
+        now = asyncio.get_running_loop().time()
+        if self._asked is None or (self._asked.done() and now - self._asked_at >= self._keep_s):
+            self._asked, self._asked_at = asyncio.create_task(self._ask(), name="allim readiness"), now
+        return await asyncio.shield(self._asked)  # a caller that leaves takes it from nobody else
+
+
+def routes(
+    checks: Mapping[str, Check],
+    timeout_s: float = CHECK_TIMEOUT_S,
+    asking: Collection[str] = (),
+    keep_s: float = KEEP_S,
+) -> list[Resource]:
+    """`/healthz` and `/readyz`; the latter runs all checks at once, each under its own deadline.
+
+    Shape: `asking` are the names of the checks that ask another process. Their results are kept; the others, a drain
+    among them, show at once.
+    """
+    results_of: dict[str, Callable[[], Awaitable[str]]] = {
+        name: Question(name, check, timeout_s, keep_s).result
+        if name in asking
+        else partial(_result, name, check, timeout_s)
+        for name, check in checks.items()
+    }
 
     @operation(answers={200: Answer("Alive.", Alive)})
     async def healthz(_request: Request) -> Response:
@@ -47,7 +83,7 @@ def routes(checks: Mapping[str, Check], timeout_s: float = CHECK_TIMEOUT_S) -> l
 
         The broker carries events, the store is reachable, and the replica is not about to leave.
         """
-        results = await asyncio.gather(*(_result(name, check, timeout_s) for name, check in checks.items()))
+        results = await asyncio.gather(*(result() for result in results_of.values()))
         ready = all(result == "ok" for result in results)
         content = Readiness(status="ready" if ready else "not ready", checks=dict(zip(checks, results, strict=True)))
         return _answer(200 if ready else 503, content)

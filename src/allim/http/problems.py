@@ -31,7 +31,7 @@ from allim.errors import (
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-_MAX_ERRORS = 20
+MAX_ERRORS = 20
 
 
 class UnsupportedMediaType(AllimError):
@@ -83,7 +83,7 @@ def invalid(error: ValidationError, under: str = "") -> Invalid:
     """
     fields = [
         FieldError(_path(under, found["loc"]), _message(cast("dict[str, Any]", found)))
-        for found in error.errors(include_url=False, include_input=False)[:_MAX_ERRORS]
+        for found in error.errors(include_url=False, include_input=False)[:MAX_ERRORS]
     ]
     return Invalid("; ".join(f"{field}: {message}" for field, message in fields), fields)
 

@@ -3,6 +3,7 @@
 A request is judged in this order: its key, its body, what the key may publish, how often.
 """
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -11,13 +12,14 @@ from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
-from allim.errors import Conflict, FieldError, Forbidden, Invalid, TooMany
+from allim.errors import Conflict, FieldError, Forbidden, Invalid, TooLarge, TooMany
 from allim.http.bodies import Body, form, parse, parse_json, read_json
+from allim.http.problems import UnsupportedMediaType
 from allim.http.publishers import Publisher, Publishers
 from allim.http.rates import Policy, Rates, told
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 from allim.http.shortcuts import Fields, Judged, Pending, Success
-from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Outcome, Published, Quota
+from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Outcome, Published
 
 ACCEPTED, JSON = 202, "application/json"
 MAX_BATCH = 1000
@@ -56,10 +58,14 @@ class StoredBatch(Body):
     durability: Durability
 
 
-def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> list[Resource]:
-    """The publishers' route."""
+def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy, memory: Policy) -> list[Resource]:
+    """The publishers' route. Shape: `limit` counts events, `memory` the bytes that they add to what is kept."""
 
-    limits = (limit,)
+    limits = (limit, memory)
+
+    def store(publisher: Publisher, entries: Sequence[Entry], key: str | None) -> "asyncio.Future[Outcome]":
+        demand = limit.demand(publisher.name, len(entries))
+        return hub.store(entries, key, demand, memory.demand(publisher.name))
 
     @operation(
         caller=Caller.PUBLISHER,
@@ -82,11 +88,17 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         when the idempotency key stands for other events. After a 503 it may be stored or not: repeat it with a key.
         """
         publisher = await publishers.publisher_of(request)
-        key = _idempotency_key(request.headers.get("idempotency-key"))
-        body = await read_json(request, MAX_BODY_BYTES)
-        entries = _entries(hub, publisher, body)
-        outcome = await hub.store(entries, _scoped(publisher, key), limit.demand(publisher.name, len(entries)))
-        rates.tell(request, limits, _quotas(outcome))
+        body: object = None
+        try:
+            key = _idempotency_key(request.headers.get("idempotency-key"))
+            body = await read_json(request, MAX_BODY_BYTES)
+            entries = _entries(hub, publisher, body)
+        except (Forbidden, Invalid, TooLarge, UnsupportedMediaType):
+            # To find a fault takes as long as to store what has none.
+            await rates.take(request, (limit, publisher.name), cost=_events_in(body))
+            raise
+        outcome = await store(publisher, entries, _scoped(publisher, key))
+        rates.tell(request, limits[: len(outcome.quotas)], outcome.quotas)
         return Response(_stored(hub.stored(outcome), body), ACCEPTED, media_type=JSON)
 
     def publish_at_once(fields: Fields, content: bytes) -> Pending | None:
@@ -100,22 +112,17 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy) -> lis
         entries = _entries(hub, publisher, body)
 
         def answer(outcome: Outcome) -> Success | Judged:
-            quotas = _quotas(outcome)
-            headers = told(limits, quotas)
+            policies = limits[: len(outcome.quotas)]
+            headers = told(policies, outcome.quotas)
             try:
-                rates.check(limits, quotas)
+                rates.check(policies, outcome.quotas)
                 return Success(ACCEPTED, JSON, _stored(hub.stored(outcome), body), headers)
             except (Conflict, TooMany) as error:
                 return Judged(error, headers)
 
-        return Pending(hub.store(entries, scoped, limit.demand(publisher.name, len(entries))), answer)
+        return Pending(store(publisher, entries, scoped), answer)
 
     return [route("/api/publish", tag="Events", post=publish).with_shortcuts(post=publish_at_once)]
-
-
-def _quotas(outcome: Outcome) -> tuple[Quota, ...]:
-    assert outcome.quota is not None  # there was a demand
-    return (outcome.quota,)
 
 
 def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:
@@ -140,6 +147,11 @@ def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:
         drafts.append(draft)
     _check_permission(publisher, drafts, indexed=True)
     return entries
+
+
+def _events_in(body: object) -> int:
+    """How many events a refused body counts as: at least one, and no more than are accepted."""
+    return min(max(len(body), 1), MAX_BATCH) if isinstance(body, list) else 1
 
 
 def _draft(value: object, under: str) -> Draft:

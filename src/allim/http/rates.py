@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 
 from allim.errors import TooMany, Unavailable
 from allim.hub import Demand, Grant, Holder, Ledger, Quota, Standing, refuse_ended
+from allim.networks import Share
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,10 @@ class Policy(NamedTuple):
 
     def of(self, who: str) -> str:
         return f"{self.name}:{who}"
+
+    def times(self, share: Share) -> "Policy":
+        """The same limit for a network that is granted more, under a name of its own."""
+        return Policy(self.name + share.suffix, self.limit * share.times, self.period_s) if share.suffix else self
 
     def demand(self, who: str, cost: int = 1) -> Demand:
         return Demand(self.of(who), self.limit, self.period_s, cost)
@@ -80,11 +85,13 @@ class Rates:
         self.tell(connection, (policy,), quotas)
 
     def tell(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
-        """Add the headers that say what was granted.
+        """Add the headers that say what was granted, to those of an earlier charge.
 
         Raises: TooMany.
         """
-        connection.scope.setdefault("state", {}).setdefault("answer_headers", {}).update(told(policies, quotas))
+        headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
+        for name, value in told(policies, quotas).items():
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value  # both are lists
         self.check(policies, quotas)
 
     async def _ask(self, demands: Sequence[Demand], holder: Holder | None) -> Grant:

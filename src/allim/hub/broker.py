@@ -21,24 +21,31 @@ class Publication(NamedTuple):
     """What one publish call stores: all entries or none.
 
     Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither. `demand` is
-    what the call is charged in the ledger, None when it is not limited.
+    what the call is charged in the ledger, None when it is not limited; `memory` is charged the bytes that the call
+    adds to what is kept, which the broker finds out. A `vital` publish ends sessions: it is stored also while the
+    store has used up its memory.
+    Units: `keep_s` is how long the key is known, counted from its last use.
     """
 
     entries: Sequence[Entry]
     key: str | None
     fingerprint: str
     demand: Demand | None = None
+    memory: Demand | None = None
+    keep_s: int = IDEMPOTENCY_WINDOW_S
+    vital: bool = False
 
 
 class Outcome(NamedTuple):
     """What became of a publish.
 
-    Shape: `quota` is what its demand got. `positions` has one for each entry; none when the demand was not granted,
-    or in a `conflict`: the key is known with another fingerprint. Then nothing is stored.
+    Shape: `quotas` are what its demand got, and its memory if it adds something. `positions` has one for each entry;
+    none when one of them was not granted, or in a `conflict`: the key is known with another fingerprint. Then nothing
+    is stored.
     """
 
     positions: Sequence[Position]
-    quota: Quota | None = None
+    quotas: Sequence[Quota] = ()
     conflict: bool = False
 
 

@@ -27,7 +27,7 @@ from allim.errors import (
     Unavailable,
 )
 from allim.hub.broadcasts import SLICE_S, after_others
-from allim.hub.broker import Broker, Outcome, Publication
+from allim.hub.broker import IDEMPOTENCY_WINDOW_S, Broker, Outcome, Publication
 from allim.hub.catch_up import CatchUp, Start
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
@@ -39,6 +39,7 @@ from allim.hub.registry import Registry
 from allim.hub.stream import Backlog, Stream
 from allim.hub.wheel import SLOT_S, Wheel
 from allim.identity import Ticket, user_topic
+from allim.networks import shares_of
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
@@ -112,7 +113,7 @@ class Hub:
         self._rng = rng or random.Random()
         self._registry = Registry()
         metrics.count_topics(self._registry.count_topics)
-        self._addresses: Counter[str] = Counter()
+        self._networks: Counter[str] = Counter()  # streams, by address and by the networks it is in
         self._join_limit = TimeLimit(JOIN_TIMEOUT_S)
         self._load = Load(self.settings.memory_max_bytes)
         self._wheel = Wheel()
@@ -193,16 +194,24 @@ class Hub:
 
     # Publish --------------------------------------------------------------------------------------------------
 
-    async def publish(self, drafts: Sequence[Draft], key: str | None = None, *, indexed: bool = False) -> Published:
+    async def publish(
+        self,
+        drafts: Sequence[Draft],
+        key: str | None = None,
+        *,
+        keep_s: int = IDEMPOTENCY_WINDOW_S,
+        indexed: bool = False,
+    ) -> Published:
         """Store the drafts, all or none, and announce them.
 
         Shape: `key` names publisher and idempotency key; the same key with the same drafts gives the same
         positions, over any number of retries and replicas.
+        Units: `keep_s` is how long the key is known, from its last use on.
         Raises: Invalid or TooLarge naming the field (`topic`, or `[3].topic` when `indexed`); Conflict for a
         known key with other drafts; Unavailable when the store did not confirm.
         """
         entries = [self.encode(draft, f"[{index}]" if indexed else "") for index, draft in enumerate(drafts)]
-        return self.stored(await self.store(entries, key))
+        return self.stored(await self.store(entries, key, keep_s=keep_s))
 
     def encode(self, draft: Draft, under: str = "") -> Entry:
         """What a draft is stored as. Shape: `under` is its path, such as `[3]`, where there are several.
@@ -218,13 +227,18 @@ class Hub:
             raise type(error)(f"{under}.{error.detail}", fields) from error
 
     def store(
-        self, entries: Sequence[Entry], key: str | None, demand: Demand | None = None
+        self,
+        entries: Sequence[Entry],
+        key: str | None,
+        demand: Demand | None = None,
+        memory: Demand | None = None,
+        keep_s: int = IDEMPOTENCY_WINDOW_S,
     ) -> "asyncio.Future[Outcome]":
-        """Charge the demand, store encoded drafts, all or none, and announce them; `stored` reads the outcome.
+        """Charge the demands, store encoded drafts, all or none, and announce them; `stored` reads the outcome.
 
         Raises: Unavailable when the store did not confirm.
         """
-        publication = Publication(entries, key, _fingerprint(entries) if key else "", demand)
+        publication = Publication(entries, key, _fingerprint(entries) if key else "", demand, memory, keep_s)
         outcome = self._broker.publish(publication)
         return outcome if isinstance(outcome, asyncio.Future) else asyncio.ensure_future(outcome)
 
@@ -269,7 +283,8 @@ class Hub:
         await self._order(Control(holder.subject, expires_at=expires_at, session=holder.session))
 
     async def _order(self, control: Control) -> None:
-        await self._broker.publish(Publication([encode_control(user_topic(control.subject), control)], None, ""))
+        entry = encode_control(user_topic(control.subject), control)
+        await self._broker.publish(Publication([entry], None, "", vital=True))
 
     # Streams --------------------------------------------------------------------------------------------------
 
@@ -292,7 +307,7 @@ class Hub:
         """
         self.check_room(stream.address)
         self._registry.add(stream)
-        self._addresses[stream.address] += 1
+        self._networks.update([share.network for share in shares_of(stream.address)])
         try:
             with self._join_limit:
                 await self._broker.subscribe(stream.topics)
@@ -330,7 +345,8 @@ class Hub:
         if excess is not None:
             self._metrics.refused(excess)
             raise Unavailable("this replica has no room for another stream")
-        if address and self._addresses[address] >= settings.streams_per_address:
+        shares, most = shares_of(address), settings.streams_per_address
+        if address and any(self._networks[share.network] >= most * share.times for share in shares):
             self._metrics.refused("streams_per_address")
             raise TooMany("There are too many streams from this address.", ADDRESS_RETRY_S)
 
@@ -412,9 +428,10 @@ class Hub:
         self._wheel.forget(stream)
         for name in self._registry.remove(stream):
             self._broker.unsubscribe(name)
-        self._addresses[stream.address] -= 1
-        if not self._addresses[stream.address]:
-            del self._addresses[stream.address]
+        for share in shares_of(stream.address):
+            self._networks[share.network] -= 1
+            if not self._networks[share.network]:
+                del self._networks[share.network]
         self._ledger.leave(stream.subject, stream.id)
         self._note_empty()
 

@@ -56,6 +56,7 @@ class Metrics:
         self._late = Counter(
             "allim_link_out_of_order_total", "Events that the link brought behind newer ones", registry=r
         )
+        self._redis_memory: tuple[Gauge, Gauge] | None = None
         self._skew_s = 0.0
 
     def count_topics(self, count: Callable[[], int]) -> None:
@@ -105,6 +106,18 @@ class Metrics:
 
     def bad_entry(self) -> None:
         self._bad_entries.inc()
+
+    def redis_memory(self, used: int, most: int) -> None:
+        """Units: bytes; `most` is 0 when Redis has no limit."""
+        if self._redis_memory is None:  # of a replica without Redis nothing is told
+            self._redis_memory = (
+                Gauge("allim_redis_memory_used_bytes", "Memory that Redis uses", registry=self.registry),
+                Gauge(
+                    "allim_redis_memory_max_bytes", "Memory that Redis may use; 0: no limit", registry=self.registry
+                ),
+            )
+        for gauge, value in zip(self._redis_memory, (used, most), strict=True):
+            gauge.set(value)
 
     def pulse_heard(self, accepted_ms: int, sent_at_s: float) -> None:
         """Align the broker's clock: it read `accepted_ms` between our sending and our hearing.

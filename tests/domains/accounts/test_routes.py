@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import httpx
@@ -10,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from allim.domains import accounts
+from allim.domains.accounts.models import NewAccount
+from allim.errors import TooMany
 from allim.http.rates import Policy
 from allim.storage import open_engine, reading
 from tests.domains.fakes import RecordingHub
@@ -78,6 +81,25 @@ async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
     assert (await client.get("/api/accounts/me")).json() == account
     assert snapshots.requested == [account["id"]]
     assert snapshots.started == [f"first-of-{account['id']}"]
+
+
+async def test_an_address_makes_so_many_accounts(
+    engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
+) -> None:
+    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    gate = gate_of(new_accounts=Policy("accounts", 2, 3600))
+    async with client_of(accounts.routes(service, gate, TOKENS.lifetime_s)) as client:
+        malformed = await client.post("/api/accounts", json={**JIWOO, "email": "nobody"})
+        answers = [
+            await client.post("/api/accounts", json={**JIWOO, "email": f"a{number}@example.com"})
+            for number in range(3)
+        ]
+        signed_in = await client.post("/api/session", json={"email": "a0@example.com", "password": JIWOO["password"]})
+
+    assert malformed.status_code == 422
+    assert [answer.status_code for answer in answers] == [201, 201, 429]
+    assert signed_in.status_code == 200
+    assert await count(engine) == 2
 
 
 async def test_the_cookie_has_its_flags(client: httpx.AsyncClient) -> None:
@@ -332,3 +354,18 @@ async def test_an_address_written_in_another_way_is_no_further_try(
         response = await client.post("/api/session", json={"email": written, "password": "wrong"})
 
     assert_problem(response, 429, "too_many")
+
+
+async def test_without_a_turn_nothing_is_looked_up_or_hashed(hub: RecordingHub, snapshots: FirstSnapshots) -> None:
+    away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
+    service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+
+    @asynccontextmanager
+    async def no_turn() -> AsyncIterator[None]:
+        raise TooMany("not now", 1)
+        yield
+
+    with pytest.raises(TooMany):
+        await service.sign_in(JIWOO["email"], JIWOO["password"], no_turn)
+    with pytest.raises(TooMany):
+        await service.register(NewAccount(**JIWOO), no_turn)

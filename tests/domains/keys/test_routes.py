@@ -20,7 +20,7 @@ from allim.storage import reading
 from allim.telemetry import Metrics
 from tests.domains.fakes import Clock
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import AMPLE, bearer, gate_of, rates_of
+from tests.http.gates import AMPLE, ROOMY, bearer, gate_of, rates_of
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ class Replica:
         hub = Hub(MemoryBroker(), MemoryLedger(), Metrics(), HubSettings())
         publishers = Publishers(SettingsKeys([], {}), service.publisher, clock)
         self.client = client_of(
-            [*keys.routes(service, gate_of()), *publish.routes(hub, publishers, rates_of(), AMPLE)]
+            [*keys.routes(service, gate_of()), *publish.routes(hub, publishers, rates_of(), AMPLE, ROOMY)]
         )
         self.client.headers.update(bearer("op1", OPERATOR))
 

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from allim.domains.snapshots import events, generation
 from allim.domains.snapshots.generation import canonical_json, retry_delay_s
+from allim.domains.snapshots.service import MAX_OWED
 from allim.domains.snapshots.store import LeaseLost
 from allim.hub import Draft
 from tests.domains.fakes import Clock, RecordingHub
@@ -185,14 +186,14 @@ async def test_a_crash_between_announcement_and_its_note_announces_once(
 async def test_snapshots_of_one_account_that_finish_together_have_different_counts(
     alpha: Replica, beta: Replica, hub: RecordingHub
 ) -> None:
-    requested = [await alpha.service.request("a1") for _ in range(8)]
+    requested = [await alpha.service.request("a1") for _ in range(MAX_OWED)]
 
     await asyncio.gather(
         *((alpha if index % 2 else beta).generation.attempt(snapshot.id) for index, snapshot in enumerate(requested))
     )
 
     announced = [draft.data for draft in hub.events if draft.type == "snapshots.generated"]
-    assert sorted(data["snapshotCount"] for data in announced) == list(range(1, 9))  # type: ignore[index]
+    assert sorted(data["snapshotCount"] for data in announced) == list(range(1, MAX_OWED + 1))  # type: ignore[index]
 
 
 async def test_a_failure_is_logged_and_tried_again_later_and_later(

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -5,10 +6,15 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.domains import snapshots
+from allim.domains.snapshots import generation
+from allim.domains.snapshots.service import MAX_OWED
+from allim.domains.snapshots.store import Snapshot
+from allim.errors import Conflict
+from allim.http.rates import Policy
 from tests.domains.fakes import Clock, RecordingHub, profile
-from tests.domains.snapshots.replicas import Replica, replica_on
+from tests.domains.snapshots.replicas import Replica, another_replica, replica_on
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import bearer, gate_of
+from tests.http.gates import AMPLE, bearer, gate_of
 
 pytestmark = pytest.mark.anyio
 
@@ -27,12 +33,19 @@ def started() -> list[str]:
 
 
 @pytest.fixture
-async def client(engine: AsyncEngine, clock: Clock, started: list[str]) -> AsyncIterator[httpx.AsyncClient]:
+def refused() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def client(
+    engine: AsyncEngine, clock: Clock, started: list[str], refused: list[str]
+) -> AsyncIterator[httpx.AsyncClient]:
     async def start(snapshot_id: str) -> None:
         started.append(snapshot_id)
 
-    service = snapshots.Service(engine, profile, start, clock)
-    async with client_of(snapshots.routes(service, gate_of())) as client:
+    service = snapshots.Service(engine, profile, start, clock, refused.append)
+    async with client_of(snapshots.routes(service, gate_of(), AMPLE)) as client:
         client.headers.update(bearer("a1"))
         yield client
 
@@ -77,6 +90,63 @@ async def test_somebody_elses_snapshot_and_none_look_the_same(client: httpx.Asyn
     assert odd.json() == unknown.json()
     assert foreign.json() == unknown.json()
     assert (await client.get(PATH, headers=bearer("a2"))).json() == {"items": [], "nextCursor": None}
+
+
+async def test_few_are_pending_at_once_and_one_that_is_generated_makes_room(
+    client: httpx.AsyncClient, started: list[str], refused: list[str], replica: Replica
+) -> None:
+    accepted = [(await client.post(PATH)).json()["id"] for _ in range(MAX_OWED)]
+
+    too_many = await client.post(PATH)
+    other = await client.post(PATH, headers=bearer("a2"))
+    await replica.generation.attempt(accepted[0])
+    again = await client.post(PATH)
+
+    assert_problem(too_many, 409, "conflict")
+    assert "pending" in too_many.json()["detail"]
+    assert (other.status_code, again.status_code) == (202, 202)
+    assert refused == ["snapshots_pending"]
+    assert len(started) == MAX_OWED + 2
+
+
+async def test_requests_at_one_moment_on_two_replicas_are_not_more_than_may_be_pending(
+    database_url: str, replica: Replica, hub: RecordingHub, clock: Clock
+) -> None:
+    async with another_replica(database_url, hub, clock, "beta") as beta:
+        requests = [which.service.request("a1") for which in (replica, beta) for _ in range(MAX_OWED)]
+
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+
+    assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == MAX_OWED
+    assert sum(isinstance(outcome, Snapshot) for outcome in outcomes) == MAX_OWED
+
+
+async def test_an_account_requests_so_many_a_minute(engine: AsyncEngine, clock: Clock) -> None:
+    async def start(_snapshot_id: str) -> None: ...
+
+    service = snapshots.Service(engine, profile, start, clock)
+    async with client_of(snapshots.routes(service, gate_of(), Policy("snapshots", 2, 60))) as client:
+        answers = [await client.post(PATH, headers=bearer("a1")) for _ in range(3)]
+        other = await client.post(PATH, headers=bearer("a2"))
+        shown = await client.get(PATH, headers=bearer("a1"))
+
+    assert [answer.status_code for answer in answers] == [202, 202, 429]
+    assert (other.status_code, shown.status_code) == (202, 200)
+
+
+async def test_the_newest_are_kept(
+    client: httpx.AsyncClient, replica: Replica, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "KEPT", 3)
+    await client.post(PATH, headers=bearer("a2"))
+    counts = []
+    for _ in range(5):
+        clock.advance(1)
+        await replica.generation.attempt((await client.post(PATH)).json()["id"])
+        counts.append([item["snapshotCount"] for item in (await client.get(PATH)).json()["items"]])
+
+    assert counts[-1] == [5, 4, 3]
+    assert len((await client.get(PATH, headers=bearer("a2"))).json()["items"]) == 1
 
 
 async def test_an_identity_without_account_gets_no_snapshot(client: httpx.AsyncClient, started: list[str]) -> None:
@@ -132,10 +202,11 @@ async def test_other_methods_are_refused(client: httpx.AsyncClient) -> None:
 
 
 async def test_pages_neither_skip_nor_repeat_while_snapshots_are_added(
-    client: httpx.AsyncClient, clock: Clock
+    client: httpx.AsyncClient, clock: Clock, replica: Replica
 ) -> None:
     async def request() -> str:
         snapshot_id: str = (await client.post(PATH)).json()["id"]
+        await replica.generation.attempt(snapshot_id)  # or too many would be pending
         return snapshot_id
 
     at_once = {await request() for _ in range(5)}  # the same time for all: the id decides

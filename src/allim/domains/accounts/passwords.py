@@ -12,16 +12,14 @@ from anyio.to_thread import run_sync
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from allim.errors import Unavailable
-
 Result = TypeVar("Result")
 
 
-MAX_WAITING = 500  # for their turn: who would wait longer than about 12 s is told to come back
-
-
 class Passwords:
-    """Hashing one password takes about 64 MiB and a core for 50 ms; `at_once` bounds both."""
+    """Hashing one password takes about 64 MiB and a core for 50 ms; `at_once` bounds both.
+
+    Callers wait in order, and in any number: take turns before.
+    """
 
     def __init__(self, hasher: PasswordHasher | None = None, at_once: int = 2) -> None:
         self._hasher = hasher or PasswordHasher()
@@ -30,27 +28,19 @@ class Passwords:
         self._nobodys_hash = self._hasher.hash("nobody")
 
     async def hash(self, password: str) -> str:
-        """A salted hash that names its own parameters.
-
-        Raises: Unavailable when too many wait.
-        """
-        return await self._in_turn(partial(self._hasher.hash, password))
+        """A salted hash that names its own parameters."""
+        return await self._in_thread(partial(self._hasher.hash, password))
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
-        """Whether the password is the hashed one; with None it is not, after the same work.
-
-        Raises: Unavailable when too many wait.
-        """
+        """Whether the password is the hashed one; with None it is not, after the same work."""
         work = partial(self._matches, password_hash or self._nobodys_hash, password)
-        return await self._in_turn(work) and password_hash is not None
+        return await self._in_thread(work) and password_hash is not None
 
     def is_outdated(self, password_hash: str) -> bool:
         """Whether the hash was made with other parameters than today's."""
         return self._hasher.check_needs_rehash(password_hash)
 
-    async def _in_turn(self, work: Callable[[], Result]) -> Result:
-        if self._limiter.statistics().tasks_waiting >= MAX_WAITING:
-            raise Unavailable("Too many sign in at this moment.")
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await run_sync(work, limiter=self._limiter)
 
     def _matches(self, password_hash: str, password: str) -> bool:

@@ -31,8 +31,8 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         """
         await gate.stop_guessing(request)
         new = await read_model(request, NewAccount, _MAX_BODY_BYTES)
-        with gate.hashing(request):
-            session = await service.register(new)
+        await gate.count_new_account(request)
+        session = await service.register(new, partial(gate.hashing, request))
         return signed_in(request, session, 201, {"Location": _ME})
 
     @operation(caller=Caller.USER, answers={200: Answer("The account.", AccountView)}, fails=[NotFound])
@@ -57,8 +57,7 @@ def routes(service: Service, gate: Gate, session_lifetime_s: int) -> list[Resour
         """
         credentials = await read_model(request, Credentials, _MAX_BODY_BYTES)
         await gate.stop_guessing(request, _account_tried(credentials.email))
-        with gate.hashing(request):
-            session = await service.sign_in(credentials.email, credentials.password)
+        session = await service.sign_in(credentials.email, credentials.password, partial(gate.hashing, request))
         return signed_in(request, session, 200)
 
     @operation(caller=Caller.VISITOR, answers={204: Answer("Signed out.", headers=["Set-Cookie"])})

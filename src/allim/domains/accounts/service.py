@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -22,6 +23,9 @@ EndSession = Callable[[Identity], Awaitable[None]]
 
 ExtendSession = Callable[[Identity, float], Awaitable[None]]
 """Lets the live streams of the identity's session go on until then (Unix seconds)."""
+
+Turn = Callable[[], AbstractAsyncContextManager[None]]
+"""Around what hashes a password: waits for the caller's turn; what it raises ends the wait, and nothing is hashed."""
 
 
 class FirstSnapshot(Protocol):
@@ -75,37 +79,40 @@ class Service:
         self._operators = frozenset(operators)
         self._now = now
 
-    async def register(self, new: NewAccount) -> Session:
+    async def register(self, new: NewAccount, turn: Turn = nullcontext) -> Session:
         """Store the account and the request for its first snapshot, both or neither, and sign in.
 
-        Raises: Conflict naming `email`.
+        Raises: Conflict naming `email`; what `turn` raises.
         """
-        async with reading(self._engine) as connection:
-            if await store.by_email(connection, new.email):  # hashing is dear; most repeats end here
-                raise store.email_taken()
+        async with turn():
+            async with reading(self._engine) as connection:
+                if await store.by_email(connection, new.email):  # hashing is dear; most repeats end here
+                    raise store.email_taken()
+            password_hash = await self._passwords.hash(new.password)
         account = Account(
             id=secrets.token_urlsafe(16),
             email=new.email,
             name=new.name,
-            password_hash=await self._passwords.hash(new.password),
+            password_hash=password_hash,
             created_at=self._now(),
         )
         await self._open(account)
         return self._session(account)
 
-    async def sign_in(self, email: str, password: str) -> Session:
+    async def sign_in(self, email: str, password: str, turn: Turn = nullcontext) -> Session:
         """A new session.
 
         Raises: Unauthenticated, in the same words and after the same work whether the address is unknown or
-        the password is wrong.
+        the password is wrong; what `turn` raises.
         """
-        account = await self._find(email)
-        password_hash = account.password_hash if account else None
-        verified = await self._passwords.verify(password_hash, password)
-        if account is None or password_hash is None or not verified:
-            raise Unauthenticated("The email or the password is wrong.")
-        if self._passwords.is_outdated(password_hash):
-            await self._rehash(account, password)
+        async with turn():  # also around the look-up: a flood is not to reach the database either
+            account = await self._find(email)
+            password_hash = account.password_hash if account else None
+            verified = await self._passwords.verify(password_hash, password)
+            if account is None or password_hash is None or not verified:
+                raise Unauthenticated("The email or the password is wrong.")
+            if self._passwords.is_outdated(password_hash):
+                await self._rehash(account, password)
         return self._session(account)
 
     async def sign_in_as(self, person: Person) -> Session:

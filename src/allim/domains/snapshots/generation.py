@@ -31,6 +31,8 @@ RENEW_S = 4.0
 RELEASE_TIMEOUT_S = 2.0
 ATTEMPT_TIMEOUT_S = 60.0  # the lease is renewed as long as work goes on, so work must not hang
 _MAX_DELAY_S = 30.0
+KEYS_KEPT_S = 600  # the events' keys: longer than an attempt at its slowest, its lease and the rest before the next
+KEPT = 1000  # generated snapshots of an account; older ones make room
 
 Publish = Callable[[Sequence[Draft], str], Awaitable[object]]
 """`hub.publish`: drafts and an idempotency key."""
@@ -145,7 +147,10 @@ class Generation:
         await asyncio.sleep(self._step_s)
         sha256 = hashlib.sha256(content.encode()).hexdigest()
         async with writing(self._engine) as connection:
-            return await store.finish(connection, claim, content, sha256, self._server_id, self._now())
+            finished = await store.finish(connection, claim, content, sha256, self._server_id, self._now())
+            assert finished.snapshot_count is not None
+            await store.drop_oldest(connection, finished.account_id, finished.snapshot_count - KEPT)
+            return finished
 
     async def _tell(self, announcement: Announcement) -> None:
         await self._publish([announcement.draft], announcement.key)

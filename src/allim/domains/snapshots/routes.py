@@ -5,33 +5,35 @@ from starlette.responses import JSONResponse, Response
 
 from allim.domains.snapshots.models import NewSnapshot, SnapshotPage, SnapshotView, WholeSnapshot, view, whole
 from allim.domains.snapshots.service import Service
-from allim.errors import NotFound
+from allim.errors import Conflict, NotFound
 from allim.http.bodies import parse, read_json_or_nothing
 from allim.http.gate import Gate
 from allim.http.paging import PARAMETERS, read_page
+from allim.http.rates import Policy
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 
 _MAX_BODY_BYTES = 1024
 _PATH = "/api/accounts/me/snapshots"
 
 
-def routes(service: Service, gate: Gate) -> list[Resource]:
-    """`/api/accounts/me/snapshots` and `/api/accounts/me/snapshots/{id}`."""
+def routes(service: Service, gate: Gate, limit: Policy) -> list[Resource]:
+    """`/api/accounts/me/snapshots` and `/api/accounts/me/snapshots/{id}`; `limit` counts an account's requests."""
 
     @operation(
         caller=Caller.USER,
         body=NewSnapshot | None,
         answers={202: Answer("Accepted; it will be generated.", SnapshotView, ["Location"])},
-        fails=[NotFound],
+        fails=[NotFound, Conflict],
     )
     async def request_snapshot(request: Request) -> Response:
         """Request a snapshot.
 
         Some replica generates it in the background and tells the account's streams: `snapshots.progress` three
-        times, then `snapshots.generated`.
+        times, then `snapshots.generated`. 409 while five are pending.
         """
         identity = await gate.identify(request)
         parse(NewSnapshot, await read_json_or_nothing(request, _MAX_BODY_BYTES))
+        await gate.limit(request, identity, limit)
         snapshot = await service.request(identity.subject)
         return _answer(view(snapshot).model_dump(), 202, {"Location": f"{_PATH}/{snapshot.id}"})
 

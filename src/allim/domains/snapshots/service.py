@@ -11,12 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from allim.domains.snapshots import store
 from allim.domains.snapshots.generation import Profile
 from allim.domains.snapshots.store import PENDING, Snapshot
-from allim.errors import NotFound
+from allim.errors import Conflict, NotFound
 from allim.http.paging import After, Page, encode_cursor
 from allim.storage import reading, writing
 
 # How long a fresh request may wait for its message to arrive before the sweeper looks for a worker.
 UNCLAIMED_S = 2.0
+MAX_OWED = 5  # snapshots of an account that are requested, and not yet generated and announced
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -40,26 +41,33 @@ class Service:
         profile: Profile,
         start: Start,
         now: Callable[[], float] = time.time,
+        refused: Callable[[str], None] = lambda _limit: None,
     ) -> None:
+        """Shape: `refused` is told the name of a limit that refused a request."""
         self._engine = engine
         self._profile = profile
         self.start = start
         self._now = now
+        self._refused = refused
 
     async def request(self, account_id: str) -> Snapshot:
         """Accept a request; from here on the snapshot will be generated, whoever dies.
 
-        Raises: NotFound for an identity without an account.
+        Raises: NotFound for an identity without an account; Conflict while `MAX_OWED` of its snapshots are owed.
         """
         if await self._profile(account_id) is None:
             raise NotFound("There is no account for this identity.")
         async with writing(self._engine) as connection:
+            await store.lock_account(connection, account_id)  # requests at one moment see one another
+            if await store.owed(connection, account_id) >= MAX_OWED:
+                self._refused("snapshots_pending")
+                raise Conflict(f"{MAX_OWED} snapshots of this account are pending; wait until one is generated.")
             snapshot = await self._add(connection, account_id)
         await self.start(snapshot.id)
         return snapshot
 
     async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
-        """Accept a request inside the caller's transaction; `start` the id after the commit."""
+        """Accept a new account's first request, inside the caller's transaction; `start` the id after the commit."""
         return (await self._add(connection, account_id)).id
 
     async def snapshot(self, account_id: str, snapshot_id: str) -> Snapshot:

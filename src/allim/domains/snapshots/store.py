@@ -18,6 +18,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    delete,
+    func,
     insert,
     or_,
     select,
@@ -109,6 +111,23 @@ async def add(connection: AsyncConnection, snapshot: Snapshot, sweep_at: float) 
     await connection.execute(insert(snapshots).values(**snapshot._asdict(), **waiting))
 
 
+async def lock_account(connection: AsyncConnection, account_id: str) -> None:
+    """Keep every other transaction that counts, or requests, this account's snapshots waiting until this one ends."""
+    await _count_up(connection, account_id, 0)
+
+
+async def owed(connection: AsyncConnection, account_id: str) -> int:
+    """How many of the account's snapshots are not generated and announced yet."""
+    mine = (snapshots.c.account_id == account_id) & snapshots.c.announced_at.is_(None)
+    return await connection.scalar(select(func.count()).select_from(snapshots).where(mine)) or 0
+
+
+async def drop_oldest(connection: AsyncConnection, account_id: str, upto_count: int) -> None:
+    """Forget the account's announced snapshots up to this count."""
+    old = (snapshots.c.account_id == account_id) & (snapshots.c.snapshot_count <= upto_count)
+    await connection.execute(delete(snapshots).where(old, snapshots.c.announced_at.is_not(None)))
+
+
 async def of_account(connection: AsyncConnection, account_id: str, snapshot_id: str) -> Snapshot | None:
     """One snapshot, if it is this account's."""
     mine = (snapshots.c.id == snapshot_id) & (snapshots.c.account_id == account_id)
@@ -177,7 +196,7 @@ async def finish(
 
     Raises: LeaseLost; the transaction must then be rolled back, for the count has been taken already.
     """
-    count = await _next_count(connection, claim.snapshot.account_id)
+    count = await _count_up(connection, claim.snapshot.account_id, 1)
     finished = {
         "status": GENERATED,
         "generated_at": now,
@@ -217,11 +236,11 @@ async def _update_claimed(connection: AsyncConnection, claim: Claim, **values: A
     return (await connection.execute(update(snapshots).where(mine).values(**values))).rowcount == 1
 
 
-async def _next_count(connection: AsyncConnection, account_id: str) -> int:
+async def _count_up(connection: AsyncConnection, account_id: str, by: int) -> int:
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(snapshot_counts).values(account_id=account_id, generated=1)
+    statement = dialect.insert(snapshot_counts).values(account_id=account_id, generated=by)
     statement = statement.on_conflict_do_update(
-        index_elements=[snapshot_counts.c.account_id], set_={"generated": snapshot_counts.c.generated + 1}
+        index_elements=[snapshot_counts.c.account_id], set_={"generated": snapshot_counts.c.generated + by}
     )
     count: int = (await connection.execute(statement.returning(snapshot_counts.c.generated))).scalar_one()
     return count

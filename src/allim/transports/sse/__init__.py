@@ -1,7 +1,8 @@
 """Server-sent events: exact bytes, two ways to write them, one route. This is its door."""
 
+from allim.transports.sse.connections import Connections
 from allim.transports.sse.handover import ANSWER, HandoverProtocol
 from allim.transports.sse.routes import routes
 from allim.transports.sse.stream import Speech
 
-__all__ = ["ANSWER", "HandoverProtocol", "Speech", "routes"]
+__all__ = ["ANSWER", "Connections", "HandoverProtocol", "Speech", "routes"]

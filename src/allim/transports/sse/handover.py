@@ -8,13 +8,15 @@ Source: docs/decisions/0002-handover.md, with what is bent in uvicorn and why.
 import asyncio
 import fcntl
 import json
+import re
 import socket
 import struct
 import termios
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
+import httptools
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -28,6 +30,7 @@ from uvicorn.protocols.utils import is_ssl
 from allim.hub import CloseReason
 from allim.hub.catch_up import Start
 from allim.transports.sse import frames
+from allim.transports.sse.connections import Connections
 from allim.transports.sse.stream import Proven, SseStream
 
 EXTENSION = "allim.handover"
@@ -39,28 +42,66 @@ CLIENT_GONE = 499  # nginx' word for it, in our log alone
 FIRST_BYTES = 16 * 1024  # what may go out together at the beginning; less than a stream's buffer
 HEAD_TIMEOUT_S = 20.0  # from the connection, or the first byte of a later request, to the end of its head
 MAX_HEAD_BYTES = 64 * 1024
+MAX_BODY_BYTES = 3 * 1024 * 1024  # above the limit of every route, which names it; this one ends what no route reads
+BODY_GRACE_S, BODY_BYTES_PER_S = 20.0, 1024  # a body takes no longer than this, and a second for so many bytes,
+BODY_TIMEOUT_S = 120.0  # and no longer than this in all
+SEND_TIMEOUT_S = 20.0  # for a client that reads nothing of an answer; as in nginx
+PIECE_BYTES = 4 * 1024  # parsed at a time: one read holds up to 256 KB, which may be ten thousand requests
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+_NO_PROTOCOL = frozenset({b"connection", b"upgrade", b"http2-settings"})
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]{1,255}|\[[0-9A-Za-z:.%_~-]{2,64}\])(?::[0-9]{0,5})?\Z")
 
 
-def _problem(status: int, title: str, detail: str, code: str) -> bytes:
-    body = json.dumps(
-        {
-            "type": f"urn:allim:problem:{code}",
-            "title": title,
-            "status": status,
-            "detail": detail,
-            "code": code,
-            "retryable": False,
-        }
-    )
+class Refusal(NamedTuple):
+    """An answer that is given before there is an application to give it.
+
+    Shape: `name` is the one under which it is counted; `answer` is the whole response.
+    """
+
+    name: str
+    answer: bytes
+
+
+def _refusal(name: str, status: int, title: str, detail: str, code: str, retry_after_s: int = 0) -> Refusal:
+    problem = {
+        "type": f"urn:allim:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": bool(retry_after_s),
+    }
+    body = json.dumps(problem)
     head = f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
-    return f"{head}connection: close\r\n\r\n{body}".encode()
+    retry = f"retry-after: {retry_after_s}\r\n" if retry_after_s else ""
+    return Refusal(name, f"{head}{retry}connection: close\r\n\r\n{body}".encode())
 
 
-# Said before there is an application to say it.
-_BAD_REQUEST = _problem(400, "Bad request", "The request could not be read.", "bad_request")
-_HEAD_TOO_LARGE = _problem(
-    431, "Request header fields too large", "The head of the request is over the limit.", "head_too_large"
+_BAD_REQUEST = _refusal("bad_request", 400, "Bad request", "The request could not be read.", "bad_request")
+_BAD_HOST = _refusal(
+    "bad_host", 400, "Bad request", "Host: must be one name or address, with a port or without.", "bad_request"
 )
+_NO_BODY_HERE = _refusal(
+    "body_not_allowed", 400, "Bad request", "A request with this method must not have a body.", "bad_request"
+)
+_SLOW_BODY = _refusal("slow_body", 408, "Request timeout", "The body arrived too slowly.", "slow_body")
+_BODY_TOO_LARGE = _refusal("body_too_large", 413, "Content too large", "The body is over the limit.", "too_large")
+_TOO_MANY_CONNECTIONS = _refusal(
+    "connections_per_address", 429, "Too many requests", "Too many connections from this address.", "too_many", 5
+)
+_HEAD_TOO_LARGE = _refusal(
+    "head_too_large",
+    431,
+    "Request header fields too large",
+    "The head of the request is over the limit.",
+    "head_too_large",
+)
+
+
+@lru_cache(maxsize=256)
+def is_host(value: bytes) -> bool:
+    """Return whether this is a host, with or without a port. Source: RFC 9110, 7.2, and RFC 3986, 3.2.2."""
+    return bool(_HOST.match(value))
 
 
 WriteAtOnce = Callable[[int, bytes, bytes], bool]
@@ -241,21 +282,53 @@ class Plain:
         self.waiting_for_100_continue = False
 
 
+class Reading(FlowControl):
+    """uvicorn's flow control, except that nothing is read while requests wait for an earlier answer."""
+
+    waiting = False
+
+    def resume_reading(self) -> None:
+        if not self.waiting:
+            super().resume_reading()
+
+
 class HandoverProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which offers in the scope to hand its connection over.
 
-    It also gives a head an end, in time and in size, where no proxy stands in front that does; uvicorn has neither.
+    It also limits what one client may do where no proxy stands in front that does: heads and bodies end in time and
+    in size, a client reads its answers, and only a few requests wait for an earlier answer. uvicorn has none of these
+    limits.
 
-    Shape: `take` is asked before a request of one of these methods and `paths` goes to the application, if it came
-    whole. `held` is the request that has come and not gone there, `running` the one that is being answered.
+    Shape: `shared` is the same for all connections of a server. `knows` returns whether a request has a route;
+    without one it is 404 or 405, whatever else is wrong. `take` is asked before a request of one of these
+    methods and `paths` goes to the application, if it came whole. `held` is the request that has come and not gone
+    there, `running` the one that is being answered. `unread` has come behind the requests in the pipeline, and is
+    parsed when that is empty. `network` is the one this connection is counted for, "" for none.
     """
 
+    flow: Reading
+    unread = b""
+    network = ""
+    body_bytes = 0
+    body_since = 0.0  # from when on the rest of a body has been waited for; 0 while none is
+    unsent = 0  # what waited to be sent when it last became less
+    unsent_since = 0.0
+    kept_alive = True
+
     def __init__(
-        self, *args: Any, take: Take | None = None, paths: Collection[tuple[bytes, bytes]] = (), **kwargs: Any
+        self,
+        *args: Any,
+        shared: Connections,
+        take: Take | None = None,
+        paths: Collection[tuple[bytes, bytes]] = (),
+        knows: Callable[[Scope], bool] = lambda _: True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.shared = shared
         self.take = take
         self.paths = paths
+        self.knows = knows
         self.held: tuple[RequestResponseCycle, Any] | Plain | None = None
         self.head_bytes = 0
         self.in_head = False
@@ -263,18 +336,31 @@ class HandoverProtocol(HttpToolsProtocol):
         self.running: RequestResponseCycle | Plain | None = None
         self.answered_at = 0.0
 
+    # The connection ---------------------------------------------------------------------------------------------
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # Divergence: for the two addresses, which the transport knows, uvicorn makes a socket object and seven system
         # calls, a fiftieth of a stream's opening. May go when it asks the transport.
         self.connections.add(self)
         self.transport = transport
-        self.flow = FlowControl(transport)
+        self.flow = Reading(transport)
         self.client, self.server = address_of(transport, "peername"), address_of(transport, "sockname")
         self.scheme = "https" if is_ssl(transport) else "http"
+        if self.client is not None:
+            network = self.shared.enter(self.client[0])
+            if network is None:
+                self.shared.refused(_TOO_MANY_CONNECTIONS.name)
+                transport.write(_TOO_MANY_CONNECTIONS.answer)
+                transport.close()  # at once, or the refused connections would be held instead
+                return
+            self.network = network
         self.await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.head_came()
+        if self.network:
+            self.shared.leave(self.network)
+            self.network = ""
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
@@ -283,19 +369,90 @@ class HandoverProtocol(HttpToolsProtocol):
             # ever, or write to a connection that has ended.
             self.running.disconnected = True
             self.running.message_event.set()
-        # They lead back here, through the extensions: without them a connection is freed at once, and not collected.
+        # They lead back here, through the extensions and the callbacks: without them a connection is freed at once,
+        # and not collected.
         self.scope = self.cycle = self.running = self.held = None  # type: ignore[assignment]
+        self.pipeline.clear()
+        self.unread = b""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.unsent, self.unsent_since = self.transport.get_write_buffer_size(), self.loop.time()
+        self.shared.watch(self)
+
+    def check_progress(self, now: float) -> bool:
+        """End the connection if its body comes too slowly, or if its client does not read the answer.
+        Returns whether a body or an answer is still under way.
+        """
+        if self.transport.get_protocol() is not self or self.transport.is_closing():
+            return False
+        if self.flow.write_paused:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent < self.unsent:
+                self.unsent, self.unsent_since = unsent, now
+            elif now - self.unsent_since > SEND_TIMEOUT_S:
+                self.shared.refused("slow_reader")
+                self.transport.abort()
+                return False
+        if not self.body_since:
+            return self.flow.write_paused
+        if self.flow.read_paused:
+            self.body_since = now  # the application has not read what came: the client cannot go on
+        elif now - self.body_since > min(BODY_GRACE_S + self.body_bytes / BODY_BYTES_PER_S, BODY_TIMEOUT_S):
+            self.refuse_body(_SLOW_BODY)
+            return False
+        return True
+
+    # Parsing ----------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self.head_bytes += len(data)
-        super().data_received(data)
-        if self.transport.get_protocol() is not self:
-            return
+        for begin in range(0, len(data), PIECE_BYTES):
+            self.parse(data[begin : begin + PIECE_BYTES])
+            if self.transport.get_protocol() is not self or self.transport.is_closing():
+                return
+            if self.pipeline:
+                self.unread = data[begin + PIECE_BYTES :]
+                break
+        self.flow.waiting = bool(self.pipeline)
         self.start_held()
-        if self.head_bytes > MAX_HEAD_BYTES:
-            self.refuse(_HEAD_TOO_LARGE)
-        elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
-            self.await_head()
+        newest: RequestResponseCycle | None = self.cycle
+        if newest is not None and newest.more_body and not self.pipeline:
+            self.await_body()
+
+    def parse(self, data: bytes) -> None:
+        self.head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.read_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.refuse(_BAD_REQUEST)
+        else:
+            if self.head_bytes > MAX_HEAD_BYTES:
+                self.refuse(_HEAD_TOO_LARGE)
+            elif self.body_bytes > MAX_BODY_BYTES:
+                self.refuse_body(_BODY_TOO_LARGE)
+            elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
+                self.await_head()
+
+    def read_without_upgrade(self, rest: bytes) -> None:
+        """Read a request again, as the last one of its connection, without its wish for another protocol, which no
+        route here speaks. Source: RFC 9110, 7.8: a server may ignore `Upgrade`.
+
+        Divergence: httptools takes a request with `Upgrade` for one without a body, so uvicorn goes on to read the
+        body as the next request. A route that speaks WebSocket would take the connection here. May go when uvicorn
+        reads such a body as a body.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.refuse(_BAD_REQUEST)
+            return
+        lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] not in _NO_PROTOCOL]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn: what follows is dropped
+        self.parse(b"".join([*lines, b"connection: close\r\n\r\n", rest]))
 
     def on_message_begin(self) -> None:
         self.in_head = True
@@ -305,12 +462,27 @@ class HandoverProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.head_bytes = 0  # what comes behind a chunked body, its trailers, has the same limit as a head
+        self.body_bytes += len(body)
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it is read again
+        cycle = self.cycle
+        self.body_since = 0.0
+        cycle.more_body = False  # also of a request that has been answered: nothing more is waited for
+        if not cycle.response_complete:
+            if self.expect_100_continue:
+                cycle.keep_alive = self.kept_alive
+            cycle.message_event.set()
 
     def on_headers_complete(self) -> None:
         # Divergence: uvicorn makes a scope when a message begins, and a cycle for each; a twelfth of what a request
         # costs that is taken. May go when it asks a server before it makes anything.
         self.head_came()
+        if self.parser.should_upgrade():
+            return  # it is read again
+        self.body_bytes = 0
         method = self.parser.get_method()
         before: RequestResponseCycle | None = self.cycle
         if (
@@ -338,6 +510,12 @@ class HandoverProtocol(HttpToolsProtocol):
         # ASGI allows any value
         self.scope["extensions"] = self.extensions()
         super().on_headers_complete()
+        if expects:
+            # Answered without its body, the connection ends: a client that sends the body all the same and one that
+            # does not could not be told apart.
+            self.kept_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
+
+    # Requests ---------------------------------------------------------------------------------------------------
 
     def extensions(self) -> dict[str, Any]:
         return {EXTENSION: self.hand_over, ANSWER: self.offer_answer}
@@ -348,14 +526,18 @@ class HandoverProtocol(HttpToolsProtocol):
 
     def start_held(self) -> None:
         held, self.held = self.held, None
-        if isinstance(held, Plain):
-            self.running = held
+        if held is None:
+            return
+        self.running = held if isinstance(held, Plain) else held[0]
+        refusal = self.refusal_of(self.running)
+        if refusal is not None:
+            self.refuse(refusal)
+        elif isinstance(held, Plain):
             usual = partial(self.hand_on, held)
             body, take = bytes(held.body), self.take
             if held.more_body or not (take and take(held.scope, body, self.answer_at_once, usual, self.tasks)):
                 usual()
-        elif held is not None:
-            self.running = held[0]
+        else:
             super()._start_asgi_task(*held)
 
     def hand_on(self, request: Plain) -> None:
@@ -397,16 +579,21 @@ class HandoverProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         # Divergence: uvicorn winds its clock for an idle connection anew with every request, and what belongs to none
         # (an empty line, the rest of a body after its answer) stops it for ever. Here it is wound once, and looks.
+        # And uvicorn reads on after each answer, so that what a client sends and does not read piles up in memory.
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.answered_at = self.loop.time()
-        self.flow.resume_reading()
         if self.pipeline:
             self.held = self.pipeline.pop()
-            self.start_held()
+            if self.pipeline:
+                self.start_held()
+            else:
+                unread, self.unread = self.unread, b""
+                self.data_received(unread)
         elif self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.close_if_idle)
+        self.flow.resume_reading()
 
     def close_if_idle(self) -> None:
         if self.transport.get_protocol() is not self:
@@ -423,7 +610,20 @@ class HandoverProtocol(HttpToolsProtocol):
         """Called by uvicorn with every request; `close_if_idle` looks by itself."""
 
     def await_head(self) -> None:
-        self.head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self.transport.abort)
+        self.head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self.end_if_head_is_late)
+
+    def end_if_head_is_late(self) -> None:
+        if self.flow.read_paused:
+            self.await_head()  # the rest of it may have come, and is not read before earlier requests are answered
+            return
+        if self.in_head:
+            self.shared.refused("slow_head")
+        self.transport.abort()
+
+    def await_body(self) -> None:
+        if not self.body_since:  # most bodies come whole, and are not watched
+            self.body_since = self.loop.time()
+            self.shared.watch(self)
 
     def head_came(self) -> None:
         self.in_head = False
@@ -435,16 +635,37 @@ class HandoverProtocol(HttpToolsProtocol):
         """Called by uvicorn for what is no HTTP."""
         self.refuse(_BAD_REQUEST)
 
-    def refuse(self, answer: bytes) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """Answer, and read on: closing over unread bytes would reset the connection, and nginx would take the replica
         for broken instead of passing the answer on."""
         transport = self.transport
+        self.shared.refused(refusal.name)
+        self.flow.waiting = False
         self.flow.resume_reading()
         self.connection_lost(HandedOver())
         transport.set_protocol(asyncio.Protocol())  # throws away what comes
-        transport.write(answer)
+        transport.write(refusal.answer)
         transport.write_eof()
         asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
+
+    def refusal_of(self, request: RequestResponseCycle | Plain) -> Refusal | None:
+        """Return why a request that is sound HTTP is refused all the same, or None."""
+        scope: Any = request.scope
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if (len(hosts) != 1 or not is_host(hosts[0])) and (hosts or scope.get("http_version") != "1.0"):
+            return _BAD_HOST
+        if scope["method"] in _WITHOUT_BODY and (request.body or request.more_body) and self.knows(scope):
+            return _NO_BODY_HERE
+        return None
+
+    def refuse_body(self, refusal: Refusal) -> None:
+        """Refuse the request whose body is being read; if it has been answered already, end the connection."""
+        request = self.running
+        if request is not None and request is self.cycle and not request.response_started:
+            self.refuse(refusal)
+        else:
+            self.shared.refused(refusal.name)
+            self.transport.close()
 
     def offer_answer(self, send: Send) -> WriteAtOnce | None:
         """What writes an answer as one, for who stands outermost: who wraps `send` wants to see what is sent."""

@@ -40,7 +40,7 @@ class Door(Protocol):
 
     async def count(self, request: Request, identity: Identity) -> None: ...
 
-    async def stop_guessing(self, request: Request) -> None: ...
+    async def count_ended(self, request: Request) -> None: ...
 
 
 class Frame(BaseModel):
@@ -89,7 +89,7 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
         try:
             begin = await hub.join(stream, _last_event_id(request), visitor.ticket, gate.toll(request, visitor))
         except Unauthenticated:
-            await gate.stop_guessing(request)
+            await gate.count_ended(request)
             raise
         if stream.ended:
             raise _refusal(stream)

@@ -1,0 +1,68 @@
+"""How full Redis is: asked now and then, for the metrics, and for an alarm in the log before it takes no more."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from allim.brokers.scripts import Script, ScriptCalls
+from allim.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 15.0
+WARN_SHARE, ERROR_SHARE = 0.75, 0.9  # of `maxmemory`
+CALM_SHARE = 0.05  # below a level's share, the level is left: around it there would be an alarm for each look
+
+Report = Callable[[int, int], None]
+"""Is told the bytes that Redis uses, and those that it may use; 0 for as many as there are."""
+
+
+class MemoryWatch:
+    """Looks every `EVERY_S` from `start` on."""
+
+    def __init__(self, calls: ScriptCalls, report: Report) -> None:
+        self._calls = calls
+        self._report = report
+        self._script = Script("memory")
+        self._level = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._look_on(), name="allim redis memory")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _look_on(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except (Unavailable, ValueError, KeyError) as error:
+                log.warning("redis does not say how full it is", error=str(error) or type(error).__name__)
+            await asyncio.sleep(EVERY_S)
+
+    async def look(self) -> None:
+        """Raises: Unavailable; ValueError or KeyError when Redis says something else than we read."""
+        info = await self._calls.call(self._script, [], [])
+        lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        used, most = int(lines["used_memory"]), int(lines["maxmemory"])
+        self._report(used, most)
+        level = level_of(used / most if most else 0.0, self._level)
+        if level != self._level:
+            self._level = level
+            _tell(level, used, most)
+
+
+def level_of(share: float, before: int) -> int:
+    """0 when there is room, 1 from `WARN_SHARE` on, 2 from `ERROR_SHARE` on; `before` is the level until now."""
+    levels = enumerate((WARN_SHARE, ERROR_SHARE), start=1)
+    return sum(share >= least - (CALM_SHARE if level <= before else 0.0) for level, least in levels)
+
+
+def _tell(level: int, used: int, most: int) -> None:
+    tell = (log.info, log.warning, log.error)[level]
+    event = ("redis has room again", "redis is getting full", "redis is nearly full")[level]
+    tell(event, used_mb=round(used / 1e6), max_mb=round(most / 1e6), percent=round(100 * used / most) if most else 0)

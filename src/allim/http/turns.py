@@ -1,0 +1,143 @@
+"""Turns at work that only a few may do at once, such as hashing a password: no address keeps the others out.
+
+Addresses take turns; within one, the first to come is the first to be served. IPv6 addresses of one /48 take turns as
+one address. A client that has gone is dropped before its turn. Source: docs/decisions/0016-quotas.md.
+"""
+
+import asyncio
+import math
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from allim.errors import TooMany, Unavailable
+from allim.networks import Share, shares_of
+
+WAITING = 8  # of one address; of wider networks more
+PATIENCE_S = 5.0  # no longer wait is begun
+FIRST_GUESS_S = 0.1  # how long a turn takes, until one was measured
+NEWEST_WEIGHT = 0.2  # of the newest measurement in the mean
+RETRY_S = 1  # when an address that has too many waiting may try again
+
+
+class Turns:
+    """A queue for `at_once` places.
+
+    Shape: `refused` is called for each refusal.
+    Units: `now` in seconds of any clock.
+    """
+
+    def __init__(self, at_once: int, refused: Callable[[], None], now: Callable[[], float] = time.monotonic) -> None:
+        self._at_once = at_once
+        self._refused = refused
+        self._now = now
+        self._running: list[float] = []  # when each began
+        # By widest network; the line whose turn is next stands first. A future is set to when its turn began.
+        self._lines: dict[str, deque[asyncio.Future[float]]] = {}
+        self._waiting: Counter[str] = Counter()
+        self._turn_s = FIRST_GUESS_S
+
+    @asynccontextmanager
+    async def turn(self, request: Request, address: str) -> AsyncIterator[None]:
+        """Around the work: waits for a place, and gives it on afterwards.
+
+        Shape: the body of the request has been read.
+        Raises: TooMany when the address has too many waiting; Unavailable when the wait would be too long;
+        ClientDisconnect when the client has gone before its turn.
+        """
+        began = await self._place(request, shares_of(address))
+        try:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            try:
+                yield
+            finally:
+                self._turn_s += (self._now() - began - self._turn_s) * NEWEST_WEIGHT
+        finally:
+            self._leave(began)
+
+    async def _place(self, request: Request, shares: Sequence[Share]) -> float:
+        if not self._lines and len(self._running) < self._at_once:
+            return self._begin()
+        self._make_room(shares)
+        turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(shares[-1].network, deque()).append(turn)
+        self._waiting.update([share.network for share in shares])
+        gone = asyncio.create_task(_gone(request), name="allim client waits for its turn")
+        try:
+            await asyncio.wait((turn, gone), return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                raise ClientDisconnect
+            return turn.result()
+        except BaseException:
+            self._withdraw(shares[-1].network, turn)
+            raise
+        finally:
+            gone.cancel()
+            for share in shares:
+                self._waiting[share.network] -= 1
+                if not self._waiting[share.network]:
+                    del self._waiting[share.network]
+
+    def _begin(self) -> float:
+        began = self._now()
+        self._running.append(began)
+        return began
+
+    def _leave(self, began: float) -> None:
+        self._running.remove(began)
+        while self._lines and len(self._running) < self._at_once:
+            network, line = next(iter(self._lines.items()))
+            del self._lines[network]
+            line.popleft().set_result(self._begin())
+            if line:
+                self._lines[network] = line  # behind the others
+
+    def _withdraw(self, network: str, turn: "asyncio.Future[float]") -> None:
+        """Undo what was done for a caller that waits no longer: its wait, or the turn that it was given meanwhile."""
+        if not turn.done():
+            self._take_out(network, turn)
+        elif turn.exception() is None:
+            self._leave(turn.result())
+
+    def _take_out(self, network: str, turn: "asyncio.Future[float]") -> None:
+        line = self._lines[network]
+        line.remove(turn)
+        if not line:
+            del self._lines[network]
+
+    # Who may wait ----------------------------------------------------------------------------------------------
+
+    def _make_room(self, shares: Sequence[Share]) -> None:
+        """Return when one more may wait. While the wait is long, the longest line gives its last place to a shorter.
+
+        Raises: TooMany, Unavailable.
+        """
+        if any(self._waiting[share.network] >= WAITING * share.times for share in shares):
+            self._refused()
+            raise TooMany("Too many sign in from this address at this moment.", RETRY_S)
+        wait_s = self._expected_wait_s()
+        if wait_s <= PATIENCE_S:
+            return
+        self._refused()
+        refusal = Unavailable("Too many sign in at this moment.", math.ceil(wait_s))
+        longest = max(self._lines, key=lambda network: len(self._lines[network]), default="")
+        if not self._lines or len(self._lines[longest]) <= len(self._lines.get(shares[-1].network, ())) + 1:
+            raise refusal
+        last = self._lines[longest][-1]
+        self._take_out(longest, last)
+        last.set_exception(refusal)
+
+    def _expected_wait_s(self) -> float:
+        now = self._now()
+        turn_s = max([self._turn_s, *[now - began for began in self._running]])
+        return turn_s * (sum(map(len, self._lines.values())) + 1) / self._at_once
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,37 @@
+"""How limits per address see IPv6: as a subscriber's network, and as the wider ones that one subscriber may have.
+
+Source: RFC 6177 (a site gets a /64 to a /48).
+"""
+
+from functools import lru_cache
+from ipaddress import IPv6Network
+from typing import NamedTuple
+
+SUBSCRIBER_PREFIX = 64  # the least that one subscriber gets: counting single addresses would limit nobody
+WIDER_PREFIXES = (56, 48)  # a /48 holds 65,536 of the former, and may be one subscriber's as well
+TIMES = 4  # as much as a network is granted, the next wider one is granted so many times
+
+
+class Share(NamedTuple):
+    """A network, and how many times the limit of one address it has.
+
+    Shape: `suffix` tells the limits of wider networks apart: `/56`; "" for the address itself.
+    """
+
+    network: str
+    times: int
+    suffix: str
+
+
+@lru_cache(maxsize=4096)  # clients come back, and together from one network
+def shares_of(address: str) -> tuple[Share, ...]:
+    """Everything that something from this address counts against, from narrow to wide.
+
+    Shape: `address` is an IPv4 address, an IPv6 /64, or any other text, which stands for itself alone.
+    """
+    shares = [Share(address, 1, "")]
+    if address.endswith(f"/{SUBSCRIBER_PREFIX}"):
+        for prefix in WIDER_PREFIXES:
+            wider = IPv6Network(address).supernet(new_prefix=prefix)
+            shares.append(Share(str(wider), shares[-1].times * TIMES, f"/{prefix}"))
+    return tuple(shares)
