@@ -737,6 +737,12 @@ class Redis:
     def _do_time(self, args: Sequence[bytes]) -> list[bytes]:
         return [b"%d" % (self.now_us // 1_000_000), b"%d" % (self.now_us % 1_000_000)]
 
+    def _do_info(self, args: Sequence[bytes]) -> bytes:
+        """Of the server, and of its memory as far as it is simulated."""
+        used, most = (100, 100) if self.full else (1, 100)
+        memory = f"used_memory:{used}\r\nmaxmemory:{most}\r\nmaxmemory_policy:noeviction\r\n"
+        return f"# Server\r\nredis_version:7.0.15\r\nrun_id:{self.run_id}\r\n# Memory\r\n{memory}".encode()
+
     def _do_publish(self, args: Sequence[bytes]) -> int:
         return self.heard(args[0], args[1])
 

@@ -167,9 +167,6 @@ class Session(asyncio.Protocol):
     def _do_auth(self, args: Sequence[bytes]) -> bytes:
         return b"+OK\r\n"
 
-    def _do_info(self, args: Sequence[bytes]) -> bytes:
-        return encode(f"# Server\r\nredis_version:7.0.15\r\nrun_id:{self.process.data.run_id}\r\n".encode())
-
     def _do_wait(self, args: Sequence[bytes]) -> bytes:
         return encode(int(self.process.replicas_confirm))
 

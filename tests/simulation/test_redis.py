@@ -63,7 +63,7 @@ class Recorded(Redis):
             reply = error
             raise
         finally:
-            if command[0] in (b"EVALSHA", b"EVAL") and source is not None:
+            if command[0] in (b"EVALSHA", b"EVAL") and source is not None and b"'INFO'" not in source:
                 self.asked.append(("eval", (FROZEN % divmod(self.now_us, 1_000_000) + source, *command[2:]), reply))
         return reply
 
@@ -228,7 +228,11 @@ def test_what_lua_gives_is_converted_the_same(
 def _answer(client: redis_py.Redis, words: Sequence[bytes], *, script: bool = True) -> Any:
     connection = client.connection_pool.get_connection()
     try:
-        connection.send_command(*((b"EVAL", *words) if script else words))
+        connection.send_command(
+            *(  # type: ignore[no-untyped-call]
+                (b"EVAL", *words) if script else words
+            )
+        )
         return _plain(connection.read_response())
     except redis_py.RedisError as error:
         return _plain(error)

@@ -56,7 +56,8 @@ PATIENCE_S, IMPATIENCE_S = 15.0, (0.0005, 0.02)  # of a publisher with an answer
 GIVE_UP_S = 20.0
 REFUSED_S = 1.0  # until a refused reader comes again
 CALLS = Policy("user", 120, 60)
-POSTING = Policy("posting", 1000, 10)  # a publisher's own limit, well above what it does
+POSTING = Policy("posting", 1000, 10)  # of a publisher, well above what it does
+MEMORY = Policy("memory", 500_000_000, 3600)
 
 _numbers = itertools.count(1)
 
@@ -201,28 +202,28 @@ class Replica:
         await self.hub.follow(stream, begin)
 
     async def _settle(self, reader: "Reader", policy: Policy, quotas: Sequence[Quota]) -> None:
-        self.judge(policy, reader.log.name, quotas)
+        self.judge([policy] * len(quotas), reader.log.name, quotas)
         self.rates.check([policy] * len(quotas), quotas)
 
-    def judge(self, policy: Policy, who: str, quotas: Sequence[Quota]) -> None:
+    def judge(self, policies: Sequence[Policy], who: str, quotas: Sequence[Quota]) -> None:
         """Note what was refused."""
-        for quota in quotas:
+        for policy, quota in zip(policies, quotas, strict=True):
             if not quota.granted:
                 self.world.refusals.append(Refusal(self.world.now(), who, quota.retry_after_s, policy.period_s))
 
     async def publish(self, who: str, drafts: Sequence[Draft], key: str | None) -> Sequence[Position]:
         """Raises: Unavailable, TooMany, Conflict."""
         entries = [self.hub.encode(draft) for draft in drafts]
-        demand = POSTING.demand(who, len(entries))
-        outcome = await self.hub.store(entries, f"{who} {key}" if key else None, demand)
-        quotas = [outcome.quota] if outcome.quota else []
-        self.judge(POSTING, who, quotas)
-        self.rates.check([POSTING] * len(quotas), quotas)
+        scoped = f"{who} {key}" if key else None
+        outcome = await self.hub.store(entries, scoped, POSTING.demand(who, len(entries)), MEMORY.demand(who))
+        policies = (POSTING, MEMORY)[: len(outcome.quotas)]
+        self.judge(policies, who, outcome.quotas)
+        self.rates.check(policies, outcome.quotas)
         return self.hub.stored(outcome).positions
 
     async def sign_out(self, token: str) -> int:
         """`DELETE /api/session`; its status."""
-        policies = Limits(CALLS, Policy("address", 1000, 60), Policy("tries", 1000, 60))
+        policies = Limits(*(Policy(name, 1000, 60) for name in Limits._fields))
         gate = Gate(self.tokens, Tickets([SECRET], 30, now=self.machine.wall_s), self.rates, policies)
         nothing = cast(Any, None)
         service = accounts.Service(nothing, self.tokens, nothing, nothing, self.hub.sign_out, self.hub.extend, ())
