@@ -64,7 +64,9 @@ class Recorded(Redis):
             raise
         finally:
             if command[0] in (b"EVALSHA", b"EVAL") and source is not None and b"'INFO'" not in source:
-                self.asked.append(("eval", (FROZEN % divmod(self.now_us, 1_000_000) + source, *command[2:]), reply))
+                first, end_of_line, rest = source.partition(b"\n") if source.startswith(b"#!") else (b"", b"", source)
+                frozen = first + end_of_line + FROZEN % divmod(self.now_us, 1_000_000) + rest
+                self.asked.append(("eval", (frozen, *command[2:]), reply))
         return reply
 
     def _forget(self, key: bytes) -> bool:
