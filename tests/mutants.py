@@ -254,6 +254,22 @@ MUTANTS = (
         (LEDGER + "test_a_ticket_is_spent_once_by_whoever_is_first",),
     ),
     Mutant(
+        "a script is sent although its user may not run it to its end",
+        1,
+        "brokers/scripts.py",
+        "        if not refused:\n            return batch\n",
+        "        if True:\n            return batch\n",
+        ("tests/brokers/test_rights.py::test_a_publish_that_redis_would_refuse_half_way_changes_nothing",),
+    ),
+    Mutant(
+        "several processes without Redis serve one data folder",
+        1,
+        "alone.py",
+        "        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "",
+        ("tests/test_alone.py::test_several_workers_of_another_server_are_refused",),
+    ),
+    Mutant(
         "nobody asks after a repair which sessions were ended meanwhile",
         8,
         "hub/hub.py",

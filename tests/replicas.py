@@ -138,6 +138,7 @@ def replica(
     mounted: bool = False,
     program: str = "allim serve",
     folder: Path | None = None,
+    port: int | None = None,
     **settings: object,
 ) -> Iterator[Replica]:
     """`allim serve`, ready to serve; with `portable` the same application under plain uvicorn, with `mounted` inside
@@ -146,17 +147,23 @@ def replica(
         home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
         if folder is None:
             stack.callback(shutil.rmtree, home, ignore_errors=True)
-        running = launch_replica(home, portable=portable, mounted=mounted, program=program, **settings)
+        running = launch_replica(home, portable=portable, mounted=mounted, program=program, port=port, **settings)
         stack.callback(running.end)
         running.until_ready()
         yield running
 
 
 def launch_replica(
-    home: Path, *, portable: bool = False, mounted: bool = False, program: str = "allim serve", **settings: object
+    home: Path,
+    *,
+    portable: bool = False,
+    mounted: bool = False,
+    program: str = "allim serve",
+    port: int | None = None,
+    **settings: object,
 ) -> Replica:
     """A replica that was just started. Who calls this ends its process."""
-    port = lasting_port()
+    port = port or lasting_port()
     log = home / f"replica-{port}.log"
     environ = {
         **os.environ,

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from allim.doctor import Finding, examine
+from tests.brokers.guarded import guarded_redis
 from tests.replicas import SECRET, replica
 from tests.servers import Redis, free_port, redis_server
 
@@ -67,7 +68,7 @@ async def test_a_redis_that_deletes_without_a_word(environ: dict[str, str]) -> N
         findings = await examine({**environ, "ALLIM_REDIS_URL": server.url}, None)
 
     finding = named(findings, "redis memory")
-    assert (finding.ok, finding.detail) == (False, "allkeys-lru")
+    assert (finding.ok, finding.detail) == (False, "maxmemory-policy is allkeys-lru")
     assert "noeviction" in finding.advice
 
 
@@ -83,11 +84,58 @@ async def test_how_full_redis_is_is_told_before_it_is_full(
     assert (finding.ok, bool(finding.advice)) == (ok, advised)
 
 
-@pytest.mark.parametrize(("append_only", "ok"), [("no", False), ("yes", True)])
-async def test_a_redis_that_is_said_to_be_durable_must_be(
-    environ: dict[str, str], append_only: str, ok: bool
+async def test_a_redis_without_a_limit_of_memory(environ: dict[str, str], redis: Redis) -> None:
+    finding = named(await examine({**environ, "ALLIM_REDIS_URL": redis.url}, None), "redis room")
+
+    assert finding.ok
+    assert "maxmemory" in finding.advice
+
+
+async def test_the_redis_of_compose_will_do(environ: dict[str, str]) -> None:
+    with guarded_redis() as guarded:
+        findings = await examine({**environ, "ALLIM_REDIS_URL": guarded.url, "ALLIM_DURABILITY": "memory"}, None)
+
+    assert [finding.what for finding in findings if not finding.ok] == []
+    assert named(findings, "redis rights").detail == "complete"
+    assert named(findings, "redis replay").detail == "the append-only file can be replayed"
+
+
+async def test_a_redis_user_without_a_right_and_a_file_that_cannot_be_replayed(environ: dict[str, str]) -> None:
+    with guarded_redis() as guarded:
+        guarded.do("ACL", "SETUSER", "allim", "-rpush")
+        guarded.do("ACL", "SETUSER", "default", "reset")
+        findings = await examine({**environ, "ALLIM_REDIS_URL": guarded.url}, None)
+        guarded.do("ACL", "SETUSER", "allim", "-acl|dryrun")
+        unknown = named(await examine({**environ, "ALLIM_REDIS_URL": guarded.url}, None), "redis replay")
+        guarded.do("ACL", "SETUSER", "allim", "-info")
+        [*_, barred] = await examine({**environ, "ALLIM_REDIS_URL": guarded.url}, None)
+
+    assert (named(findings, "redis rights").ok, named(findings, "redis replay").ok) == (False, False)
+    assert named(findings, "redis rights").detail == "this Redis user lacks rights: ACL SETUSER … +rpush"
+    assert "resetpass ~* &* +@all" in named(findings, "redis replay").advice
+    assert (unknown.ok, "not known" in unknown.detail) == (True, True)
+    assert (barred.what, barred.ok) == ("redis rights", False)
+    assert "+info" in barred.detail
+
+
+@pytest.mark.parametrize(("durability", "reason"), [("replica", "no replica"), ("disk", "no append-only file")])
+async def test_a_redis_that_cannot_confirm(
+    environ: dict[str, str], redis: Redis, durability: str, reason: str
 ) -> None:
-    with redis_server("--appendonly", append_only) as server:
+    asked = {**environ, "ALLIM_REDIS_URL": redis.url, "ALLIM_DURABILITY": durability}
+    finding = named(await examine(asked, None), "redis confirmation")
+
+    assert not finding.ok
+    assert reason in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("append_only", "sync", "ok"), [("no", "always", False), ("yes", "everysec", False), ("yes", "always", True)]
+)
+async def test_a_redis_that_is_said_to_be_durable_must_be(
+    environ: dict[str, str], append_only: str, sync: str, ok: bool
+) -> None:
+    with redis_server("--appendonly", append_only, "--appendfsync", sync) as server:
         findings = await examine({**environ, "ALLIM_REDIS_URL": server.url, "ALLIM_REDIS_DURABLE": "1"}, None)
 
     assert named(findings, "redis durability").ok is ok

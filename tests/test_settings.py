@@ -223,3 +223,16 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match="ALLIM_DATA_DIR: Permission denied"):
         load_or_create_secret(tmp_path)
+
+
+@pytest.mark.parametrize("provider", ["GOOGLE", "KAKAO", "NAVER"])
+def test_a_provider_needs_the_public_address(provider: str) -> None:
+    environ = {
+        "ALLIM_SECRET_KEY": SECRET,
+        f"ALLIM_{provider}_CLIENT_ID": "id",
+        f"ALLIM_{provider}_CLIENT_SECRET": "hunter2",
+    }
+    with pytest.raises(SettingsError, match=f"^ALLIM_PUBLIC_URL: required with ALLIM_{provider}_CLIENT_ID"):
+        load_settings(environ)
+
+    assert load_settings({**environ, "ALLIM_PUBLIC_URL": "https://app.example.org"}).public_url

@@ -6,8 +6,9 @@ mounted in another application (whose lifespan must then enter this one's), they
 
 import asyncio
 import resource
+import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +21,16 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from allim.alone import alone
 from allim.brokers import durability
 from allim.brokers.memory import MemoryBroker
 from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.peers import Peers
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis_ledger import RedisLedger
+from allim.brokers.rights import Rights
 from allim.brokers.server import pool_of
 from allim.domains import accounts, keys, snapshots
 from allim.http import health, openapi, problems, publish, ticket_routes, users
@@ -43,7 +47,7 @@ from allim.http.tokens import Issuer, Tokens
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.load import limit_bytes
 from allim.permission import Permission, Rule
-from allim.settings import Settings, load_settings, naming
+from allim.settings import Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, reachable
 from allim.telemetry import Metrics
 from allim.transports import sse
@@ -75,8 +79,10 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     settings = settings or load_settings()
     metrics = Metrics(settings.server_id)
     with naming("REDIS_URL"):
-        ledger = _ledger(settings)
-        hub = Hub(_broker(settings, ledger, metrics), ledger, metrics, _hub_settings(settings))
+        rights = Rights(settings.redis_prefix, settings.durability)
+        ledger = _ledger(settings, rights)
+        broker = _broker(settings, ledger, metrics, rights)
+        hub = Hub(broker, ledger, metrics, _hub_settings(settings))
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
@@ -110,15 +116,16 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
-            await migrate(engine)
-            log.info(
-                "capacity",
-                streams=hub.settings.streams_per_replica,
-                memory_mb=round(hub.settings.memory_max_bytes / 1e6),
-                streams_per_user=hub.settings.streams_per_user,
-            )
-            async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
-                yield
+            with nullcontext() if settings.clustered else alone(settings.data_dir):
+                await migrate(engine)
+                log.info(
+                    "capacity",
+                    streams=hub.settings.streams_per_replica,
+                    memory_mb=round(hub.settings.memory_max_bytes / 1e6),
+                    streams_per_user=hub.settings.streams_per_user,
+                )
+                async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
+                    yield
         finally:
             if issuer is not None:
                 await issuer.jwks.close()
@@ -129,10 +136,12 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
     checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(reachable, engine), "worker": worker.check}
+    if isinstance(broker, RedisBroker):
+        checks["redis"] = broker.check
     resources = [
         *accounts.routes(account_service, gate, settings.session_lifetime_s),
         *accounts.provider_routes(
-            providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url
+            providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url or ""
         ),
         *snapshots.routes(snapshot_service, gate, Policy("snapshots", settings.snapshots_per_min, 60)),
         *keys.routes(key_service, gate),
@@ -159,6 +168,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         lifespan=lifespan,
     )
 
+    app.router.lifespan = partial(_refused_in_one_line, app.router.lifespan)  # type: ignore[method-assign]
     app.router.redirect_slashes = False  # its redirects repeat what the client wrote as `Host`
 
     async def leave(within_s: float) -> None:
@@ -184,17 +194,32 @@ class _Application(Starlette):
         return outermost.app
 
 
+async def _refused_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Tell the server in one line why a start is refused, where Starlette gives it a traceback."""
+
+    async def send_line(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exc_info()[1], SettingsError):
+            message = {**message, "message": f"allim: {error}"}
+        await send(message)
+
+    await lifespan(scope, receive, send_line)
+
+
 async def check(settings: Settings) -> None:
     """What can be wrong with a setting and only shows when the other side is asked: for the start.
 
     Raises: SettingsError.
     """
-    if settings.redis_url is not None:
+    if settings.redis_url is None:
+        with alone(settings.data_dir):
+            pass
+    else:
         with naming("DURABILITY"):
-            await durability.check(settings.redis_url, settings.durability)
+            rights = Rights(settings.redis_prefix, settings.durability, quiet=True)
+            await durability.check(settings.redis_url, settings.durability, rights)
 
 
-def _broker(settings: Settings, ledger: Ledger, metrics: Metrics) -> Broker:
+def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights) -> Broker:
     if settings.redis_url is None:
         return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
     return RedisBroker(
@@ -206,13 +231,20 @@ def _broker(settings: Settings, ledger: Ledger, metrics: Metrics) -> Broker:
         history_ttl_s=settings.history_ttl_s,
         durability=settings.durability,
         durable=settings.redis_durable,
+        rights=rights,
+        peers=Peers(
+            settings.server_id,
+            (settings.secret_key, *settings.old_secret_keys),
+            settings.equal(),
+            settings.pulse_s,
+        ),
     )
 
 
-def _ledger(settings: Settings) -> Ledger:
+def _ledger(settings: Settings, rights: Rights) -> Ledger:
     if settings.redis_url is None:
         return MemoryLedger()
-    return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix)
+    return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix, rights=rights)
 
 
 def _providers(settings: Settings, http: httpx.AsyncClient) -> list[accounts.Provider]:

@@ -6,16 +6,19 @@ Changes nothing, but makes what a first start would make: the data folder, its k
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
-from redis.asyncio import ConnectionPool, Redis
-from redis.exceptions import RedisError
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import NoPermissionError, RedisError
 
+from allim.brokers.durability import refusal
 from allim.brokers.memory_watch import ERROR_SHARE, WARN_SHARE
-from allim.brokers.server import pool_of
+from allim.brokers.pitfalls import Setup, keeps_a_file, look, pitfalls
+from allim.brokers.rights import Rights
+from allim.brokers.server import RedisServer, ask
 from allim.client import ClientError, Subscriber
-from allim.errors import AllimError
+from allim.errors import AllimError, Unavailable
 from allim.http.tokens import Tokens
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings
 from allim.storage import open_engine, reachable
@@ -23,7 +26,6 @@ from allim.storage import open_engine, reachable
 TIMEOUT_S = 5.0
 FIRST_FRAME_S = 2.0
 OLDEST_REDIS = (7, 0)
-_REDIS_OPTIONS: dict[str, Any] = {"protocol": 2, "socket_timeout": TIMEOUT_S}
 
 
 class Finding(NamedTuple):
@@ -77,57 +79,113 @@ _SHARED_SQLITE = "replicas on several machines need PostgreSQL: a SQLite file is
 async def _redis(settings: Settings) -> list[Finding]:
     if settings.redis_url is None:
         return [Finding("redis", True, "not used")]
+    rights = Rights(settings.redis_prefix, settings.durability, quiet=True)
     try:
-        redis = Redis.from_pool(ConnectionPool.from_url(**pool_of(settings.redis_url), **_REDIS_OPTIONS))
+        server = RedisServer(settings.redis_url, "allim-doctor", rights)
     except ValueError as error:
         return [Finding("redis", False, str(error), "correct ALLIM_REDIS_URL")]
     try:
-        took_ms = await _timed(redis.ping)
-        info: dict[str, Any] = await redis.info()
+        async with asyncio.timeout(TIMEOUT_S):
+            connection = (await server.connect()).connection
+            try:
+                return await _redis_findings(connection, rights, settings)
+            finally:
+                await connection.disconnect(nowait=True)
+    except NoPermissionError as error:
+        return [_redis_rights(rights, str(error))]
     except (RedisError, OSError, TimeoutError) as error:
         advice = "check ALLIM_REDIS_URL and that redis-server runs"
         return [Finding("redis", False, str(error) or "no answer", advice)]
     finally:
-        await redis.aclose()
-    return [_redis_version(info, took_ms), _redis_memory(info), _redis_room(info), _redis_durability(info, settings)]
+        await server.close()
 
 
-def _redis_version(info: Mapping[str, Any], took_ms: float) -> Finding:
-    version = str(info["redis_version"])
+async def _redis_findings(connection: AbstractConnection, rights: Rights, settings: Settings) -> list[Finding]:
+    took_ms = await _timed(lambda: ask(connection, "PING"))
+    setup = await look(connection, settings.redis_prefix)
+    confirms_disk = await refusal(connection) if settings.durability == "disk" else None
+    found = {pitfall.subject: pitfall for pitfall in pitfalls(setup, durable=settings.redis_durable)}
+
+    def finding(subject: str, detail: str, advice: str = "") -> Finding:
+        """The pitfall of this subject, or that there is none."""
+        if subject in found:
+            return Finding(f"redis {subject}", False, found[subject].detail, found[subject].advice)
+        return Finding(f"redis {subject}", True, detail, advice)
+
+    return [
+        _redis_version(setup.info, took_ms),
+        _redis_rights(rights),
+        finding("role", "a master by itself, or with replicas"),
+        finding("memory", "noeviction"),
+        _redis_room(setup.info),
+        _redis_confirms(setup.info, settings, confirms_disk),
+        finding("durability", *_durability(setup)),
+        finding("replay", *_replay(setup)),
+    ]
+
+
+def _redis_version(info: Mapping[str, str], took_ms: float) -> Finding:
+    version = info["redis_version"]
     new_enough = tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_REDIS
     return Finding(
         "redis", new_enough, f"{version} answers in {took_ms:.1f} ms", "" if new_enough else "7.0 or later is needed"
     )
 
 
-def _redis_memory(info: Mapping[str, Any]) -> Finding:
-    policy = str(info.get("maxmemory_policy", "noeviction"))
-    ok = policy == "noeviction"
-    advice = "" if ok else "set maxmemory-policy noeviction: anything else deletes history without a word"
-    return Finding("redis memory", ok, policy, advice)
+def _redis_rights(rights: Rights, refused: str = "") -> Finding:
+    """Shape: `refused` is what Redis said when it could not even be asked."""
+    try:
+        rights.check()
+    except Unavailable as error:
+        return Finding("redis rights", False, error.detail, "the rules in docker-compose.yml are all that is needed")
+    return Finding("redis rights", not refused, refused or "complete")
 
 
-def _redis_room(info: Mapping[str, Any]) -> Finding:
+def _redis_room(info: Mapping[str, str]) -> Finding:
     """How full Redis is: at its limit it takes no publish."""
-    used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
+    used, most = int(info["used_memory"]), int(info.get("maxmemory", "0"))
     if not most:
-        return Finding(
-            "redis room", True, f"{used / 1e6:.0f} MB used", "no limit is set: maxmemory bounds what it takes"
+        advice = (
+            "without maxmemory Redis is killed when its container or machine is full, instead of refusing publishes"
         )
+        return Finding("redis room", True, f"{used / 1e6:.0f} MB used, no limit", advice)
     share = used / most
     detail = f"{used / 1e6:.0f} of {most / 1e6:.0f} MB used"
     advice = "more maxmemory, fewer HISTORY_EVENTS or a shorter HISTORY_TTL_S" if share >= WARN_SHARE else ""
     return Finding("redis room", share < ERROR_SHARE, detail, advice)
 
 
-def _redis_durability(info: Mapping[str, Any], settings: Settings) -> Finding:
-    append_only = bool(info.get("aof_enabled"))
-    detail = "append-only file is on" if append_only else "nothing is kept over a restart of Redis"
-    if settings.redis_durable and not append_only:
+def _redis_confirms(info: Mapping[str, str], settings: Settings, no_disk: str | None) -> Finding:
+    """Whether this Redis can confirm what ALLIM_DURABILITY asks for."""
+    detail = f"ALLIM_DURABILITY is {settings.durability}"
+    if no_disk is not None:
         return Finding(
-            "redis durability", False, detail, "unset ALLIM_REDIS_DURABLE, or set appendonly yes, appendfsync always"
+            "redis confirmation", False, f"{detail}, and {no_disk}", "publishes are answered 503 until then"
         )
-    return Finding("redis durability", True, detail, "" if append_only else "streams are told of a reset then")
+    if settings.durability == "replica" and info.get("connected_slaves", "0") == "0":
+        return Finding(
+            "redis confirmation",
+            False,
+            f"{detail}, and no replica is connected",
+            "publishes are answered 503 until then",
+        )
+    return Finding("redis confirmation", True, detail)
+
+
+def _durability(setup: Setup) -> tuple[str, str]:
+    if not keeps_a_file(setup.info):
+        return "nothing is kept over a restart of Redis", "streams are told of a reset then"
+    synced = (setup.settings or {}).get("appendfsync", "not known: this user may not ask for it")
+    return f"append-only file is on, appendfsync {synced}", ""
+
+
+def _replay(setup: Setup) -> tuple[str, str]:
+    if not keeps_a_file(setup.info):
+        return "no append-only file", ""
+    if setup.replay is None:
+        advice = "see by `ACL GETUSER default` that it has ~* &* +@all, also if it is off: Redis replays as this user"
+        return "not known whether Redis can replay its file: this user may not ask (+acl|dryrun)", advice
+    return "the append-only file can be replayed", ""
 
 
 async def _stream(settings: Settings, url: str) -> Finding:

@@ -39,6 +39,12 @@ class Invalid(AllimError):
         return cls(f"{field}: {message}", [FieldError(field, message)])
 
 
+class BadRequest(AllimError):
+    """The request's head says something that no client of HTTP says."""
+
+    code = "bad_request"
+
+
 class TooLarge(AllimError):
     """A body or an event is over its limit."""
 

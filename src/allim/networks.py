@@ -1,14 +1,16 @@
-"""How limits per address see IPv6: as a subscriber's network, and as the wider ones that one subscriber may have.
+"""Hosts, and how limits per address see IPv6: as a subscriber's network, and the wider ones that it may have.
 
 Source: RFC 6177 (a site gets a /64 to a /48).
 """
 
+import re
 from functools import lru_cache
 from ipaddress import IPv6Network
 from typing import NamedTuple
 
 SUBSCRIBER_PREFIX = 64  # the least that one subscriber gets: counting single addresses would limit nobody
 WIDER_PREFIXES = (56, 48)  # a /48 holds 65,536 of the former, and may be one subscriber's as well
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]{1,255}|\[[0-9A-Za-z:.%_~-]{2,64}\])(?::[0-9]{0,5})?\Z")
 TIMES = 4  # as much as a network is granted, the next wider one is granted so many times
 
 
@@ -35,3 +37,9 @@ def shares_of(address: str) -> tuple[Share, ...]:
             wider = IPv6Network(address).supernet(new_prefix=prefix)
             shares.append(Share(str(wider), shares[-1].times * TIMES, f"/{prefix}"))
     return tuple(shares)
+
+
+@lru_cache(maxsize=256)
+def is_host(value: bytes) -> bool:
+    """Return whether this is a host, with or without a port. Source: RFC 9110, 7.2, and RFC 3986, 3.2.2."""
+    return bool(_HOST.match(value))

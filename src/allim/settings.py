@@ -22,6 +22,14 @@ MIN_SECRET_CHARS = 32
 COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by `allim publish` and `allim tail`
 
 
+# What every replica over one Redis must have the same; the secret keys besides. Replicas compare them.
+EQUAL = (
+    *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
+    *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
+    *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
+)
+
+
 class SettingsError(Exception):
     """One line for the operator, naming each wrong variable."""
 
@@ -171,6 +179,10 @@ class Settings(BaseSettings):
         """Several replicas over Redis, in contrast to one process by itself."""
         return self.redis_url is not None
 
+    def equal(self) -> dict[str, str]:
+        """The settings that must be the same on every replica, by the name of their variable."""
+        return {PREFIX + name.upper(): str(getattr(self, name)) for name in EQUAL}
+
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the environment, and complete what has a default that depends on others.
@@ -248,6 +260,9 @@ def _completed(settings: Settings) -> dict[str, Any]:
         if bool(getattr(settings, f"{name}_client_id")) != bool(getattr(settings, f"{name}_client_secret")):
             setting = f"{PREFIX}{name.upper()}_CLIENT_"
             raise SettingsError(f"{setting}ID, {setting}SECRET: give both, or neither")
+        if getattr(settings, f"{name}_client_id") and settings.public_url is None:
+            reason = "the provider sends browsers back there"
+            raise SettingsError(f"{PREFIX}PUBLIC_URL: required with {PREFIX}{name.upper()}_CLIENT_ID: {reason}")
     if settings.durability != "memory" and not settings.clustered:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not settings.secret_key:

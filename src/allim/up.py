@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import click
 
+from allim.alone import alone
 from allim.settings import SettingsError, load_or_create_secret, load_settings
 
 LOOPBACK = "127.0.0.1"
@@ -82,7 +83,9 @@ def run(replicas: int, host: str, port: int, environ: Mapping[str, str]) -> int:
         if settings.durability != "memory" and redis is not None:
             raise StartError("ALLIM_DURABILITY: the Redis started here keeps nothing; bring yours: ALLIM_REDIS_URL")
         drain_s = settings.drain_s
-        with _Stop(drain_s) as stop, private_folder() as folder:
+        # Two with a Redis each would have no events in common, on one database.
+        own = nullcontext() if redis is None else alone(settings.data_dir)
+        with own, _Stop(drain_s) as stop, private_folder() as folder:
             write_files(folder, plan, drain_s, redis=redis, nginx=nginx, origins=settings.cors_origins)
             check_nginx(nginx, folder / "nginx")
             return _supervised(folder, plan, shared, stop)

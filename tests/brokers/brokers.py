@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.peers import Peers
 from allim.brokers.redis import RedisBroker
 from allim.errors import Unavailable
 from allim.hub import Draft, Hub, HubSettings
@@ -22,11 +23,21 @@ def fresh_prefix() -> str:
 class Replica:
     """A hub with its broker and metrics, and the keys they live under."""
 
-    def __init__(self, url: str, prefix: str, durable: bool = False, **settings: float) -> None:
-        name = f"replica-{next(_numbers)}"
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        durable: bool = False,
+        peers: Peers | None = None,
+        /,
+        **settings: float,
+    ) -> None:
+        name = peers.replica if peers else f"replica-{next(_numbers)}"
         self.prefix = prefix
         self.metrics = Metrics()
-        self.broker = RedisBroker(url, name, self.metrics, prefix=prefix, history_events=10_000, durable=durable)
+        self.broker = RedisBroker(
+            url, name, self.metrics, prefix=prefix, history_events=10_000, durable=durable, peers=peers
+        )
         defaults = {"heartbeat_s": 1, "pulse_s": 0.2, "streams_per_user": 10_000}
         chosen = HubSettings(**{**defaults, **settings})  # type: ignore[arg-type]
         self.hub = Hub(self.broker, MemoryLedger(), self.metrics, chosen)
@@ -48,7 +59,13 @@ async def running(
     url: str, prefix: str | None = None, durable: bool = False, **settings: float
 ) -> AsyncIterator[Replica]:
     """A replica that has heard its own pulse, so its link stands."""
-    replica = Replica(url, prefix or fresh_prefix(), durable, **settings)
+    async with started(Replica(url, prefix or fresh_prefix(), durable, **settings)) as replica:
+        yield replica
+
+
+@asynccontextmanager
+async def started(replica: Replica) -> AsyncIterator[Replica]:
+    """The replica, when it has heard its own pulse."""
     async with replica.hub.running():
         await until(lambda: ready(replica.hub))
         yield replica

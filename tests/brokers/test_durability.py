@@ -1,6 +1,5 @@
 """What a publish is worth: confirmed by a replica or by the disk, or not answered as stored."""
 
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -9,21 +8,18 @@ import pytest
 
 from allim.brokers.durability import Durability, check
 from allim.brokers.redis import RedisBroker
+from allim.brokers.rights import Rights
 from allim.errors import Unavailable
 from allim.hub import Entry, Position, Publication
 from allim.telemetry import Metrics
 from tests.brokers.brokers import fresh_prefix
-from tests.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, Node, Pair, node, pair
+from tests.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, VALKEY, Node, Pair, node, pair
 from tests.servers import free_port
 from tests.streams import Lines
 
 pytestmark = pytest.mark.anyio
 
 DEADLINE_S = 10.0  # of a publish, over all its tries
-
-needs_waitaof = pytest.mark.skipif(
-    shutil.which("valkey-server") is None, reason="WAITAOF needs valkey-server (or Redis 7.2) on PATH"
-)
 
 
 @asynccontextmanager
@@ -107,12 +103,12 @@ async def test_without_a_replica_nothing_is_confirmed() -> None:
     ("program", "options"),
     [
         pytest.param("redis-server", APPEND_ALWAYS, id="always"),
-        pytest.param("valkey-server", APPEND_EVERYSEC, id="waitaof", marks=needs_waitaof),
+        pytest.param(VALKEY, APPEND_EVERYSEC, id="waitaof"),
     ],
 )
 async def test_a_disk_that_is_taken_away_while_running_is_noticed(program: str, options: tuple[str, ...]) -> None:
     with node(*options, program=program) as server:
-        await check(server.url, "disk")
+        await check(server.url, "disk", Rights())
         async with broker(server, "disk") as one:
             first = await publish(one, 1, "k")
             with server.client() as client:
@@ -132,10 +128,48 @@ async def test_a_redis_that_cannot_confirm_the_disk_is_told_at_the_start(
 ) -> None:
     with node(*options) as server:
         with pytest.raises(ValueError, match=reason):
-            await check(server.url, "disk")
-        await check(server.url, "memory")
-        await check(server.url, "replica")
+            await check(server.url, "disk", Rights())
+        await check(server.url, "memory", Rights())
+        await check(server.url, "replica", Rights())
+
+
+@pytest.mark.parametrize(
+    ("program", "durability", "rule"),
+    [("redis-server", "replica", "wait"), (VALKEY, "replica", "wait"), (VALKEY, "disk", "waitaof")],
+)
+async def test_a_user_who_may_not_wait_for_the_confirmation_stores_nothing(
+    program: str, durability: Durability, rule: str
+) -> None:
+    with node(*APPEND_EVERYSEC, program=program) as server, server.client() as client:
+        client.execute_command("ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all", f"-{rule}")
+        made = RedisBroker(server.url.replace("//", "//u:secret@"), "r", Metrics(), durability=durability)
+        try:
+            with pytest.raises(Unavailable, match="NOPERM"):
+                await publish(made, 1)
+            with pytest.raises(Unavailable, match=f"lacks rights: .*{rule}"):
+                await made.check()
+        finally:
+            await made.close()
+
+        assert client.keys("*history*") == []
+
+
+async def test_a_right_to_wait_that_is_taken_away_is_no_confirmation() -> None:
+    with node(*APPEND_EVERYSEC, program=VALKEY) as server, server.client() as client:
+        client.execute_command("ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all")
+        made = RedisBroker(server.url.replace("//", "//u:secret@"), "r", Metrics(), durability="disk")
+        try:
+            await publish(made, 1)
+            client.execute_command("ACL", "SETUSER", "u", "-waitaof")
+            for number in (2, 3):
+                with pytest.raises(Unavailable):
+                    await publish(made, number)
+            with pytest.raises(Unavailable, match=r"lacks rights: .*\+waitaof"):
+                await made.check()
+            assert client.xlen("allim:{0}:history:a") == 2  # the first, and the one that found out
+        finally:
+            await made.close()
 
 
 async def test_a_redis_that_does_not_answer_yet_is_no_wrong_setting() -> None:
-    await check(f"redis://127.0.0.1:{free_port()}/0", "disk")
+    await check(f"redis://127.0.0.1:{free_port()}/0", "disk", Rights())

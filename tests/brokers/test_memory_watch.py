@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from allim.brokers.memory_watch import MemoryWatch, level_of
+from allim.brokers.rights import Rights
 from allim.brokers.scripts import ScriptCalls
 from allim.brokers.server import RedisServer
 from allim.telemetry import Metrics
@@ -24,7 +25,7 @@ def own_redis() -> Iterator[Redis]:
 
 @pytest.fixture
 async def calls(own_redis: Redis) -> AsyncIterator[ScriptCalls]:
-    server = RedisServer(own_redis.url, "memory-watch")
+    server = RedisServer(own_redis.url, "memory-watch", Rights())
     calls = ScriptCalls(server, lambda _run_id: ())
     yield calls
     await calls.close()

@@ -1,14 +1,11 @@
 """Who may do what in Redis, and over what: the user that docker-compose.yml makes, and TLS."""
 
-import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -16,75 +13,18 @@ import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests import compose
+from tests.brokers.guarded import PASSWORD, Guarded, guarded_redis
 from tests.replicas import Reader, Replica, launch_replica, publish, replica
 from tests.servers import end, lasting_port, redis_server
 from tests.waiting import until_sync
 
 pytestmark = pytest.mark.anyio
 
-PASSWORD = "a-password-of-the-tests"
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """A Redis with the user of docker-compose.yml. `admin` may do everything and stands for nobody."""
-
-    url: str
-    service: dict[str, Any]
-    environ: dict[str, str]
-    admin: redis_py.Redis
-
-    def denied(self) -> list[tuple[str, str]]:
-        """What somebody tried and may not: why, and the command or key."""
-        return [(str(entry["reason"]), str(entry["object"])) for entry in self.admin.acl_log()]
-
-    def do(self, *command: str) -> str:
-        return str(self.admin.execute_command(*command))  # type: ignore[no-untyped-call]
-
 
 @pytest.fixture
 def guarded() -> Iterator[Guarded]:
     with guarded_redis() as guarded:
         yield guarded
-
-
-@contextmanager
-def guarded_redis() -> Iterator[Guarded]:
-    """The very command line of Compose's Redis, on a port and in a folder of ours, and with an admin."""
-    parts = compose.services({"REDIS_PASSWORD": PASSWORD})
-    service, port = parts["redis"], lasting_port()
-    folder = Path(tempfile.mkdtemp(prefix="allim-redis-"))
-    more = f"--port {port} --bind 127.0.0.1 --dir {folder} --user admin on nopass '~*' '&*' +@all"
-    _instead(folder, "redis-server", more)
-    _instead(folder, "redis-cli", f"-p {port}")
-    environ = {**os.environ, **service["environment"], "PATH": f"{folder}:{os.environ['PATH']}"}
-    process = subprocess.Popen(service["command"], env=environ, stdout=subprocess.DEVNULL)
-    admin = redis_py.Redis(port=port, username="admin", password="any", decode_responses=True)
-    try:
-        until_sync(lambda: _answers(process, admin), what="redis-server")
-        url = parts["app"]["environment"]["ALLIM_REDIS_URL"].replace("@redis:6379", f"@127.0.0.1:{port}")
-        yield Guarded(url, service, environ, admin)
-    finally:
-        admin.close()
-        end(process)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _instead(folder: Path, program: str, more: str) -> None:
-    """A program of the same name in `folder`, which is told more."""
-    path = folder / program
-    first, last = (more, '"$@"') if program == "redis-cli" else ('"$@"', more)
-    path.write_text(f"#!/bin/sh\nexec {shutil.which(program)} {first} {last}\n")
-    path.chmod(0o700)
-
-
-def _answers(process: "subprocess.Popen[bytes]", client: redis_py.Redis) -> bool:
-    assert process.poll() is None, "redis-server ended"
-    try:
-        return bool(client.ping())
-    except redis_py.ConnectionError:
-        return False
 
 
 # -- The user ---------------------------------------------------------------------------------------------
@@ -156,6 +96,7 @@ KEY = "allim:{0}:"
         ("SUBSCRIBE", KEY + "topic:user:42"),
         ("WAIT", "1", "10"),
         ("CONFIG", "GET", "*append*"),
+        ("ACL", "DRYRUN", "default", "HSET", KEY + "clock", "ms", "1"),
         ("CLIENT", "SETNAME", "allim-replica-1"),
     ],
 )
@@ -242,12 +183,20 @@ def test_without_a_command_it_is_not_ready_and_the_log_names_it(
 
 
 @pytest.mark.parametrize("command", ["time", "hmget", "publish"])
-def test_without_a_command_of_a_script_redis_names_it(guarded_once: Guarded, running: Replica, command: str) -> None:
+def test_without_a_command_of_a_script_readiness_and_the_log_name_it(
+    guarded_once: Guarded, running: Replica, command: str
+) -> None:
     with deprived(guarded_once, running, command):
-        until_sync(lambda: not_ready(running), what="red")
-        until_sync(lambda: ("command", command) in guarded_once.denied(), what="denied")
+        until_sync(lambda: f"+{command}" in checks(running).get("redis", ""), what="red")
 
-    assert "The user executing the script can't run this command" in running.log.read_text()
+    assert f"this Redis user lacks rights: ACL SETUSER … +{command}" in running.log.read_text()
+
+
+def checks(running: Replica) -> dict[str, str]:
+    """The checks of `/readyz`; none while it is ready."""
+    answer = httpx.get(f"{running.url}/readyz", timeout=10)
+    found: dict[str, str] = answer.json()["checks"] if answer.status_code == 503 else {}
+    return found
 
 
 def not_ready(running: Replica) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from allim.brokers.rights import Rights
 from allim.brokers.scripts import Call, NotDone, Refused, Script, ScriptCalls
 from allim.brokers.server import Lead, RedisServer, ask
 from allim.errors import Unavailable
@@ -21,6 +22,7 @@ class Nowhere:
     def __init__(self, *, reached: bool) -> None:
         self.reached = reached
         self.tries = 0
+        self.rights = Rights()
         self._writer = None
 
     async def connect(self) -> Lead:
@@ -105,7 +107,7 @@ class Forgotten(ScriptCalls):
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 async def test_a_call_whose_script_redis_forgets_again_and_again_is_made_once(redis: Redis, times: int) -> None:
-    server = RedisServer(redis.url, "forgotten")
+    server = RedisServer(redis.url, "forgotten", Rights())
     calls = Forgotten(server, lambda run_id: (run_id, "0-0", ""))
     calls.times = times
     with redis.client() as client:
@@ -114,7 +116,7 @@ async def test_a_call_whose_script_redis_forgets_again_and_again_is_made_once(re
         heard.subscribe(channel)
         heard.get_message(timeout=5)
 
-        await calls.call(PULSE, [f"forgotten:{times}:clock"], [channel], pauses=(0.01, 0.01))
+        await calls.call(PULSE, [f"forgotten:{times}:clock"], [channel, "nonce"], pauses=(0.01, 0.01))
 
         await calls.close()
         await server.close()
@@ -124,14 +126,14 @@ async def test_a_call_whose_script_redis_forgets_again_and_again_is_made_once(re
 
 
 async def test_what_redis_refuses_is_not_asked_again_also_if_repeatable(redis: Redis) -> None:
-    server = RedisServer(redis.url, "refused")
+    server = RedisServer(redis.url, "refused", Rights())
     calls = ScriptCalls(server, lambda run_id: (run_id, "0-0", ""))
     with redis.client() as client:
         client.set("refused:clock", "no hash")
         before = client.info("errorstats").get("errorstat_WRONGTYPE", {"count": 0})["count"]
 
         with pytest.raises(Refused, match="WRONGTYPE"):
-            await calls.call(PULSE, ["refused:clock"], ["refused"], pauses=PAUSES, repeatable=True)
+            await calls.call(PULSE, ["refused:clock"], ["refused", "nonce"], pauses=PAUSES, repeatable=True)
 
         assert (
             client.info("errorstats")["errorstat_WRONGTYPE"]["count"] - before <= 2

@@ -200,3 +200,30 @@ def test_a_refusal_does_not_wait_for_who_sends_on(either: Target) -> None:
 
 def _first(said: Said) -> Answer:
     return said.answers[0]
+
+
+HOSTS: dict[str, bytes] = {
+    "longer than a name may be": b"h" * 256,
+    "as long as a head may be": b"h" * 7000,
+    "with a path": b"a.example/b",
+    "with a space": b"a b",
+    "with a user": b"user@a.example",
+    "an address that does not end": b"[::1",
+    "not ASCII": b"\xe4.example",
+}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_strange_host_is_a_bad_request_on_every_way(either: Target, name: str) -> None:
+    publish: dict[str, str | bytes] = {"Authorization": f"Bearer {PUBLISH_KEY}", "Content-Type": "application/json"}
+    asks = [
+        request("GET", ME, {"Host": HOSTS[name]}),
+        request("GET", "/api/session/providers/google", {"Host": HOSTS[name]}),
+        request("GET", EVENTS, {"Authorization": f"Bearer {token('heads')}", "Host": HOSTS[name]}),
+        request("POST", PUBLISH, {**publish, "Host": HOSTS[name]}, EVENT),
+    ]
+    for ask in asks:
+        said = say(either.port, ask)
+
+        assert [answer.status for answer in said.answers] == [400], said
+        assert len(said.raw) < 1500

@@ -269,3 +269,28 @@ async def test_other_kinds_of_connection_pass_untouched() -> None:
     await Requests(app)(scope, nothing, nothing)
 
     assert seen == [({"type": "lifespan"}, nothing, nothing)]
+
+
+GOOD_HOSTS = ("test", "test:8000", "a.b-c_d.example", "127.0.0.1:80", "[::1]", "[::1]:8000", "a" * 255, "")
+BAD_HOSTS = ("a" * 256, "a" * 7000, "a b", "a/b", "user@a", "[::1", "a:b", "a:123456", "ä", "a,b", "<a>")
+
+
+@pytest.mark.parametrize("host", GOOD_HOSTS)
+async def test_a_host_is_let_through(host: str) -> None:
+    assert (await get(host=host)).status_code == 200
+
+
+@pytest.mark.parametrize("host", BAD_HOSTS)
+async def test_what_is_no_host_or_too_long_is_a_bad_request(host: str) -> None:
+    response = await get(host=host)
+
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert host[:40] not in response.text
+
+
+async def test_two_hosts_are_a_bad_request() -> None:
+    app = Starlette(routes=[Route("/", answer)], middleware=[Middleware(Requests)])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await client.get("/", headers=[("host", "test"), ("host", "test")])
+
+    assert response.status_code == 400

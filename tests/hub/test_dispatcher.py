@@ -619,3 +619,18 @@ async def test_the_same_announcement_twice_is_written_once_and_is_not_late(bench
 
     assert (stream.data, stream.gaps, stream.live) == ([1, 2], [], True)
     assert bench.metric("allim_link_out_of_order_total 0.0")
+
+
+async def test_a_late_event_that_a_broadcast_puts_into_the_backlog_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
+    both, other = bench.stream("a", "b"), bench.stream("b")
+    late, newer = bench.history.add("b", 1), bench.history.add("a", 2)
+    bench.dispatcher.on_events([newer])
+
+    bench.dispatcher.on_events([late])
+    await until(lambda: both.live and other.live)
+
+    assert (both.data, both.gaps) == ([2], [(("b",), "trimmed")])
+    assert (other.data, other.gaps) == ([1], [])

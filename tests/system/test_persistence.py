@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from allim.hub import Position
-from tests.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, Node, node, pair
+from tests.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, VALKEY, Node, node, pair
 from tests.replicas import PUBLISH_KEY, ROOT, SECRET, Replica
 from tests.system.pairs import TOPICS, publish, publish_until_accepted, two_replicas
 from tests.waiting import until
@@ -276,12 +276,9 @@ async def test_disk_is_refused_at_the_start_where_redis_cannot(options: tuple[st
     assert "disk" in line
 
 
-@pytest.mark.skipif(
-    shutil.which("valkey-server") is None, reason="WAITAOF needs valkey-server (or Redis 7.2) on PATH"
-)
 async def test_disk_is_confirmed_by_waitaof_where_redis_knows_it() -> None:
     with (
-        node(*APPEND_EVERYSEC, program="valkey-server") as redis,
+        node(*APPEND_EVERYSEC, program=VALKEY) as redis,
         two_replicas(redis.url, durability="disk") as (one, _),
     ):
         async with publishing([one.url], "user:42") as publisher:

@@ -7,8 +7,9 @@ or a transaction, and each speaks of the writes of its own connection only.
 from typing import Literal
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from allim.brokers.rights import Rights
 from allim.brokers.server import RedisServer, ask
 
 Durability = Literal["memory", "replica", "disk"]
@@ -16,18 +17,18 @@ Durability = Literal["memory", "replica", "disk"]
 CONFIRM_TIMEOUT_S = 1.0  # how long a replica or the disk may take
 
 
-async def check(url: str, durability: Durability) -> None:
+async def check(url: str, durability: Durability, rights: Rights) -> None:
     """For the start: say what is wrong while somebody is watching. A Redis that does not answer yet is not wrong.
 
     Raises: ValueError when this Redis cannot store as durably as asked.
     """
     if durability != "disk":
         return
-    server = RedisServer(url, "allim-check")
+    server = RedisServer(url, "allim-check", rights)
     try:
         connection, _ = await server.connect()
         try:
-            reason = await _refusal(connection)
+            reason = await refusal(connection)
         finally:
             await connection.disconnect(nowait=True)
     except (RedisError, OSError):
@@ -50,16 +51,21 @@ async def confirm(connection: AbstractConnection, durability: Durability) -> str
     elif durability == "disk":
         try:
             written, _ = await ask(connection, "WAITAOF", 1, 0, timeout_ms)
+        except NoPermissionError:
+            raise  # the connection is given up, and the next one is asked for its rights
         except ResponseError:
-            reason = await _refusal(connection)  # no such command: then the answers come after the disk, or never do
+            reason = await refusal(connection)  # no such command: then the answers come after the disk, or never do
             return reason and f"stored, but not on disk: {reason}"
         if not written:
             return f"stored, but not confirmed on disk within {CONFIRM_TIMEOUT_S:g} s"
     return None
 
 
-async def _refusal(connection: AbstractConnection) -> str | None:
-    """Why this Redis cannot confirm the disk, or None when it can."""
+async def refusal(connection: AbstractConnection) -> str | None:
+    """Return why this Redis cannot confirm writes to disk, or None if it can.
+
+    Raises: RedisError, OSError.
+    """
     try:
         settings = await ask(connection, "CONFIG", "GET", "*append*")
     except ResponseError as error:

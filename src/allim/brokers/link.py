@@ -136,6 +136,8 @@ class Link:
                 log.warning("redis link lost", error=str(error) or type(error).__name__)
             except Exception:
                 log.exception("redis link failed")
+            if _being_cancelled():  # the session ended with an error, in the place of the cancellation: see `_end`
+                raise asyncio.CancelledError
             if self._standing:
                 delay_s = RETRY_MIN_S
             self._session, self._standing = None, False

@@ -1,4 +1,5 @@
--- A position sent through the whole way, to one replica. KEYS: clock. ARGV: run_id, heard, durable; channel.
+-- A position sent through the whole way, to one replica. KEYS: clock. ARGV: run_id, heard, durable; channel, nonce of
+-- the replica's process.
 -- Gives the run_id.
 
 local clock = load_clock()
@@ -12,5 +13,5 @@ if refused and refused:match('^READONLY') then
 elseif refused then
   position = last
 end
-redis.call('PUBLISH', ARGV[4], position)
+redis.call('PUBLISH', ARGV[4], position .. ' ' .. ARGV[5])
 return ARGV[1]

@@ -1,8 +1,8 @@
 """The broker of the clustered form: Redis 7.0 or later (or Valkey), one shard.
 
 Keys and channels, `{0}` being the shard's hash tag: `<prefix>:{0}:clock`, `<prefix>:{0}:history:<topic>`,
-`<prefix>:{0}:key:<idempotency key>`, channels `<prefix>:{0}:topic:<topic>`, `<prefix>:{0}:origin` and
-`<prefix>:{0}:pulse:<replica>`.
+`<prefix>:{0}:key:<idempotency key>`, `<prefix>:{0}:replicas`, channels `<prefix>:{0}:topic:<topic>`,
+`<prefix>:{0}:origin` and `<prefix>:{0}:pulse:<replica>`.
 """
 
 import asyncio
@@ -17,6 +17,9 @@ from redis.exceptions import OutOfMemoryError
 from allim.brokers.durability import Durability, confirm
 from allim.brokers.link import Link
 from allim.brokers.memory_watch import MemoryWatch
+from allim.brokers.peers import Peers
+from allim.brokers.pitfalls import Pitfall, look, pitfalls
+from allim.brokers.rights import Rights
 from allim.brokers.scripts import VITAL, Script, ScriptCalls
 from allim.brokers.server import Lead, RedisServer, ask
 from allim.hub import (
@@ -36,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 PUBLISH_TIMEOUT_S = 7.5  # in all, over every try; with what goes before, an answer is there within 10
 TRY_AGAIN_S = (0.1, 0.5)  # pauses between its tries
+CLOSE_S = 1.0  # for telling the other replicas
 
 
 class RedisBroker:
@@ -52,6 +56,8 @@ class RedisBroker:
         history_ttl_s: int = 3600,
         durability: Durability = "memory",
         durable: bool = False,
+        rights: Rights | None = None,
+        peers: Peers | None = None,
     ) -> None:
         """Raises: ValueError when the URL is none we read."""
         shard = f"{prefix}:{{0}}:"
@@ -62,6 +68,7 @@ class RedisBroker:
         self._topic_channel = shard + "topic:"
         self._pulse_channel = f"{shard}pulse:{replica}"
         self._origin_channel = shard + "origin"
+        self._replicas_key = shard + "replicas"
         self._kept = (str(history_events), str(history_ttl_s))
         self.durability = durability
         self._durable = "1" if durable else ""
@@ -70,12 +77,17 @@ class RedisBroker:
         self._read = ZERO  # the newest position read
         self._heard = ZERO  # the newest heard over the link, from the process it followed
         self._followed = ""  # run ID of the Redis process the link led to last
-        self._server = RedisServer(url, f"allim-{replica}")
+        self._prefix = prefix
+        self._rights = rights or Rights(prefix, durability)
+        self._peers = peers or Peers(replica)
+        self._pitfalls: list[Pitfall] = []
+        self._server = RedisServer(url, f"allim-{replica}", self._rights)
         self._publish_script = Script("publish", "clock", "standing", "quotas")
         self._order_script = Script("publish", "clock", "standing", "quotas", vital=True)
         self._read_script = Script("read", "clock")
         self._heads_script = Script("heads", "clock")
         self._pulse_script = Script("pulse", "clock")
+        self._replicas_script = Script("replicas")
         self._origin_script = Script("origin", "clock")
         # Two queues, so that neither a long read of history nor a slow disk delays the other.
         confirmed = partial(confirm, durability=durability)
@@ -89,9 +101,22 @@ class RedisBroker:
         self._link.start([self._pulse_channel, self._origin_channel])
         self._memory.start()
 
+    async def check(self) -> str | None:
+        """For readiness: give what is wrong with Redis or between replicas, and leaves this one ready.
+
+        Raises: Unavailable when the Redis user lacks rights, or this replica's secret key is not that of the others.
+        """
+        self._rights.check()
+        return (
+            "; ".join([*(pitfall.detail for pitfall in self._pitfalls), *filter(None, [self._peers.check()])]) or None
+        )
+
     async def close(self) -> None:
         await self._memory.close()
         await self._link.close()
+        if self._followed:
+            leaving = self._reads.call(self._replicas_script, [self._replicas_key], self._peers.sign(leaving=True))
+            await asyncio.gather(asyncio.wait_for(leaving, CLOSE_S), return_exceptions=True)
         await self._writes.close()
         await self._reads.close()
         await self._server.close()
@@ -155,7 +180,15 @@ class RedisBroker:
         return Heads(_position(now), _position(floor), int(time_ms), [_position(text) for text in newest])
 
     async def pulse(self) -> None:
-        run_id = await self._reads.call(self._pulse_script, [self._clock_key], [self._pulse_channel])
+        pulse = self._reads.call(self._pulse_script, [self._clock_key], [self._pulse_channel, self._peers.nonce])
+        seen = self._reads.call(self._replicas_script, [self._replicas_key], self._peers.sign())
+        run_id: Any
+        others: Any
+        run_id, others = await asyncio.gather(pulse, seen, return_exceptions=True)
+        if not isinstance(others, BaseException):
+            self._peers.learn(others)
+        if isinstance(run_id, BaseException):
+            raise run_id
         if self._followed not in ("", run_id.decode()):
             log.warning("the link leads to another redis process than the commands")
             await self._leave()
@@ -196,6 +229,14 @@ class RedisBroker:
         if self._followed not in ("", lead.run_id):
             await self._writes.drop()  # they may lead to the old one, which may go on as if nothing had happened
         self._followed = lead.run_id
+        self._warn(pitfalls(await look(lead.connection, self._prefix), durable=bool(self._durable)))
+
+    def _warn(self, found: list[Pitfall]) -> None:
+        """Log what loses events in this Redis, once."""
+        for pitfall in found:
+            if pitfall not in self._pitfalls:
+                log.warning("redis may lose events", detail=pitfall.detail, advice=pitfall.advice)
+        self._pitfalls = found
 
     # What the link brings --------------------------------------------------------------------------------------
 
@@ -215,9 +256,11 @@ class RedisBroker:
                 self._listener.on_events(events)
         elif name == self._pulse_channel:
             for message in messages:
-                pulse = _position(message)
+                text, _, nonce = message.partition(b" ")
+                pulse = _position(text)
                 self._heard = max(self._heard, pulse)
-                self._listener.on_pulse(pulse)
+                if self._peers.heard(nonce.decode(errors="replace")):
+                    self._listener.on_pulse(pulse)
         else:
             for message in messages:
                 self._listener.on_origin(_position(message))

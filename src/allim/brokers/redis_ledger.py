@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from allim.brokers.rights import Rights
 from allim.brokers.scripts import Script, ScriptCalls
 from allim.brokers.server import RedisServer
 from allim.errors import Unavailable
@@ -25,7 +26,7 @@ MAX_LEAVING = 1000  # streams whose end is noted in one call
 class RedisLedger:
     """Source: the promise in `allim.hub.ledger`."""
 
-    def __init__(self, url: str, replica: str, *, prefix: str = "allim") -> None:
+    def __init__(self, url: str, replica: str, *, prefix: str = "allim", rights: Rights | None = None) -> None:
         """Raises: ValueError when the URL is none we read."""
         shard = f"{prefix}:{{0}}:"
         self._signed_out_key = shard + "signed_out:"
@@ -39,7 +40,7 @@ class RedisLedger:
         self._leave = Script("leave", "standing")
         self._take = Script("take", "standing", "quotas")
         self._sign_out = Script("sign_out", "standing", vital=True)
-        self._server = RedisServer(url, f"allim-{replica}")
+        self._server = RedisServer(url, f"allim-{replica}", rights or Rights(prefix))
         self._calls = ScriptCalls(self._server, lambda _run_id: ())
         self._left: list[tuple[str, str]] = []
         self._leaver: asyncio.Task[None] | None = None

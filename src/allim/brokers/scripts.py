@@ -54,6 +54,7 @@ class Script:
         folder = resources.files("allim.brokers")
         parts = [(folder / f"{part}.lua").read_text("utf-8") for part in (*shared, name)]
         self.name = name
+        self.files = (*shared, name)
         self.source = "\n".join([VITAL, *parts] if vital else parts)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
@@ -182,6 +183,9 @@ class ScriptCalls:
         except BaseException:
             self._fail(batch, NotDone("Redis was not asked"))
             raise
+        batch = self._allowed(batch)
+        if not batch:
+            return
         try:
             with self._pipeline_limit:
                 await self._execute(lead, batch)
@@ -199,12 +203,21 @@ class ScriptCalls:
         if self._lead is not None:
             try:
                 if not await self._lead.connection.can_read() and not _was_reset(self._lead.connection):
+                    await self._server.rights.renew(self._lead.connection)
                     return self._lead
             except (RedisError, OSError):
                 pass
             await self.drop()
         self._lead = await self._server.connect()
         return self._lead
+
+    def _allowed(self, batch: Sequence[Call]) -> Sequence[Call]:
+        """Those calls that the Redis user may make: a script that is refused half-way is not undone."""
+        refused = [call for call in batch if not self._server.rights.allow(call.script.files)]
+        if not refused:
+            return batch
+        self._fail(refused, Refused("Redis refused: NOPERM"))
+        return [call for call in batch if call not in refused]
 
     async def _execute(self, lead: Lead, batch: Sequence[Call]) -> None:
         replies = await self._replies(lead, batch)
@@ -238,6 +251,7 @@ class ScriptCalls:
     def _settle(self, call: Call, reply: Any, unconfirmed: str | None) -> None:
         if isinstance(reply, Exception):
             log.warning("redis refused a script", script=call.script.name, error=str(reply))
+            self._server.rights.doubt(reply)
             kind = NotDone if (code := _code(reply)) in NO_EFFECT else Refused
             self._fail([call], kind(f"Redis refused: {code}"))
         elif unconfirmed is not None:

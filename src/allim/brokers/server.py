@@ -25,6 +25,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from allim.brokers.rights import Rights
+
 log = structlog.get_logger(__name__)
 
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
@@ -56,8 +58,9 @@ class Lead(NamedTuple):
 class RedisServer:
     """The Redis of a URL: one address, or the master that the sentinels name."""
 
-    def __init__(self, url: str, client_name: str) -> None:
+    def __init__(self, url: str, client_name: str, rights: Rights) -> None:
         """Raises: ValueError when the URL is none we read."""
+        self.rights = rights
         # protocol 2: what a subscriber reads is plain arrays; no maintenance notifications.
         # No retries: redis-py repeats a command whose answer is lost, and so its effect.
         options: dict[str, Any] = {
@@ -80,7 +83,7 @@ class RedisServer:
             self._make = ConnectionPool.from_url(url, **options).make_connection
 
     async def connect(self) -> Lead:
-        """A new connection; its owner disconnects it.
+        """Return a new connection, whose user's rights are known then. Its owner disconnects it.
 
         Raises: RedisError, OSError or TimeoutError.
         """
@@ -90,6 +93,7 @@ class RedisServer:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await connection.connect()  # type: ignore[no-untyped-call]
+                await self.rights.ask(connection)
                 info = await ask(connection, "INFO", "server")
         except BaseException:
             await connection.disconnect(nowait=True)

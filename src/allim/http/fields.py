@@ -5,6 +5,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from allim.networks import is_host
+
 _KEPT = "allim.fields"
 
 
@@ -30,6 +32,12 @@ class Fields(Headers):
     def get(self, key: str, default: Any = None) -> Any:
         value = self._first.get(_NAMES[key])
         return default if value is None else value.decode("latin-1")
+
+    def one_host(self) -> bool:
+        """Return whether `Host` is absent, or stands there once and is one."""
+        host = self._first.get(b"host", b"")
+        repeated = len(self._first) < len(self._list) and len(self.getlist("host")) > 1
+        return not repeated and (not host or is_host(host))
 
 
 def fields_of(scope: Scope) -> Fields:

@@ -193,7 +193,7 @@ def token_of(connection: HTTPConnection) -> str:
 
 def set_cookie(connection: HTTPConnection, response: Response, token: str, max_age_s: int) -> None:
     """Keep the token in the browser, out of reach of scripts and of other sites' requests."""
-    secure = connection.url.scheme == "https"
+    secure = connection.scope["scheme"] == "https"
     response.set_cookie(COOKIE, token, max_age=max_age_s, path="/", httponly=True, samesite="lax", secure=secure)
 
 

@@ -18,8 +18,8 @@ log = structlog.get_logger(__name__)
 CHECK_TIMEOUT_S = 2.0
 KEEP_S = 1.0  # a result of another process
 
-Check = Callable[[], Awaitable[None]]
-"""Returns when all is well, and raises when it is not."""
+Check = Callable[[], Awaitable[str | None]]
+"""Gives None when all is well, or what is wrong and leaves the replica ready; raises when it is not ready."""
 
 
 class Alive(Body):
@@ -29,7 +29,7 @@ class Alive(Body):
 
 
 class Readiness(Body):
-    """`GET /readyz`: `ok` or a reason for each check."""
+    """`GET /readyz`: `ok`, a remark or a reason for each check."""
 
     status: Literal["ready", "not ready"]
     checks: dict[str, str]
@@ -44,10 +44,10 @@ class Question:
     def __init__(self, name: str, check: Check, timeout_s: float, keep_s: float) -> None:
         self._ask = partial(_result, name, check, timeout_s)
         self._keep_s = keep_s
-        self._asked: asyncio.Task[str] | None = None
+        self._asked: asyncio.Task[tuple[bool, str]] | None = None
         self._asked_at = 0.0
 
-    async def result(self) -> str:
+    async def result(self) -> tuple[bool, str]:
         now = asyncio.get_running_loop().time()
         if self._asked is None or (self._asked.done() and now - self._asked_at >= self._keep_s):
             self._asked, self._asked_at = asyncio.create_task(self._ask(), name="allim readiness"), now
@@ -65,7 +65,7 @@ def routes(
     Shape: `asking` are the names of the checks that ask another process. Their results are kept; the others, a drain
     among them, show at once.
     """
-    results_of: dict[str, Callable[[], Awaitable[str]]] = {
+    results_of: dict[str, Callable[[], Awaitable[tuple[bool, str]]]] = {
         name: Question(name, check, timeout_s, keep_s).result
         if name in asking
         else partial(_result, name, check, timeout_s)
@@ -84,8 +84,9 @@ def routes(
         The broker carries events, the store is reachable, and the replica is not about to leave.
         """
         results = await asyncio.gather(*(result() for result in results_of.values()))
-        ready = all(result == "ok" for result in results)
-        content = Readiness(status="ready" if ready else "not ready", checks=dict(zip(checks, results, strict=True)))
+        ready = all(well for well, _ in results)
+        told = dict(zip(checks, (text for _, text in results), strict=True))
+        content = Readiness(status="ready" if ready else "not ready", checks=told)
         return _answer(200 if ready else 503, content)
 
     return [
@@ -98,16 +99,15 @@ def _answer(status: int, content: Body) -> Response:
     return JSONResponse(content.model_dump(), status, {"Cache-Control": "no-store"})
 
 
-async def _result(name: str, check: Check, timeout_s: float) -> str:
-    """`ok`, or a reason that is safe to show to anyone."""
+async def _result(name: str, check: Check, timeout_s: float) -> tuple[bool, str]:
+    """Whether the check leaves the replica ready; and `ok`, or what is safe to show to anyone."""
     try:
         async with asyncio.timeout(timeout_s):
-            await check()
+            return True, await check() or "ok"
     except AllimError as error:
-        return error.detail
+        return False, error.detail
     except TimeoutError:
-        return f"no answer within {timeout_s:g} s"
+        return False, f"no answer within {timeout_s:g} s"
     except Exception:
         log.exception("readiness check failed", check=name)
-        return "failed; see the log"
-    return "ok"
+        return False, "failed; see the log"

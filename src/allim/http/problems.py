@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, 
 
 from allim.errors import (
     AllimError,
+    BadRequest,
     Conflict,
     FieldError,
     Forbidden,
@@ -46,6 +47,7 @@ class _Kind(NamedTuple):
 
 
 _KINDS: dict[type[AllimError], _Kind] = {
+    BadRequest: _Kind(400, "Bad request"),
     Unauthenticated: _Kind(401, "Unauthenticated"),
     Forbidden: _Kind(403, "Forbidden"),
     NotFound: _Kind(404, "Not found"),

@@ -17,8 +17,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from allim.errors import NotFound
-from allim.http.fields import fields_of
+from allim.errors import AllimError, BadRequest, NotFound
+from allim.http.fields import Fields, fields_of
 from allim.http.problems import problem
 from allim.telemetry import request_id
 
@@ -93,7 +93,8 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        name = name_for(fields_of(scope).get("x-request-id"))
+        fields = fields_of(scope)
+        name = name_for(fields.get("x-request-id"))
         wishes = {"x-request-id": name}
         same = standing(scope)
         started_at = scope.get(STARTED_AT) or time.perf_counter()
@@ -130,10 +131,8 @@ class Requests:
             standing=same,
             answer_at_once=answer_at_once,
         )
-        # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,
-        # which nginx guards under that name alone.
-        sound = scope["path"].isprintable()
-        app = self.app if sound else problem(HTTPConnection(scope), NotFound("There is nothing at this path."))
+        refusal = _refusal(scope, fields)
+        app = self.app if refusal is None else problem(HTTPConnection(scope), refusal)
         named = request_id.set(name)
         try:
             await app(scope, receive, send_with_headers)
@@ -141,6 +140,15 @@ class Requests:
             if status is not None:
                 tell(scope, status, started_at)
             request_id.reset(named)
+
+
+def _refusal(scope: Scope, fields: Fields) -> AllimError | None:
+    """What no route need look at."""
+    if not fields.one_host():
+        return BadRequest("Host: must be one host, with or without a port, of at most 255 characters.")
+    # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,
+    # which nginx guards under that name alone.
+    return None if scope["path"].isprintable() else NotFound("There is nothing at this path.")
 
 
 def name_for(asked: str | None) -> str:

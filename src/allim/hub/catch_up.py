@@ -195,8 +195,8 @@ class CatchUp:
                 await stream.drained()
             if broken:
                 self._tell(stream, chain, [event.topic], "trimmed")
-            if chained:
-                chain.note(event)
+            if chained and (event.position > stream.last or stream.has_read(event.position)):
+                chain.note(event)  # an event that came late is neither: `never_read` finds it
             if control is not None:
                 stream.obey(control)
             elif event.position > stream.last and stream.close_reason is None:

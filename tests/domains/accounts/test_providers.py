@@ -24,6 +24,7 @@ from tests.http.apps import assert_problem, client_of
 from tests.http.gates import SECRET, TOKENS, gate_of
 from tests.providers import CLIENT_ID, CLIENT_SECRET, JIWOO, ProviderDouble, challenge_of, provider_double
 from tests.replicas import Reader, replica
+from tests.servers import lasting_port
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +59,7 @@ class Site:
         double: ProviderDouble,
         *names: str,
         keys: tuple[str, ...] = (SECRET,),
-        public_url: str | None = None,
+        public_url: str = "http://test",
         **limits: Policy,
     ) -> None:
         self.engine, self.double, self.clock = engine, double, Clock(time.time())
@@ -221,10 +222,14 @@ async def test_the_cookie_of_a_flow_has_its_flags(site: Site) -> None:
     assert "Secure" in secure.split("; ")
 
 
-async def test_a_public_address_wins_over_the_requests_own(sqlite: AsyncEngine, double: ProviderDouble) -> None:
+@pytest.mark.parametrize("host", ["test", "evil.example", "e" * 250])
+async def test_the_way_back_is_the_public_address_whatever_the_request_says_of_itself(
+    sqlite: AsyncEngine, double: ProviderDouble, host: str
+) -> None:
     async with Site(sqlite, double, public_url="https://app.example.org") as site, site.browser() as browser:
-        location = (await browser.get(f"{PATH}/google")).headers["location"]
+        location = (await browser.get(f"{PATH}/google", headers={"host": host})).headers["location"]
 
+    assert httpx.URL(location).params["redirect_uri"] == f"https://app.example.org{PATH}/google/callback"
     assert httpx.URL(location).params["redirect_uri"] == f"https://app.example.org{PATH}/google/callback"
 
 
@@ -728,9 +733,14 @@ async def test_a_crowd_waits_for_a_silent_provider_together(sqlite: AsyncEngine,
 
 
 async def test_over_a_real_replica_a_browser_ends_with_a_session_and_a_stream(double: ProviderDouble) -> None:
+    port = lasting_port()
     with (
         replica(
-            google_client_id=CLIENT_ID, google_client_secret=CLIENT_SECRET, google_issuer=double.issuer
+            port=port,
+            public_url=f"http://127.0.0.1:{port}",
+            google_client_id=CLIENT_ID,
+            google_client_secret=CLIENT_SECRET,
+            google_issuer=double.issuer,
         ) as running,
         httpx.Client(follow_redirects=True, base_url=running.url) as browser,
     ):

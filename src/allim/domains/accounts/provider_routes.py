@@ -33,11 +33,11 @@ def provider_routes(
     service: Service,
     gate: Gate,
     session_lifetime_s: int,
-    public_url: str | None,
+    public_url: str,
 ) -> list[Resource]:
     """`/api/session/providers`, and for each of them where a sign-in begins and where it comes back.
 
-    Shape: `public_url` is the origin under which browsers know this service; None takes each request's own.
+    Shape: `public_url` is the origin under which browsers know this service.
     """
     by_name = {provider.name: provider for provider in providers}
 
@@ -94,8 +94,7 @@ def provider_routes(
         return provider
 
     def callback_url(request: Request, provider: Provider) -> str:
-        origin = public_url or f"{request.url.scheme}://{request.url.netloc}"
-        return f"{origin}{request.scope.get('root_path', '')}{_PATH}/{provider.name}/callback"
+        return f"{public_url}{request.scope.get('root_path', '')}{_PATH}/{provider.name}/callback"
 
     def begun(request: Request, provider: Provider) -> Flow:
         return flows.open(request.cookies.get(FLOW_COOKIE, ""), provider.name)
@@ -115,5 +114,5 @@ def _set_flow(request: Request, response: Response, sealed: str, max_age_s: int)
         path=request.scope.get("root_path", "") + _PATH,
         httponly=True,
         samesite="lax",  # the provider's redirect comes from another site
-        secure=request.url.scheme == "https",
+        secure=request.scope["scheme"] == "https",
     )

@@ -8,12 +8,11 @@ Source: docs/decisions/0002-handover.md, with what is bent in uvicorn and why.
 import asyncio
 import fcntl
 import json
-import re
 import socket
 import struct
 import termios
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import httptools
@@ -29,6 +28,7 @@ from uvicorn.protocols.utils import is_ssl
 
 from allim.hub import CloseReason
 from allim.hub.catch_up import Start
+from allim.networks import is_host
 from allim.transports.sse import frames
 from allim.transports.sse.connections import Connections
 from allim.transports.sse.stream import Proven, SseStream
@@ -49,7 +49,6 @@ SEND_TIMEOUT_S = 20.0  # for a client that reads nothing of an answer; as in ngi
 PIECE_BYTES = 4 * 1024  # parsed at a time: one read holds up to 256 KB, which may be ten thousand requests
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 _NO_PROTOCOL = frozenset({b"connection", b"upgrade", b"http2-settings"})
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]{1,255}|\[[0-9A-Za-z:.%_~-]{2,64}\])(?::[0-9]{0,5})?\Z")
 
 
 class Refusal(NamedTuple):
@@ -96,12 +95,6 @@ _HEAD_TOO_LARGE = _refusal(
     "The head of the request is over the limit.",
     "head_too_large",
 )
-
-
-@lru_cache(maxsize=256)
-def is_host(value: bytes) -> bool:
-    """Return whether this is a host, with or without a port. Source: RFC 9110, 7.2, and RFC 3986, 3.2.2."""
-    return bool(_HOST.match(value))
 
 
 WriteAtOnce = Callable[[int, bytes, bytes], bool]

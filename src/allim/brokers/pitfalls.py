@@ -1,0 +1,138 @@
+"""How a Redis is set up, where that loses events without a word."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ResponseError
+
+from allim.brokers.server import write
+
+
+class Pitfall(NamedTuple):
+    """One thing that loses events. `subject` is `memory`, `durability`, `role` or `replay`."""
+
+    subject: str
+    detail: str
+    advice: str
+
+
+class Setup(NamedTuple):
+    """What a Redis tells about itself.
+
+    Shape: `info` as INFO writes it. `settings` are those of `*append*`, and `replay` is what Redis says against
+    replaying its append-only file, or ''; each None when the user may not ask.
+    """
+
+    info: Mapping[str, str]
+    settings: Mapping[str, str] | None
+    replay: str | None
+
+
+async def look(connection: AbstractConnection, prefix: str) -> Setup:
+    """Ask Redis how it is set up, in one round trip.
+
+    Raises: RedisError, OSError.
+    """
+    shard = f"{prefix}:{{0}}:"
+    replayed = (
+        ("HSET", shard + "clock", "ms", "1"),
+        ("XADD", shard + "history:t", "*", "d", "1"),
+        ("PEXPIREAT", shard + "key:k", "1"),
+    )
+    commands = [
+        ("INFO",),
+        ("CONFIG", "GET", "*append*"),
+        *(("ACL", "DRYRUN", "default", *words) for words in replayed),
+    ]
+    await write(connection, commands)
+    info, settings, *dry_runs = [await _reply(connection) for _ in commands]
+    if isinstance(info, ResponseError):
+        raise info
+    return Setup(
+        _lines(info),
+        None if isinstance(settings, ResponseError) else _pairs(settings),
+        _first_refusal(dry_runs),
+    )
+
+
+def pitfalls(setup: Setup, *, durable: bool) -> list[Pitfall]:
+    """`durable` is whether ALLIM_REDIS_DURABLE says that a restart loses nothing."""
+    info = setup.info
+    found = []
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        found.append(
+            Pitfall(
+                "memory",
+                f"maxmemory-policy is {policy}",
+                "set maxmemory-policy noeviction: anything else deletes history without a word",
+            )
+        )
+    if info.get("role", "master") != "master":
+        found.append(Pitfall("role", "this Redis is a replica", "let ALLIM_REDIS_URL lead to the master"))
+    if info.get("cluster_enabled") == "1":
+        found.append(Pitfall("role", "this Redis is a node of a cluster", "use one server, with or without Sentinel"))
+    if durable and (why := _loses_its_end(setup)):
+        found.append(
+            Pitfall(
+                "durability",
+                f"ALLIM_REDIS_DURABLE is true, and {why}",
+                "unset ALLIM_REDIS_DURABLE, or set appendonly yes, appendfsync always",
+            )
+        )
+    if setup.replay and keeps_a_file(info) and not _replays_without_rights(info):
+        found.append(
+            Pitfall(
+                "replay",
+                f"Redis replays its append-only file as the user `default`, who may not: {setup.replay}",
+                "give it the rights and nobody the password: user default off resetpass ~* &* +@all",
+            )
+        )
+    return found
+
+
+def keeps_a_file(info: Mapping[str, str]) -> bool:
+    return info.get("aof_enabled") == "1"
+
+
+def _replays_without_rights(info: Mapping[str, str]) -> bool:
+    """Valkey 9 does, as the tests see; what versions between it and Redis 7 do is not known here."""
+    return int(info.get("valkey_version", "0").partition(".")[0]) >= 9
+
+
+def _loses_its_end(setup: Setup) -> str:
+    """Why a restart may lose what was written last; '' when it does not, or when that cannot be known."""
+    if not keeps_a_file(setup.info):
+        return "this Redis has no append-only file"
+    if setup.settings is None:
+        return ""
+    if (sync := setup.settings.get("appendfsync", "always")) != "always":
+        return f"its append-only file is synced {'every second' if sync == 'everysec' else 'by the system'}"
+    if setup.settings.get("no-appendfsync-on-rewrite") == "yes":
+        return "its append-only file is not synced while it is rewritten (no-appendfsync-on-rewrite)"
+    return ""
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    """The next reply, also if it is an error."""
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error
+
+
+def _first_refusal(dry_runs: Sequence[Any]) -> str | None:
+    if any(isinstance(said, ResponseError) for said in dry_runs):
+        return None
+    return next((str(said.decode()) for said in dry_runs if said != b"OK"), "")
+
+
+def _pairs(reply: Sequence[bytes]) -> dict[str, str]:
+    words = [word.decode(errors="replace") for word in reply]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _lines(info: bytes) -> dict[str, str]:
+    lines = info.decode(errors="replace").splitlines()
+    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
