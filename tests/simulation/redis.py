@@ -741,7 +741,8 @@ class Redis:
         """Of the server, and of its memory as far as it is simulated."""
         used, most = (100, 100) if self.full else (1, 100)
         memory = f"used_memory:{used}\r\nmaxmemory:{most}\r\nmaxmemory_policy:noeviction\r\n"
-        return f"# Server\r\nredis_version:7.0.15\r\nrun_id:{self.run_id}\r\n# Memory\r\n{memory}".encode()
+        server = f"# Server\r\nredis_version:7.0.15\r\nrun_id:{self.run_id}\r\n"
+        return f"{server}# Memory\r\n{memory}# Persistence\r\naof_enabled:1\r\n".encode()
 
     def _do_publish(self, args: Sequence[bytes]) -> int:
         return self.heard(args[0], args[1])

@@ -19,6 +19,10 @@ class ReplicaPlan:
     heartbeat_pulses: int = 2
     buffer_bytes: int = 65536
 
+    def told(self) -> dict[str, str]:
+        """The settings that must be the same on every replica, as replicas tell each other."""
+        return {"ALLIM_HISTORY_EVENTS": str(self.history_events), "ALLIM_HISTORY_TTL_S": str(self.history_ttl_s)}
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderPlan:

@@ -19,16 +19,25 @@ AOF_DEPTH_S = 1.0  # what a crash loses at most: `appendfsync everysec`
 class RedisProcess:
     """One Redis and whoever is connected. Its machine has a clock of its own, which may be set.
 
-    Shape: `connections` holds those of each client machine, by its name.
+    Shape: a `durable` one loses nothing when it crashes.
     """
 
-    def __init__(self, loop: VirtualLoop, machine: Machine, rng: random.Random, delay_s: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        machine: Machine,
+        rng: random.Random,
+        delay_s: tuple[float, float],
+        *,
+        durable: bool,
+    ) -> None:
         self.loop = loop
         self.machine = machine
         self.rng = rng
         self.delay_s = delay_s
         self.sessions: dict[Session, None] = {}
         self.subscribers: dict[bytes, dict[Session, None]] = {}
+        self.durable = durable
         self.hung = self.down = False
         self.waiting: list[tuple[Session, bytes]] = []
         self.busy_until = 0.0
@@ -214,7 +223,7 @@ class Session(asyncio.Protocol):
             b"maxmemory-policy": b"noeviction",
             b"maxmemory": b"0",
             b"appendonly": b"yes",
-            b"appendfsync": b"everysec",
+            b"appendfsync": b"always" if self.process.durable else b"everysec",
             b"no-appendfsync-on-rewrite": b"no",
         }
         wanted = [pattern.strip(b"*") for pattern in args[1:]]

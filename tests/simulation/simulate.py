@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import structlog
 
+from allim.errors import Unavailable
 from allim.hub import ZERO, Position
 from tests.checker import Evidence, Mark, Report, Stored, check
 from tests.simulation import world as worlds
@@ -171,6 +172,7 @@ async def _settle(world: World, problems: list[str]) -> None:
     if late := behind():
         problems.append(f"never caught up: {late}")
     await asyncio.sleep(LINGER_S)
+    problems += await _untold(world)
     if endless := _without_end(world):
         problems.append(f"keys without an end: {endless[:5]}")
 
@@ -212,6 +214,23 @@ def _evidence(world: World, marks: Sequence[Mark]) -> Evidence:
         sign_outs=world.sign_outs,
         kept=list(_history(world)),
     )
+
+
+async def _untold(world: World) -> list[str]:
+    """What readiness must say at the end, and does not; or says, and should not."""
+    differ = len({tuple(replica.plan.told().items()) for replica in world.replicas}) > 1
+    found = []
+    for replica in world.replicas:
+        try:
+            said = await replica.broker.check()
+        except Unavailable as error:
+            found.append(f"readiness: {replica.name} is not ready although all is well: {error}")
+        else:
+            if bool(said) != differ:
+                found.append(
+                    f"readiness: {replica.name} says {said!r}, and replicas {'differ' if differ else 'agree'}"
+                )
+    return found
 
 
 def _history(world: World) -> Iterator[Stored]:

@@ -15,8 +15,10 @@ import httpx
 from starlette.applications import Starlette
 
 from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.peers import Peers
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis_ledger import RedisLedger
+from allim.brokers.rights import Rights
 from allim.domains import accounts
 from allim.errors import Conflict, TooMany, Unauthenticated, Unavailable
 from allim.http import problems
@@ -126,9 +128,11 @@ class Replica:
             history_events=plan.history_events,
             history_ttl_s=plan.history_ttl_s,
             durable=world.schedule.durable,
+            rights=(rights := Rights(clock=world.loop.look)),
+            peers=Peers(self.name, (SECRET,), plan.told(), plan.pulse_s, clock=world.loop.look),
         )
         self.broker.pages = world.pages
-        self.ledger = RedisLedger("redis://redis", self.name)
+        self.ledger = RedisLedger("redis://redis", self.name, rights=rights)
         heartbeat_s = plan.pulse_s * plan.heartbeat_pulses
         self.hub = Hub(
             self.broker,
@@ -553,6 +557,7 @@ class World:
             Machine(loop, "redis", schedule.redis_skew_s),
             random.Random(f"{schedule.seed} redis"),
             schedule.delay_s,
+            durable=schedule.durable,
         )
         self.note_clock()
         self.replicas = [Replica(self, number, plan) for number, plan in enumerate(schedule.replicas)]
