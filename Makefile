@@ -47,7 +47,7 @@ servers:
 
 .PHONY: test
 test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, replicas and a browser
-	@./make/install redis-server nginx-light postgresql chromium
+	@./make/install redis-server nginx-light postgresql chromium gcc libc6-dev
 	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
 	@$(MAKE) --no-print-directory web/dist/index.html
 	cd web && npm test --silent
@@ -73,7 +73,7 @@ simulate: setup ## Run schedules of faults in virtual time, and shrink the first
 
 .PHONY: mutants
 mutants: setup ## Break the code behind each promise: its tests must notice
-	@./make/install redis-server nginx-light
+	@./make/install redis-server nginx-light gcc libc6-dev
 	@$(BIN)/python -m tests.mutants
 
 .PHONY: bench

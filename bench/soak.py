@@ -63,7 +63,7 @@ class Refused(Exception):
 
 
 class Held(NamedTuple):
-    """What the replica and Redis hold at rest. `keys` are those that nobody's time limit removes."""
+    """What the replica and Redis hold at rest. `keys` are those that no time limit removes."""
 
     resident_kib: int
     files: int
@@ -375,7 +375,9 @@ def look(server: Replica, redis: redis_py.Redis) -> Held:
     channels = redis.pubsub_channels("*")
     listeners = redis.pubsub_numsub(*channels) if channels else []
     found = list(redis.scan_iter(prefix + b"*", count=5000))
-    lasting = [key for key in found if redis.pttl(key) == -1]
+    topics: Any = redis.zrange(prefix + b"expiry", 0, -1)
+    due = {prefix + b"history:" + topic for topic in topics}
+    lasting = [key for key in found if redis.pttl(key) == -1 and key not in due]
     return Held(
         server.rss_kib(),
         server.fds(),

@@ -65,9 +65,11 @@ ANNOUNCE_BEFORE_APPEND = Mutant(
     "an event is announced, and its publisher dies before it is stored",
     1,
     "brokers/publish.lua",
-    "  redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines)\n",
+    "  redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines,"
+    " unpack(first))\n",
     "  if server_ms % 5 > 0 then"
-    " redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines) end\n",
+    " redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines,"
+    " unpack(first)) end\n",
     (BROKER + "test_concurrent_publishers_lose_nothing",),
 )
 DROP_THE_REPAIR = Mutant(
@@ -146,6 +148,22 @@ MUTANTS = (
         "      trimmed[#trimmed + 1] = topic.index\n",
         "",
         (STREAMS + "test_reset_exactly_when_something_after_the_position_is_gone",),
+    ),
+    Mutant(
+        "a history is removed without a trace",
+        4,
+        "brokers/expiry.lua",
+        "  clock.expired = text(removed_ms, removed_seq)\n",
+        "",
+        (BROKER + "test_who_stands_before_what_a_removed_history_held_is_told_and_nobody_else",),
+    ),
+    Mutant(
+        "a history that begins anew hides the one before",
+        4,
+        "brokers/read.lua",
+        "    elseif prev == '0-0' and is_text_after(removed) then\n",
+        "    elseif false then\n",
+        (BROKER + "test_a_history_that_begins_anew_does_not_hide_the_one_that_was_removed",),
     ),
     Mutant(
         "a hole shown by prev is passed over",
@@ -233,8 +251,8 @@ MUTANTS = (
         "a token's end is not looked at",
         8,
         "hub/hub.py",
-        "        left_s = stream.expires_at - time.time()\n        if left_s <= 2 * SLOT_S:\n",
-        "        left_s = stream.expires_at - time.time()\n        if False:\n",
+        "        if left_s <= 2 * SLOT_S:\n",
+        "        if False:\n",
         (SSE + "test_an_expired_token_ends_the_stream_and_nothing_follows",),
     ),
     Mutant(
@@ -244,6 +262,22 @@ MUTANTS = (
         "        refuse_ended(admission.standing)\n",
         "",
         (SESSIONS + "test_a_kick_ends_every_session_until_now_and_no_later_one",),
+    ),
+    Mutant(
+        "a sign-out is judged by a clock",
+        8,
+        "http/gate.py",
+        "        identity = await self._tokens.verify_signature(token_of(request))\n",
+        "        identity = await self._tokens.verify(token_of(request))\n",
+        ("tests/system/test_clocks.py::test_a_sign_out_ends_a_session_whose_token_seems_to_come_from_the_future",),
+    ),
+    Mutant(
+        "a kick has the moment that the clock says",
+        8,
+        "brokers/kick.lua",
+        "math.max(moment, last + 0.000001)",
+        "moment",
+        (LEDGER + "test_a_kick_ends_tokens_that_name_an_earlier_one_whatever_any_clock_says",),
     ),
     Mutant(
         "a ticket opens as many streams as are asked for",

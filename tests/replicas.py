@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,15 +139,18 @@ def replica(
     program: str = "allim serve",
     folder: Path | None = None,
     port: int | None = None,
+    environ: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Iterator[Replica]:
     """`allim serve`, ready to serve; with `portable` the same application under plain uvicorn, with `mounted` inside
-    another one; `program` names a module that takes the place of `allim serve`."""
+    another one; `program` names a module that takes the place of `allim serve`; `environ` is added to its own."""
     with ExitStack() as stack:
         home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
         if folder is None:
             stack.callback(shutil.rmtree, home, ignore_errors=True)
-        running = launch_replica(home, portable=portable, mounted=mounted, program=program, port=port, **settings)
+        running = launch_replica(
+            home, portable=portable, mounted=mounted, program=program, port=port, environ=environ, **settings
+        )
         stack.callback(running.end)
         running.until_ready()
         yield running
@@ -160,6 +163,7 @@ def launch_replica(
     mounted: bool = False,
     program: str = "allim serve",
     port: int | None = None,
+    environ: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Replica:
     """A replica that was just started. Who calls this ends its process."""
@@ -167,6 +171,7 @@ def launch_replica(
     log = home / f"replica-{port}.log"
     environ = {
         **os.environ,
+        **(environ or {}),
         "ALLIM_DATA_DIR": str(home / "data"),
         "ALLIM_SECRET_KEY": SECRET,
         "ALLIM_PUBLISH_KEYS": f"tests:{PUBLISH_KEY}",

@@ -1,12 +1,13 @@
 """Real servers for tests: free ports, folders of their own, loopback only, ended by their process ID."""
 
+import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ class Redis:
     port: int
     folder: Path
     options: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[bytes]" = field(init=False)
 
     @property
@@ -58,7 +60,8 @@ class Redis:
     def spawn(self) -> None:
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.folder), "--save", ""]
-        self.process = subprocess.Popen([*command, *self.options], stdout=subprocess.DEVNULL)
+        environ = {**os.environ, **self.environ}
+        self.process = subprocess.Popen([*command, *self.options], env=environ, stdout=subprocess.DEVNULL)
 
     def until_answers(self) -> None:
         until_sync(lambda: _answers(self), timeout_s=20, what="redis-server")
@@ -76,9 +79,10 @@ class Redis:
 
 
 @contextmanager
-def redis_server(*options: str, port: int | None = None) -> Iterator[Redis]:
-    """A redis-server without persistence, unless the options say otherwise."""
-    server = Redis(port or lasting_port(), Path(tempfile.mkdtemp(prefix="allim-redis-")), options)
+def redis_server(*options: str, port: int | None = None, environ: Mapping[str, str] | None = None) -> Iterator[Redis]:
+    """A redis-server without persistence, unless the options say otherwise; `environ` is added to its environment."""
+    folder = Path(tempfile.mkdtemp(prefix="allim-redis-"))
+    server = Redis(port or lasting_port(), folder, options, environ or {})
     server.spawn()
     try:
         server.until_answers()

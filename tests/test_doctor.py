@@ -4,6 +4,7 @@ import pytest
 
 from allim.doctor import Finding, examine
 from tests.brokers.guarded import guarded_redis
+from tests.clocks import shifted_redis
 from tests.replicas import SECRET, replica
 from tests.servers import Redis, free_port, redis_server
 
@@ -70,6 +71,19 @@ async def test_a_redis_that_deletes_without_a_word(environ: dict[str, str]) -> N
     finding = named(findings, "redis memory")
     assert (finding.ok, finding.detail) == (False, "maxmemory-policy is allkeys-lru")
     assert "noeviction" in finding.advice
+
+
+@pytest.mark.parametrize(("redis_s", "detail"), [(90, "90.0 s behind"), (-3600, "3600.0 s ahead")])
+async def test_a_redis_whose_clock_is_another(environ: dict[str, str], redis_s: int, detail: str) -> None:
+    with shifted_redis() as shifted:
+        environ = {**environ, "ALLIM_REDIS_URL": shifted.url}
+        assert named(await examine(environ, None), "redis clock").ok
+        shifted.shift(redis_s)
+
+        finding = named(await examine(environ, None), "redis clock")
+
+    assert (finding.ok, finding.detail) == (False, f"this machine is {detail}")
+    assert "NTP" in finding.advice
 
 
 @pytest.mark.parametrize(("used", "ok", "advised"), [(0.5, True, False), (0.8, True, True), (0.95, False, True)])

@@ -93,24 +93,35 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     issuer = _issuer(settings, metrics)
     tokens = _tokens(settings, issuer)
-    tickets = Tickets((settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s)
+    tickets = Tickets(
+        (settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s, shared_now=hub.shared_clock
+    )
     rates = Rates(ledger, MemoryLedger(), metrics.refused)
     gate = Gate(tokens, tickets, rates, _limits(settings))
     permission = Permission(rules or {})
 
     profile = partial(accounts.profile, engine)
     announce = partial(hub.publish, keep_s=snapshots.KEYS_KEPT_S)
-    generation = snapshots.Generation(engine, announce, profile, settings.server_id, settings.snapshot_step_ms)
+    generation = snapshots.Generation(
+        engine, announce, profile, settings.server_id, settings.snapshot_step_ms, now=hub.shared_clock
+    )
     queue = snapshots.open_queue(redis_pool, f"{settings.redis_prefix}:{{0}}:work", settings.server_id)
-    worker = snapshots.Worker(engine, queue, generation.attempt)
-    snapshot_service = snapshots.Service(engine, profile, worker.start, refused=metrics.refused)
+    worker = snapshots.Worker(engine, queue, generation.attempt, now=hub.shared_clock)
+    snapshot_service = snapshots.Service(engine, profile, worker.start, refused=metrics.refused, now=hub.shared_clock)
     account_service = accounts.Service(
-        engine, tokens, accounts.Passwords(), snapshot_service, hub.sign_out, hub.extend, settings.operators
+        engine,
+        tokens,
+        accounts.Passwords(),
+        snapshot_service,
+        hub.sign_out,
+        hub.extend,
+        hub.last_kick,
+        settings.operators,
     )
     http = accounts.back_channel()
     providers = _providers(settings, http)
     flows = accounts.Flows((settings.secret_key, *settings.old_secret_keys))
-    key_service = keys.Service(engine)
+    key_service = keys.Service(engine, now=hub.shared_clock)
     publishers = Publishers(settings_keys, key_service.publisher, count=gate.count_unknown_key)
 
     @asynccontextmanager
@@ -304,7 +315,6 @@ def _hub_settings(settings: Settings) -> HubSettings:
     return HubSettings(
         heartbeat_s=settings.heartbeat_s,
         pulse_s=settings.pulse_s,
-        history_ttl_s=settings.history_ttl_s,
         max_event_bytes=settings.max_event_bytes,
         stream_buffer_bytes=settings.stream_buffer_bytes,
         stream_lifetime_s=settings.stream_lifetime_s,

@@ -20,6 +20,7 @@ from allim.brokers.server import RedisServer, ask
 from allim.client import ClientError, Subscriber
 from allim.errors import AllimError, Unavailable
 from allim.http.tokens import Tokens
+from allim.hub.clock import SKEW_S
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings
 from allim.storage import open_engine, reachable
 
@@ -102,7 +103,9 @@ async def _redis(settings: Settings) -> list[Finding]:
 
 async def _redis_findings(connection: AbstractConnection, rights: Rights, settings: Settings) -> list[Finding]:
     took_ms = await _timed(lambda: ask(connection, "PING"))
+    asked_at = time.time()
     setup = await look(connection, settings.redis_prefix)
+    ahead_s = (asked_at + time.time()) / 2 - int(setup.info["server_time_usec"]) / 1e6
     confirms_disk = await refusal(connection) if settings.durability == "disk" else None
     found = {pitfall.subject: pitfall for pitfall in pitfalls(setup, durable=settings.redis_durable)}
 
@@ -114,6 +117,7 @@ async def _redis_findings(connection: AbstractConnection, rights: Rights, settin
 
     return [
         _redis_version(setup.info, took_ms),
+        _redis_clock(ahead_s),
         _redis_rights(rights),
         finding("role", "a master by itself, or with replicas"),
         finding("memory", "noeviction"),
@@ -139,6 +143,13 @@ def _redis_rights(rights: Rights, refused: str = "") -> Finding:
     except Unavailable as error:
         return Finding("redis rights", False, error.detail, "the rules in docker-compose.yml are all that is needed")
     return Finding("redis rights", not refused, refused or "complete")
+
+
+def _redis_clock(ahead_s: float) -> Finding:
+    ok = abs(ahead_s) <= SKEW_S
+    advice = "" if ok else "set both machines' clocks, by NTP: tokens, publish keys and snapshots go by them"
+    detail = f"this machine is {abs(ahead_s):.1f} s {'ahead' if ahead_s > 0 else 'behind'}"
+    return Finding("redis clock", ok, detail, advice)
 
 
 def _redis_room(info: Mapping[str, str]) -> Finding:

@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+CLOCK_LEEWAY_S = 300.0
+"""How far apart the clocks of two machines may be before what one wrote is refused by the other. With NTP they are
+within a second; five minutes is what Kerberos allows as well (RFC 4120, 8.2)."""
+
 SYSTEM_TOPIC = "system"
 USER, OPERATOR = "user", "operator"  # roles
 
@@ -17,6 +21,8 @@ class Identity(NamedTuple):
     Shape: `subject` is the token's `sub`; `session` its `sid`, by which a sign-out finds the session's
     streams; `topics` are the extra topics the token grants, exact or `prefix:*`; `role` is `user` or `operator`.
     Units: `expires_at` and `issued_at` in Unix seconds; 0 when the token does not say when it was issued.
+    `after_kick` is the moment of the user's last kick before the token was issued, 0 when there was none, None when
+    the token does not say.
     """
 
     subject: str
@@ -25,6 +31,7 @@ class Identity(NamedTuple):
     topics: tuple[str, ...] = ()
     role: str = USER
     issued_at: float = 0.0
+    after_kick: float | None = None
 
     def own_topics(self) -> tuple[str, str]:
         """The topics every stream of this user has."""

@@ -321,17 +321,22 @@ async def test_an_unreachable_redis_is_unavailable_and_not_ready() -> None:
         assert not await ready(replica.hub)
 
 
-async def test_the_keys_carry_the_prefix_the_shard_and_a_time_to_live(redis: Redis) -> None:
+async def test_the_keys_carry_the_prefix_and_the_shard_and_histories_are_removed_by_scripts_alone(
+    redis: Redis,
+) -> None:
     prefix = fresh_prefix()
     async with running(redis.url, prefix) as replica:
         await replica.publish(1, key="k")
         with redis.client() as client:
             keys = {key.decode(): client.ttl(key) for key in client.scan_iter(f"{prefix}:*")}
+            due_ms = client.zscore(f"{prefix}:{{0}}:expiry", "user:42")
+            left_s = due_ms / 1000 - client.time()[0]
 
-    history = keys.pop(f"{prefix}:{{0}}:history:user:42")
+    assert keys.pop(f"{prefix}:{{0}}:history:user:42") == -1
     assert keys.pop(f"{prefix}:{{0}}:clock") == -1
     assert 86_000 < keys.pop(f"{prefix}:{{0}}:replicas") <= 86_400
-    assert 3500 < history <= 3600
+    assert keys.pop(f"{prefix}:{{0}}:expiry") == -1
+    assert 3500 < left_s <= 3601
     [(idempotency, ttl)] = keys.items()
     assert idempotency.startswith(f"{prefix}:{{0}}:key:")
     assert 86000 < ttl <= 86400

@@ -172,7 +172,7 @@ async def test_only_rights_that_are_needed_are_missed(limited: Limited, rule: st
 DEMANDS = [Demand("user:42", 10, 60)]
 LEDGER_CALLS: dict[str, Callable[[RedisLedger], Awaitable[object]]] = {
     "sign_out": lambda ledger: ledger.sign_out(identity(), 60),
-    "kick": lambda ledger: ledger.kick("42", 60),
+    "kick": lambda ledger: ledger.kick("42", 60, 0.0),
     "admit": lambda ledger: ledger.admit(identity(), "s", 1, 60, None, DEMANDS),
     "take": lambda ledger: ledger.take(DEMANDS, identity()),
 }

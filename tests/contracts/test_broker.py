@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from allim.brokers.memory import MemoryBroker
 from allim.hub import ZERO, Broker, Demand, Entry, Event, Position, Publication
 from allim.hub.reads import PAGE_BYTES
 from tests.contracts.conftest import MakeBroker
@@ -346,11 +347,68 @@ async def test_history_of_a_silent_topic_expires(make_broker: MakeBroker) -> Non
     await broker.start(Ear())
     await publish(broker, publication(("a", 1)))
 
-    async def gone() -> bool:
-        page = await broker.read(["a"], ZERO, 10, PAGE_BYTES)
-        return not page.events and not page.trimmed
+    await until(lambda: removed(broker, "a"))
 
-    await until(gone)
+
+async def removed(broker: Broker, *topics: str) -> bool:
+    """Whether the topics have no history any more. A pulse removes what is due."""
+    await broker.pulse()
+    heads = await broker.heads(topics)
+    return all(newest == ZERO for newest in heads.newest)
+
+
+async def test_who_stands_before_what_a_removed_history_held_is_told_and_nobody_else(make_broker: MakeBroker) -> None:
+    lasting, brief = make_broker(), make_broker(history_ttl_s=1)
+    await lasting.start(Ear())
+    if isinstance(lasting, MemoryBroker):  # one process, and one TTL
+        lasting = brief
+    [kept] = await publish(lasting, publication(("kept", 1)))
+    first, last = await publish(brief, publication(("a", 1), ("a", 2)))
+    gone = ["a"] if lasting is not brief else ["kept", "a"]
+    await until(lambda: removed(brief, *gone))
+
+    async def expired(after: Position) -> list[str]:
+        return list((await brief.read(["kept", "a", "never"], after, 10, PAGE_BYTES)).expired)
+
+    assert kept < first < last
+    assert await expired(first) == [*gone, "never"]  # `never` had no history, and nobody can know that any more
+    assert await expired(last) == []
+    assert (await brief.heads(["a"])).expired == last
+
+
+async def test_a_history_that_begins_anew_does_not_hide_the_one_that_was_removed(make_broker: MakeBroker) -> None:
+    broker = make_broker(history_events=2, history_ttl_s=1)
+    await broker.start(Ear())
+    before, lost = await publish(broker, publication(("a", "before"), ("a", "lost")))
+    await until(lambda: removed(broker, "a"))
+
+    [first] = await publish(broker, publication(("a", "new")))
+
+    page = await broker.read(["a"], before, 10, PAGE_BYTES)
+    assert ([event.position for event in page.events], page.expired, page.trimmed) == ([first], ["a"], [])
+    assert page.events[0].prev == ZERO  # so a live stream, which has seen it all, is told of no hole
+    assert (await broker.read(["a"], lost, 10, PAGE_BYTES)).expired == []
+    await publish(broker, publication(("a", 2), ("a", 3)))
+    later = await broker.read(["a"], lost, 10, PAGE_BYTES)
+    assert (later.expired, later.trimmed) == ([], ["a"])
+    assert (await broker.read(["a"], first, 10, PAGE_BYTES)).trimmed == []
+
+
+async def test_a_topic_that_keeps_getting_events_is_complete_however_old_the_position(
+    make_broker: MakeBroker,
+) -> None:
+    broker = make_broker(history_ttl_s=1)
+    await broker.start(Ear())
+    first, *_ = await publish(broker, publication(("busy", 0), ("silent", 0)))
+
+    async def silent_is_gone() -> bool:
+        await publish(broker, publication(("busy", 1)))
+        return await removed(broker, "silent")
+
+    await until(silent_is_gone)
+
+    page = await broker.read(["busy", "silent"], first, 1000, PAGE_BYTES)
+    assert (page.expired, page.trimmed) == (["silent"], [])
 
 
 async def test_heads_are_the_newest_positions(broker: Broker) -> None:

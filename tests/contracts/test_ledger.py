@@ -66,7 +66,7 @@ async def test_a_kick_ends_what_was_issued_before_and_nothing_after(make_ledger:
     here, there = make_ledger(), make_ledger()
     before = holder()
 
-    moment = await here.kick("42", 60)
+    moment = await here.kick("42", 60, time.time())
 
     assert abs(moment - time.time()) < 5
     after = holder(issued_at=moment + 0.001)
@@ -74,9 +74,29 @@ async def test_a_kick_ends_what_was_issued_before_and_nothing_after(make_ledger:
     assert list(found) == [Standing.KICKED, Standing.KICKED, Standing.GOOD, Standing.GOOD]
 
 
+async def test_a_kick_ends_tokens_that_name_an_earlier_one_whatever_any_clock_says(make_ledger: MakeLedger) -> None:
+    here, there = make_ledger(), make_ledger()
+    far = 90.0 * 86400
+    tokens = [holder(issued_at=time.time() + wrong_s)._replace(after_kick=0.0) for wrong_s in (-far, 0, far)]
+    assert await there.last_kick("42") == 0
+
+    first = await here.kick("42", 60, time.time() + far)
+    assert await there.last_kick("42") == first
+    assert list(await there.standings(tokens)) == [Standing.KICKED] * 3
+    again = [token._replace(after_kick=first) for token in tokens]
+    assert list(await there.standings(again)) == [Standing.GOOD] * 3
+
+    second = await there.kick("42", 60, time.time() - far)
+    assert second > first
+    assert list(await here.standings(again)) == [Standing.KICKED] * 3
+    assert list(await here.standings([token._replace(after_kick=second) for token in tokens])) == [Standing.GOOD] * 3
+    assert (await here.admit(again[2], "a", 10, 60)).standing is Standing.KICKED
+    assert (await here.take([DEMAND], again[2])).standing is Standing.KICKED
+
+
 async def test_revocations_are_forgotten_in_their_time(ledger: Ledger) -> None:
     await ledger.sign_out(holder(), 0.2)
-    await ledger.kick("43", 0.2)
+    await ledger.kick("43", 0.2, time.time())
     assert await standing(ledger, holder()) is Standing.SIGNED_OUT
 
     await asyncio.sleep(0.25)  # what is waited for is that nothing is there

@@ -60,6 +60,22 @@ async def test_a_kick_ends_every_session_until_now_and_no_later_one(hubs: tuple[
     assert not later.ended
 
 
+async def test_a_kick_ends_streams_whose_token_seems_to_be_from_after_it(hubs: tuple[Hub, Hub]) -> None:
+    here, there = hubs
+    late = time.time() + 90
+    old = await opened(there, ListStream(who=identity(issued_at=late)._replace(after_kick=0.0)))
+
+    await here.kick("42")
+
+    await until(lambda: old.ended)
+    assert old.close_reason is CloseReason.KICKED
+    moment = await here.last_kick("42")
+    again = ListStream(who=identity(issued_at=time.time() - 90)._replace(after_kick=moment))
+    assert old.opening is not None
+    await there.follow(again, await there.join(again, str(old.opening.position)))
+    assert (again.live, again.ended) == (True, False)
+
+
 async def test_a_kick_read_from_history_does_not_end_a_session_from_after_it(hubs: tuple[Hub, Hub]) -> None:
     here, there = hubs
     first = await opened(there, ListStream(who=identity(issued_at=time.time())))

@@ -30,6 +30,9 @@ class RecordingHub:
             raise Conflict("The key was used for other events.")
         return Published(tuple(ZERO for _ in drafts), "memory")
 
+    async def last_kick(self, subject: str) -> float | None:
+        return None if self.is_down else 0.0
+
     async def sign_out(self, holder: Holder) -> None:
         if self.is_down:
             raise Unavailable("The history does not answer.")

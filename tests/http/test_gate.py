@@ -1,6 +1,7 @@
 """Who comes in, by what, and who does not."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -114,7 +115,7 @@ async def test_an_ended_session_is_told_how_it_ended() -> None:
     gate = gate_of(ledger)
     signed_out, kicked = asked_by("42", session="s1"), asked_by("43")
     await ledger.sign_out(await gate.identify(signed_out), 60)
-    await ledger.kick("43", 60)
+    await ledger.kick("43", 60, time.time())
 
     with pytest.raises(SignedOut):
         await gate.identify(signed_out)
@@ -225,7 +226,7 @@ async def test_a_call_of_an_ended_session_charges_its_address() -> None:
     ledger = MemoryLedger()
     gate = gate_of(ledger, user_calls=Policy("user", 1, 60), ended_calls=Policy("ended", 2, 60))
     kicked = asked_by("42")
-    await ledger.kick("42", 60)
+    await ledger.kick("42", 60, time.time())
 
     for _ in range(2):
         with pytest.raises(Kicked):
@@ -242,7 +243,7 @@ async def test_calls_with_an_ended_session_or_an_unknown_key_use_up_no_sign_in_o
     few = {name: Policy(name, 2, 60) for name in ("address_calls", "ended_calls", "unknown_keys")}
     gate = gate_of(ledger, **few)
     kicked = asked_by("42")
-    await ledger.kick("42", 60)
+    await ledger.kick("42", 60, time.time())
 
     for _ in range(2):
         with pytest.raises(Kicked):

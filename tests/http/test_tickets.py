@@ -51,6 +51,19 @@ async def test_it_speaks_for_its_holder_and_grants_no_more_than_it_names(tickets
     assert LIFETIME_S <= visitor.ticket.keep_s <= LIFETIME_S + 2
 
 
+async def test_replicas_whose_clocks_differ_judge_a_ticket_by_the_one_they_share(clock: Clock) -> None:
+    ahead, behind = (Tickets([SECRET], LIFETIME_S, Clock(NOW + off_s), shared_now=clock) for off_s in (90, -90))
+
+    for issuer, reader in ((ahead, behind), (behind, ahead)):
+        ticket = issuer.issue(WHO._replace(after_kick=5.5), [])
+        visitor = visit(reader, ticket)
+        assert visitor.ticket is not None
+        assert (visitor.ticket.keep_s, visitor.identity.after_kick) == (LIFETIME_S + 1, 5.5)
+    clock.at += LIFETIME_S
+    with pytest.raises(Unauthenticated, match="ticket has expired"):
+        visit(behind, ticket)
+
+
 async def test_each_has_an_id_and_a_proof_of_its_own(tickets: Tickets) -> None:
     first, second = (visit(tickets, tickets.issue(WHO, [])) for _ in range(2))
 

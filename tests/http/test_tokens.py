@@ -166,10 +166,35 @@ async def test_a_service_may_name_topics_role_and_audience() -> None:
     assert await tokens.verify(token) == Identity("u1", "s1", NOW + 60, ("news", "room:7", "room:*"), "operator")
 
 
-async def test_a_service_may_say_more_than_we_understand() -> None:
-    token = signed({**GOOD, "iss": "billing", "email": "a@b", "iat": NOW + 60}, typ="at+jwt", odd="yes")
+async def test_a_token_names_the_last_kick_and_may_then_be_issued_by_a_clock_that_is_ahead() -> None:
+    ahead = Tokens([SECRET], 3600, now=lambda: NOW + 3600)
 
-    assert (await tokens.verify(token)).issued_at == NOW + 60
+    token = ahead.issue("u1", after_kick=NOW - 5.25)
+
+    assert (await tokens.verify(token)).after_kick == NOW - 5.25
+    assert (await tokens.verify(ahead.renew(token, after_kick=NOW - 2))).after_kick == NOW - 2
+    assert (await tokens.verify(signed(GOOD))).after_kick is None
+    with pytest.raises(Unauthenticated):
+        await tokens.verify(ahead.issue("u1"))
+
+
+@pytest.mark.parametrize("times", [{"exp": NOW - 1}, {"nbf": NOW + 9999}, {"iat": NOW + 9999}])
+async def test_a_signature_is_verified_whatever_the_times_say(times: dict[str, float]) -> None:
+    token = signed({**GOOD, "sid": "s1", **times})
+
+    assert (await tokens.verify_signature(token)).session == "s1"
+    with pytest.raises(Unauthenticated):
+        await tokens.verify(token)
+    with pytest.raises(Unauthenticated):
+        await tokens.verify_signature(signed({**GOOD, **times}, "z" * 32))
+
+
+async def test_a_service_may_say_more_than_we_understand() -> None:
+    token = signed(
+        {**GOOD, "iss": "billing", "email": "a@b", "iat": NOW + 300, "nbf": NOW + 300}, typ="at+jwt", odd="yes"
+    )
+
+    assert (await tokens.verify(token)).issued_at == NOW + 300
 
 
 async def test_a_token_without_session_is_a_session_of_its_own() -> None:
@@ -186,8 +211,9 @@ ODD_CLAIMS: dict[str, list[object]] = {
     "exp": [None, True, str(NOW + 60), float("nan"), float("inf"), 10**400, [NOW + 60]],
     "sub": ["", 7, None, "a:b", "u1\n", "x" * 129, ["u1"]],
     "sid": ["", 7, None, "a b"],
-    "nbf": [NOW + 5, True, None, str(NOW), float("nan"), 10**400],
-    "iat": [NOW + 61, True, None, str(NOW), float("nan"), float("-inf"), 10**400],
+    "nbf": [NOW + 301, True, None, str(NOW), float("nan"), 10**400],
+    "kick": [True, str(NOW), float("nan"), 10**400],
+    "iat": [NOW + 301, True, None, str(NOW), float("nan"), float("-inf"), 10**400],
     "topics": ["news", None, ["*"], ["News"], ["room:*x"], [7], ["news"] * 257],
     "role": ["", "admin", None, 7, ["operator"], True],
     "aud": ["", "allims", None, [], ["x"], [["allim"]], {"allim": 1}, 7],
@@ -403,7 +429,15 @@ async def test_a_token_of_an_outside_issuer_is_renewed_by_that_issuer() -> None:
 
 @pytest.mark.parametrize("alg", SIGNING_KEYS)
 async def test_a_token_of_the_outside_issuer_is_taken_by_any_of_three_algorithms(alg: str) -> None:
-    claims = {**THEIRS, "sid": "s1", "aud": ["x", "allim"], "iat": NOW, "role": "operator", "topics": ["news"]}
+    claims = {
+        **THEIRS,
+        "sid": "s1",
+        "aud": ["x", "allim"],
+        "iat": NOW,
+        "role": "operator",
+        "topics": ["news"],
+        "kick": 9,
+    }
     token = signed_by(alg, SIGNING_KEYS[alg](), claims, kid=alg, x5t="ignored", odd="ignored")
 
     async with with_issuer(publishing()) as verifier:
@@ -448,8 +482,8 @@ PEM = rsa_key().as_pem(private=False)
                 {**THEIRS, "aud": "else"},
                 {**THEIRS, "aud": ["else"]},
                 {**THEIRS, "exp": None},
-                {**THEIRS, "nbf": NOW + 1},
-                {**THEIRS, "iat": NOW + 61},
+                {**THEIRS, "nbf": NOW + 301},
+                {**THEIRS, "iat": NOW + 301},
                 {**THEIRS, "sub": "provider|7"},
                 {**THEIRS, "role": "admin"},
                 *({name: THEIRS[name] for name in THEIRS if name != missing} for missing in THEIRS),

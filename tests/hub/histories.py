@@ -11,8 +11,6 @@ from allim.hub.registry import Registry
 from allim.telemetry import Metrics
 from tests.streams import ListStream, identity
 
-TTL_S = 3600
-
 
 class History:
     """A broker whose history can be read, and whose announcements are up to the test."""
@@ -22,7 +20,7 @@ class History:
     def __init__(self) -> None:
         self.kept: dict[str, list[Event]] = {}
         self.newest: dict[str, Position] = {}
-        self.floor = ZERO
+        self.floor = self.expired = ZERO
         self.now = ZERO
         self.failures: list[Exception] = []
         self.open = asyncio.Event()
@@ -40,6 +38,11 @@ class History:
     def trim(self, topic: str, keep: int) -> None:
         del self.kept[topic][:-keep]
 
+    def expire(self, topic: str) -> None:
+        """Remove the topic's history, as the broker does when it got nothing for long."""
+        self.expired = max(self.expired, self.newest.pop(topic))
+        del self.kept[topic]
+
     async def read(self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int) -> Reading:
         assert after is not None
         self.asked.append((tuple(topics), after))
@@ -48,12 +51,13 @@ class History:
         newer = sorted((e for events in kept for e in events if e.position > after), key=lambda e: e.position)
         page, complete = newer[:max_events], len(newer) <= max_events
         trimmed = [events[0].topic for events in kept if after < events[0].prev]
+        expired = [topic for topic in topics if not self.kept.get(topic) and after < self.expired]
         until = self.now if complete else page[-1].position
-        return Reading(self.now, self.floor, self.now.ms, page, until, len(newer), trimmed, complete)
+        return Reading(self.now, self.floor, page, until, len(newer), trimmed, expired, complete)
 
     async def heads(self, topics: Sequence[str]) -> Heads:
         await self._answer()
-        return Heads(self.now, self.floor, self.now.ms, [self.newest.get(topic, ZERO) for topic in topics])
+        return Heads(self.now, self.floor, self.expired, [self.newest.get(topic, ZERO) for topic in topics])
 
     async def _answer(self) -> None:
         await self.open.wait()
@@ -71,7 +75,8 @@ class History:
 
     def unsubscribe(self, topic: str) -> None: ...
 
-    async def pulse(self) -> None: ...
+    async def pulse(self) -> float:
+        raise NotImplementedError
 
     async def replace_link(self) -> None: ...
 
@@ -85,13 +90,12 @@ class Bench:
         self.metrics = Metrics()
         self.alive = self.repairs = 0
         self.beats: list[Position] = []
-        self.catch_up = CatchUp(self.history, self.metrics, TTL_S, lambda: Backlog(1000))
+        self.catch_up = CatchUp(self.history, self.metrics, lambda: Backlog(1000))
         self.dispatcher = Dispatcher(
             self.history,
             self.registry,
             self.catch_up,
             self.metrics,
-            TTL_S,
             self._note_alive,
             self.beats.append,
             self._note_repair,

@@ -21,7 +21,7 @@ def broker() -> MemoryBroker:
 
 @pytest.fixture
 def catch_up(broker: MemoryBroker) -> CatchUp:
-    return CatchUp(broker, Metrics(), 3600, lambda: Backlog(1000))
+    return CatchUp(broker, Metrics(), lambda: Backlog(1000))
 
 
 async def publish(broker: MemoryBroker, *data: object, topic: str = "user:42") -> list[Position]:

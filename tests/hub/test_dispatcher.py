@@ -324,19 +324,46 @@ async def test_what_catch_up_has_already_written_is_no_gap(bench: Bench) -> None
     assert (old.data, new.data, new.gaps) == ([1, 2], [2], [])
 
 
-@pytest.mark.parametrize("quiet", [True, False])
-async def test_a_link_away_longer_than_history_lasts_is_told(bench: Bench, quiet: bool) -> None:
+async def test_a_history_that_was_removed_while_the_link_was_away_is_told(bench: Bench) -> None:
+    mine, other = bench.stream("a", at=5), bench.stream("b", at=5)
+    bench.history.add("b", 6)
+    bench.dispatcher.on_events(bench.history.kept["b"])
+    bench.dispatcher.on_pulse(Position(7, 0))
+    bench.dispatcher.link_down()
+    bench.history.add("a", 8)
+    bench.history.expire("a")
+    bench.dispatcher.link_up()
+
+    await until(lambda: mine.live and mine.gaps)
+    await until(lambda: bench.repairs)
+
+    assert (mine.gaps, other.gaps) == ([(("a",), "trimmed")], [])
+
+
+async def test_a_link_away_for_long_while_no_history_was_removed_is_no_gap(bench: Bench) -> None:
     stream = bench.stream("a", at=5)
     bench.dispatcher.on_pulse(Position(6, 0))
     bench.dispatcher.link_down()
-    if not quiet:
-        bench.history.add("a", 5_000_000)
-    bench.history.now = Position(6_000_000, 0)
+    bench.history.add("a", 5_000_000)
+    bench.history.now = Position(90_000_000, 0)
     bench.dispatcher.link_up()
 
-    await until(lambda: stream.live and stream.gaps)
+    await until(lambda: stream.live and stream.data)
 
-    assert stream.gaps == [(("a",), "trimmed")]
+    assert (stream.data, stream.gaps) == ([5_000_000], [])
+
+
+async def test_histories_that_were_removed_before_the_last_pulse_are_no_gap(bench: Bench) -> None:
+    stream = bench.stream("a", at=5)
+    bench.history.add("b", 6)
+    bench.history.expire("b")
+    bench.dispatcher.on_pulse(Position(7, 0))
+    bench.dispatcher.link_down()
+    bench.dispatcher.link_up()
+
+    await until(lambda: bench.repairs)
+
+    assert (stream.live, stream.gaps, bench.history.asked) == (True, [], [])
 
 
 async def test_a_dropped_announcement_that_streams_are_past_is_told_by_the_repair(bench: Bench) -> None:

@@ -246,9 +246,12 @@ def _history(world: World) -> Iterator[Stored]:
 
 
 def _without_end(world: World) -> list[str]:
-    """The keys that stay for ever, beside the clock."""
+    """The keys that stay for ever, beside the clock and the list of histories, which scripts remove by that list."""
     data = world.redis.data
-    return sorted(key.decode() for key in data.values if key not in data.ends_ms and not key.endswith(b":clock"))
+    listed = data.values.get(b"allim:{0}:expiry", {})
+    assert isinstance(listed, dict)
+    kept = {b"allim:{0}:clock", b"allim:{0}:expiry", *(b"allim:{0}:history:" + topic for topic in listed)}
+    return sorted(key.decode() for key in data.values if key not in data.ends_ms and key not in kept)
 
 
 def _digest(world: World) -> str:

@@ -141,11 +141,11 @@ class Replica:
             HubSettings(
                 heartbeat_s=heartbeat_s,
                 pulse_s=plan.pulse_s,
-                history_ttl_s=plan.history_ttl_s,
                 stream_buffer_bytes=plan.buffer_bytes,
                 drain_s=2.0,
             ),
             clock=world.loop.look,
+            wall=self.machine.wall_s,
             rng=random.Random(f"{world.schedule.seed} {self.name} {self.generation}"),
         )
         rng = random.Random(f"{world.schedule.seed} {self.name} speech {self.generation}")
@@ -230,7 +230,9 @@ class Replica:
         policies = Limits(*(Policy(name, 1000, 60) for name in Limits._fields))
         gate = Gate(self.tokens, Tickets([SECRET], 30, now=self.machine.wall_s), self.rates, policies)
         nothing = cast(Any, None)
-        service = accounts.Service(nothing, self.tokens, nothing, nothing, self.hub.sign_out, self.hub.extend, ())
+        service = accounts.Service(
+            nothing, self.tokens, nothing, nothing, self.hub.sign_out, self.hub.extend, self.hub.last_kick, ()
+        )
         app = Starlette(routes=accounts.routes(service, gate, TOKEN_LIFETIME_S), exception_handlers=problems.handlers)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             response = await client.delete("/api/session", headers={"authorization": f"Bearer {token}"})

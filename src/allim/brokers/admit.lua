@@ -1,6 +1,6 @@
 -- A stream wants to open: grant its demands, spend its ticket, note it. All of it or nothing.
 -- KEYS: signed_out, kicked, the user's streams (by the microsecond each was noted), one per demand, its ticket if it has
--- one. ARGV: issued_at, stream, most, keep_ms, the ticket's keep_ms or ''; limit, period_us and cost of each demand.
+-- one. ARGV: issued, stream, most, keep_ms, the ticket's keep_ms or ''; limit, period_us and cost of each demand.
 -- Gives {standing, {a quota of each demand...}, the IDs of the oldest, which are too many now...}; no quotas when nothing
 -- can be counted here: the stream opens uncounted.
 
@@ -21,7 +21,9 @@ end
 if ticket then
   redis.call('SET', ticket, '1', 'PX', ARGV[5])  -- or nothing: who cannot spend it cannot come in by it
 end
-local noted = redis.pcall('ZADD', streams, now, ARGV[2])
+-- Above all that are there: were the clock stepped back, a new stream would count as the oldest and be displaced at once.
+local newest = redis.call('ZREVRANGE', streams, 0, 0, 'WITHSCORES')[2]
+local noted = redis.pcall('ZADD', streams, string.format('%.0f', math.max(now, (tonumber(newest) or 0) + 1)), ARGV[2])
 if type(noted) == 'table' then
   return takes_no_write(noted) and {given, quotas} or noted
 end

@@ -1,9 +1,13 @@
 -- The shard's hybrid clock, and where its history begins. Prepended to every script: positions are given out inside the
 -- atomic step only, and whatever a script does, it does knowing which Redis process it runs in.
--- KEYS[1]: the clock, a hash {ms, seq: the last position; floor: where the origin begins; run_id: its Redis process}.
+-- KEYS[1]: the clock, a hash {ms, seq: the last position; floor: where the origin begins; run_id: its Redis process;
+-- expired: the newest position that a removed history held (expiry.lua); accounted: the last position given out by a
+-- version that keeps `expired`}.
 -- ARGV[1..3]: run_id of the process the caller's connection leads to, the newest position the caller has heard, '1'
 -- when the operator states that the store is durable.
 -- Doubles hold milliseconds exactly until the year 287,396.
+
+local LEAP_MS = 60000  -- a link that brings nothing for so long has been replaced
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -41,26 +45,42 @@ end
 
 local function store_clock(clock, call)
   local ms, seq = string.format('%.0f', clock.ms), string.format('%.0f', clock.seq)
-  local reply = (call or redis.call)('HSET', clock.key, 'ms', ms, 'seq', seq)
+  local accounted = ms .. '-' .. seq
+  local reply = (call or redis.call)('HSET', clock.key, 'ms', ms, 'seq', seq, 'accounted', accounted)
   return type(reply) == 'table' and reply or {}
 end
 
 -- From here on nothing older can be answered for. Every replica hears it before any event that follows.
 local function begin_origin(clock, server_ms)
+  -- Another replica may have heard more than the caller. Where this server's clock lags behind, only a leap tells the new
+  -- positions from those: over all that was given out since a link was heard last.
+  if server_ms <= clock.ms then
+    clock.ms, clock.seq = clock.ms + LEAP_MS, 0
+  end
   clock.floor = tick(clock, server_ms)
   store_clock(clock)
   redis.call('HSET', clock.key, 'floor', clock.floor, 'run_id', ARGV[1])
   redis.call('PUBLISH', (clock.key:gsub('clock$', 'origin')), clock.floor)
 end
 
+-- Positions were given out by a version that lets Redis delete histories without a trace: all of those may be gone.
+local function account(clock)
+  clock.expired = text(clock.ms, clock.seq)
+  redis.pcall('HSET', clock.key, 'expired', clock.expired, 'accounted', clock.expired)  -- if not, the next script does
+end
+
 -- A new origin begins in a store that is empty, that has lost a position somebody heard, or that is another process
 -- than the one before and may have lost its end.
 local function load_clock()
   local run_id, heard, durable = ARGV[1], ARGV[2], ARGV[3] == '1'
-  local stored = redis.call('HMGET', KEYS[1], 'ms', 'seq', 'floor', 'run_id')
+  local stored = redis.call('HMGET', KEYS[1], 'ms', 'seq', 'floor', 'run_id', 'expired', 'accounted')
   local clock = {
     key = KEYS[1], ms = tonumber(stored[1]) or 0, seq = tonumber(stored[2]) or 0, floor = stored[3],
+    expired = stored[5] or '0-0',
   }
+  if stored[1] and stored[2] and stored[6] ~= stored[1] .. '-' .. stored[2] then
+    account(clock)
+  end
   local another = stored[4] ~= run_id
   local lost = raise(clock, heard)
   if not (stored[1] and stored[2] and stored[3]) then

@@ -1,5 +1,5 @@
 -- The newest position of each topic. KEYS: clock, then one history per topic. ARGV: run_id, heard, durable.
--- Gives {now, floor, time_ms, {newest or '', ...}}.
+-- Gives {now, floor, expired, {newest or '', ...}}.
 
 local clock = load_clock()
 local heads = {}
@@ -7,4 +7,4 @@ for topic = 2, #KEYS do
   local newest = redis.call('XREVRANGE', KEYS[topic], '+', '-', 'COUNT', 1)[1]
   heads[topic - 1] = newest and newest[1] or ''
 end
-return {text(clock.ms, clock.seq), clock.floor, string.format('%.0f', now_ms()), heads}
+return {text(clock.ms, clock.seq), clock.floor, clock.expired, heads}

@@ -1,5 +1,12 @@
--- KEYS: kicked. ARGV: keep_ms. Gives the Unix second up to which sessions are ended.
+-- KEYS: kicked. ARGV: keep_ms; the caller's clock in Unix seconds; how far apart, in seconds, two clocks may be.
+-- Gives the moment of the kick. Tokens that name no kick are compared with it by when they were issued: so it is the later
+-- one of the two clocks, unless this server's is so far ahead that it must be wrong; and it is later than the last kick's.
 
-local moment = string.format('%.6f', now_us() / 1000000)
-redis.call('SET', KEYS[1], moment, 'PX', ARGV[1])
-return moment
+local moment, server = tonumber(ARGV[2]), now_us() / 1000000
+if server > moment and server - moment <= tonumber(ARGV[3]) then
+  moment = server
+end
+local last = tonumber(redis.call('GET', KEYS[1]) or 0)
+local text = string.format('%.6f', math.max(moment, last + 0.000001))
+redis.call('SET', KEYS[1], text, 'PX', ARGV[1])
+return text

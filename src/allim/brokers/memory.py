@@ -6,6 +6,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from heapq import merge
 from itertools import groupby, islice
 from operator import attrgetter
@@ -27,8 +28,24 @@ from allim.hub import (
 TOPIC_BYTES, EVENT_BYTES, KEY_BYTES, POSITION_BYTES = 4400, 100, 400, 20  # as in publish.lua
 
 
+@dataclass(slots=True)
+class _History:
+    """A topic's events.
+
+    Shape: an earlier history of the topic held nothing newer than `removed`.
+    Units: `written_at` in seconds of the monotonic clock.
+    """
+
+    events: deque[Event]
+    removed: Position
+    written_at: float
+
+
 class MemoryBroker:
-    """Source: the promise in `allim.hub.broker`."""
+    """Source: the promise in `allim.hub.broker`.
+
+    Positions go by the wall clock, and never back; what is kept for a time goes by the monotonic clock.
+    """
 
     durability = "memory"
 
@@ -39,16 +56,19 @@ class MemoryBroker:
         ledger: Ledger | None = None,
         *,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._history_events = history_events
         self._history_ttl_s = history_ttl_s
         self._ledger = ledger or MemoryLedger()  # charges what publishes demand
         self._now_ms = now_ms
+        self._monotonic = monotonic
         self._last = ZERO.after(now_ms())
         self._floor = self._last
-        self._history: dict[str, deque[Event]] = {}
+        self._expired = ZERO  # the newest position that a removed history held
+        self._history: dict[str, _History] = {}
         # By how long they are known, in seconds; then in the order of their last use.
-        self._keys: dict[int, dict[str, tuple[int, str, Sequence[Position]]]] = {}
+        self._keys: dict[int, dict[str, tuple[float, str, Sequence[Position]]]] = {}
         self._topics: set[str] = set()
         self._listener: Listener | None = None
 
@@ -83,13 +103,15 @@ class MemoryBroker:
 
     async def read(self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int) -> Reading:
         self._expire()
-        now_ms = self._now_ms()
         if after is None:
-            return Reading(self._last, self._floor, now_ms, (), self._last, 0, (), complete=True)
-        histories = [self._history[topic] for topic in topics if topic in self._history]
-        newer = [(history, bisect_right(history, after, key=attrgetter("position"))) for history in histories]
-        kept = sum(len(history) - start for history, start in newer)
-        merged = merge(*(islice(history, start, None) for history, start in newer), key=attrgetter("position"))
+            return Reading(self._last, self._floor, (), self._last, 0, (), (), complete=True)
+        histories = {topic: self._history[topic] for topic in topics if topic in self._history}
+        newer = [
+            (history.events, bisect_right(history.events, after, key=attrgetter("position")))
+            for history in histories.values()
+        ]
+        kept = sum(len(events) - start for events, start in newer)
+        merged = merge(*(islice(events, start, None) for events, start in newer), key=attrgetter("position"))
         page: list[Event] = []
         size = 0
         while len(page) < min(kept, max_events) and size < max_bytes:
@@ -97,16 +119,19 @@ class MemoryBroker:
             size += len(page[-1].lines)
         complete = len(page) == kept
         until = self._last if complete else page[-1].position
-        trimmed = [history[0].topic for history in histories if after < history[0].prev]
-        return Reading(self._last, self._floor, now_ms, page, until, kept, trimmed, complete)
+        trimmed = [topic for topic, history in histories.items() if after < history.events[0].prev]
+        expired = [topic for topic in topics if self._is_removed(topic, after)]
+        return Reading(self._last, self._floor, page, until, kept, trimmed, expired, complete)
 
     async def heads(self, topics: Sequence[str]) -> Heads:
-        newest = [self._history[topic][-1].position if topic in self._history else ZERO for topic in topics]
-        return Heads(self._last, self._floor, self._now_ms(), newest)
+        self._expire()
+        newest = [self._history[topic].events[-1].position if topic in self._history else ZERO for topic in topics]
+        return Heads(self._last, self._floor, self._expired, newest)
 
-    async def pulse(self) -> None:
+    async def pulse(self) -> float:
         position = self._next()
         self._announce(lambda listener: listener.on_pulse(position))
+        return self._now_ms() / 1000
 
     async def replace_link(self) -> None:
         """There is none to replace: announcements are calls of the same loop."""
@@ -123,7 +148,7 @@ class MemoryBroker:
         """How much more is kept after this publish, as `publish.lua` reckons."""
         added = 0
         for topic, entries in groupby(sorted(publication.entries), key=attrgetter("topic")):
-            kept = len(self._history.get(topic, ()))
+            kept = len(self._history[topic].events) if topic in self._history else 0
             added += 0 if kept else TOPIC_BYTES
             added += sum(EVENT_BYTES + len(entry.lines) for entry in islice(entries, self._history_events - kept))
         if publication.key is not None and publication.memory is not None:
@@ -141,12 +166,12 @@ class MemoryBroker:
         return None
 
     def _keep(self, key: str, keep_s: int, fingerprint: str, positions: Sequence[Position]) -> None:
-        self._keys.setdefault(keep_s, {})[key] = (self._now_ms(), fingerprint, positions)
+        self._keys.setdefault(keep_s, {})[key] = (self._monotonic(), fingerprint, positions)
 
     def _forget_keys(self) -> None:
         for keep_s, keys in self._keys.items():
-            oldest_ms = self._now_ms() - keep_s * 1000
-            while keys and next(iter(keys.values()))[0] < oldest_ms:
+            oldest = self._monotonic() - keep_s
+            while keys and next(iter(keys.values()))[0] < oldest:
                 del keys[next(iter(keys))]
 
     def _next(self) -> Position:
@@ -154,10 +179,15 @@ class MemoryBroker:
         return self._last
 
     def _append(self, topic: str, lines: bytes) -> Position:
-        kept = self._history.pop(topic, None) or deque[Event](maxlen=self._history_events)
-        self._history[topic] = kept  # to the end: the topics stand in the order of their last event
+        history = self._history.pop(topic, None)
+        if history is None:
+            self._expire()
+            history = _History(deque(maxlen=self._history_events), self._expired, 0.0)
+        self._history[topic] = history  # to the end: the topics stand in the order of their last event
+        kept = history.events
         event = Event(topic, self._next(), kept[-1].position if kept else ZERO, lines)
         kept.append(event)
+        history.written_at = self._monotonic()
         if topic in self._topics:
             self._announce(lambda listener: listener.on_events([event]))
         return event.position
@@ -170,8 +200,16 @@ class MemoryBroker:
         if self._listener is not None:
             tell(self._listener)
 
+    def _is_removed(self, topic: str, after: Position) -> bool:
+        """Whether a removed history of the topic may have held something after this position."""
+        history = self._history.get(topic)
+        if history is None:
+            return after < self._expired
+        return history.events[0].prev == ZERO and after < history.removed
+
     def _expire(self) -> None:
-        """Forget topics that got nothing for the history's TTL."""
-        oldest_ms = self._now_ms() - self._history_ttl_s * 1000
-        while self._history and next(iter(self._history.values()))[-1].position.ms < oldest_ms:
-            del self._history[next(iter(self._history))]
+        """Remove the histories of topics that got nothing for the history's TTL."""
+        oldest = self._monotonic() - self._history_ttl_s
+        while self._history and (history := next(iter(self._history.values()))).written_at < oldest:
+            self._expired = max(self._expired, history.events[-1].position)
+            del self._history[history.events[-1].topic]

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from allim.hub import Admission, Demand, Grant, Holder, Quota, Standing
+from allim.hub import Admission, Demand, Grant, Holder, Quota, Standing, is_kicked
 from allim.identity import Ticket
 
 SWEEP_S = 60.0
@@ -13,10 +13,10 @@ SWEEP_S = 60.0
 class MemoryLedger:
     """Source: the promise in `allim.hub.ledger`; the rates are GCRA (ITU-T I.371), as in `take.lua`.
 
-    Shape: what expires stands in `_until`, by its key, with the Unix second in which it does.
+    Shape: what expires stands in `_until`, by its key, with the second of the monotonic clock in which it does.
     """
 
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._until: dict[tuple[str, ...], float] = {}
         self._kicked: dict[str, float] = {}
@@ -30,10 +30,14 @@ class MemoryLedger:
         key = ("signed out", holder.subject, holder.session)
         self._keep(key, max(keep_s, self._until.get(key, 0.0) - self._now()))  # what is kept longer stays so
 
-    async def kick(self, subject: str, keep_s: float) -> float:
+    async def kick(self, subject: str, keep_s: float, now: float) -> float:
+        moment = max(round(now, 6), round(await self.last_kick(subject) + 0.000001, 6))
         self._keep(("kicked", subject), keep_s)
-        self._kicked[subject] = self._now()
-        return self._kicked[subject]
+        self._kicked[subject] = moment
+        return moment
+
+    async def last_kick(self, subject: str) -> float:
+        return self._kicked[subject] if self._is_kept(("kicked", subject)) else 0.0
 
     async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
         return [self._standing(holder) for holder in holders]
@@ -87,7 +91,7 @@ class MemoryLedger:
     def _standing(self, holder: Holder) -> Standing:
         if self._is_kept(("signed out", holder.subject, holder.session)):
             return Standing.SIGNED_OUT
-        if self._is_kept(("kicked", holder.subject)) and holder.issued_at <= self._kicked[holder.subject]:
+        if self._is_kept(("kicked", holder.subject)) and is_kicked(holder, self._kicked[holder.subject]):
             return Standing.KICKED
         return Standing.GOOD
 

@@ -4,7 +4,8 @@
 -- ARGV: run_id, heard, durable; history_events, history_ttl_s, window_s, fingerprint ('' without a key); limit ('' when
 -- it is not counted), period_us and cost of the publish; limit ('' likewise), period_us and any value for the bytes it
 -- adds; then channel and lines per entry.
--- An entry is {p: prev, n: the entry's number in its topic, so that entries between two are counted unread, d: lines}.
+-- An entry is {p: prev, n: the entry's number in its topic, so that entries between two are counted unread, d: lines}; the
+-- first of a history also has {e: `expired` of the clock at that moment}: an earlier history of its topic held nothing newer.
 -- Gives {'ok' or 'limited' or 'conflict', {a quota for each that is counted}, position, ...}.
 
 local history_events, history_ttl_s, window_s, fingerprint = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -21,19 +22,23 @@ local function must_be_allowed(command, ...)
 end
 
 must_be_allowed('HSET', KEYS[1], 'ms', '')
+must_be_allowed('ZADD', EXPIRY, '1', '')
+must_be_allowed('ZRANGEBYSCORE', EXPIRY, '1', '1')
+must_be_allowed('ZREM', EXPIRY, '')
 if fingerprint ~= '' then
   must_be_allowed('RPUSH', KEYS[2], '')
   must_be_allowed('EXPIRE', KEYS[2], '1')
 end
-local newest = {}  -- per history: position and number of its newest entry
+local newest = {}  -- per history: position and number of its newest entry, and whether there was none before this
 for key = 5, #KEYS do
   local history, channel = KEYS[key], ARGV[FIRST + (key - 4) * 2 - 1]
   if not newest[history] then
     must_be_allowed('XADD', history, '*', 'd', '')
-    must_be_allowed('EXPIRE', history, '1')
+    must_be_allowed('PERSIST', history)
+    must_be_allowed('UNLINK', history)
     must_be_allowed('PUBLISH', channel, '')
     local entry = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
-    newest[history] = entry and {entry[1], tonumber(entry[2][4]) or 0} or {'0-0', 0}  -- not ours, if without a number
+    newest[history] = entry and {entry[1], tonumber(entry[2][4]) or 0, false} or {'0-0', 0, true}  -- not ours, if without a number
   end
 end
 
@@ -92,16 +97,15 @@ local reply = {'ok', quotas}
 local announcements = {}
 for key = 5, #KEYS do
   local history, lines = KEYS[key], ARGV[FIRST + (key - 4) * 2]
-  local prev, number = newest[history][1], newest[history][2] + 1
+  local prev, number, is_new = newest[history][1], newest[history][2] + 1, newest[history][3]
+  local first = prev == '0-0' and {'e', clock.expired} or {}
   local position = tick(clock, server_ms)
-  redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines)
-  newest[history] = {position, number}
+  redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines, unpack(first))
+  newest[history] = {position, number, is_new}
   announcements[#announcements + 1] = position .. ' ' .. prev .. '\n' .. lines
   reply[#reply + 1] = position
 end
-for history in pairs(newest) do
-  redis.call('EXPIRE', history, history_ttl_s)
-end
+note_expiry(clock, newest, server_ms, history_ttl_s)
 store_clock(clock)
 if fingerprint ~= '' then
   redis.call('RPUSH', KEYS[2], fingerprint)

@@ -1,5 +1,6 @@
--- How often (GCRA, ITU-T I.371): each demand's key holds the microsecond in which all of its limit is there again. Put before
--- the scripts that grant demands.
+-- How often (GCRA, ITU-T I.371). Each demand's key holds "<used> <at>": at the microsecond `at` so many microseconds were
+-- left until all of the limit is there again. Only the time since `at` gives something back, so a clock that is behind
+-- `at`, because it was stepped back, gives nothing and takes nothing. Put before the scripts that grant demands.
 
 -- Redis takes no write at the moment (its memory or disk is full, its replicas are gone): nothing can be counted here.
 local function takes_no_write(reply)
@@ -7,15 +8,32 @@ local function takes_no_write(reply)
   return code == 'OOM' or code == 'MISCONF' or code == 'NOREPLICAS'
 end
 
+-- What of a limit is used now, and whether the clock is behind the moment at which that was written.
+local function read_used(key, now)
+  local used, at = (redis.call('GET', key) or ''):match('^(%d+) (%d+)$')
+  if not used then
+    return 0, false
+  end
+  local passed = now - tonumber(at)
+  return math.max(0, tonumber(used) - math.max(0, passed)), passed < 0
+end
+
+local function write_used(key, used, now)
+  return redis.pcall('SET', key, string.format('%.0f %.0f', used, now), 'PX', math.ceil(used / 1000) + 1)
+end
+
 -- Grant all demands or none. Their keys begin at KEYS[key]; limit, period_us and cost of each at ARGV[arg]. Adds
 -- {granted, remaining, reset_us, retry_after_us} of each to the reply, or nothing when they cannot be counted; gives
 -- whether to go on, and the error when Redis failed in another way.
 local function take(reply, key, arg, demands, now)
-  local quotas, all = {}, true
+  local quotas, stepped_back, all = {}, {}, true
   for demand = 1, demands do
     local at = arg + (demand - 1) * 3
     local limit, period, cost = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-    local used = math.max(0, tonumber(redis.call('GET', KEYS[key + demand - 1]) or 0) - now)
+    local used, is_behind = read_used(KEYS[key + demand - 1], now)
+    if is_behind then
+      stepped_back[demand] = used
+    end
     local after = used + cost * period / limit
     local granted = after <= period or used == 0
     local reset = granted and after or used
@@ -29,13 +47,14 @@ local function take(reply, key, arg, demands, now)
   end
   if all then
     for demand = 1, demands do
-      local reset = quotas[demand][3]
-      local kept = redis.pcall(
-        'SET', KEYS[key + demand - 1], string.format('%.0f', now + reset), 'PX', math.ceil(reset / 1000) + 1
-      )
+      local kept = write_used(KEYS[key + demand - 1], quotas[demand][3], now)
       if kept.err then
         return takes_no_write(kept), kept
       end
+    end
+  else
+    for demand, used in pairs(stepped_back) do
+      write_used(KEYS[key + demand - 1], used, now)  -- from now on time gives back again; if not, the next call does this
     end
   end
   for demand = 1, demands do

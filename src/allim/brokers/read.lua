@@ -2,16 +2,15 @@
 -- where: everything up to there is in it.
 -- KEYS: clock, then one history per topic. ARGV: run_id, heard, durable; after ('' reads only the clock), max_events,
 -- max_bytes.
--- Gives {now, floor, time_ms, until ('' when nothing is left after this page), kept (entries after the position, in
--- this page and after it), {numbers of topics that have lost entries after the position}, {{topic, position, prev,
--- lines}, ...}}.
+-- Gives {now, floor, {numbers of topics that may have lost entries after the position with a history that was removed},
+-- until ('' when nothing is left after this page), kept (entries after the position, in this page and after it), {numbers
+-- of topics whose history has lost entries after the position}, {{topic, position, prev, lines}, ...}}.
 
 local after, events_left, bytes_left = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local clock = load_clock()
-local time_ms = string.format('%.0f', now_ms())
 if after == '' then
-  return {text(clock.ms, clock.seq), clock.floor, time_ms, '', 0, {}, {}}
+  return {text(clock.ms, clock.seq), clock.floor, {}, '', 0, {}, {}}
 end
 local after_ms, after_seq = parse(after)
 
@@ -66,20 +65,31 @@ local function advance(topic)
   table.insert(waiting, low, topic)
 end
 
--- An entry whose `prev` is after the position shows that those between are lost: the first one that is left.
-local kept, trimmed = 0, {}
+local function is_text_after(position)
+  local ms, seq = parse(position or '')
+  return ms and is_after(ms, seq, after_ms, after_seq)
+end
+
+-- What is lost shows in the first entry after the position. Its `prev` is after the position too: those between were
+-- trimmed. It is the first of its history, and `e` is after the position: a removed history may have held some. Where
+-- there is no history at all, the newest mark of a removal says so.
+local kept, trimmed, expired = 0, {}, {}
 for index = 2, #KEYS do
   local topic = {key = KEYS[index], index = index - 1, from = '(' .. after}
   read_ahead(topic, 1)
   local first = topic.entries[1]
   if first then
-    local prev_ms, prev_seq = parse(first[2][2] or '')
-    if prev_ms and is_after(prev_ms, prev_seq, after_ms, after_seq) then
+    local prev, removed = first[2][2], first[2][8] or clock.expired  -- without `e`: an earlier version's
+    if is_text_after(prev) then
       trimmed[#trimmed + 1] = topic.index
+    elseif prev == '0-0' and is_text_after(removed) then
+      expired[#expired + 1] = topic.index
     end
     local newest = redis.call('XREVRANGE', topic.key, '+', '-', 'COUNT', 1)[1]
     kept = kept + math.max(1, number(newest) - number(first) + 1)
     advance(topic)
+  elseif is_text_after(clock.expired) and not redis.call('XREVRANGE', topic.key, '+', '-', 'COUNT', 1)[1] then
+    expired[#expired + 1] = topic.index
   end
 end
 
@@ -93,4 +103,4 @@ while #waiting > 0 and events_left > 0 and bytes_left > 0 do
   advance(topic)
 end
 local until_ = #waiting > 0 and page[#page][2] or ''
-return {text(clock.ms, clock.seq), clock.floor, time_ms, until_, kept, trimmed, page}
+return {text(clock.ms, clock.seq), clock.floor, expired, until_, kept, trimmed, page}

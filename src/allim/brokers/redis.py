@@ -82,11 +82,12 @@ class RedisBroker:
         self._peers = peers or Peers(replica)
         self._pitfalls: list[Pitfall] = []
         self._server = RedisServer(url, f"allim-{replica}", self._rights)
-        self._publish_script = Script("publish", "clock", "standing", "quotas")
-        self._order_script = Script("publish", "clock", "standing", "quotas", vital=True)
+        shared = ("clock", "expiry", "standing", "quotas")
+        self._publish_script = Script("publish", *shared)
+        self._order_script = Script("publish", *shared, vital=True)
         self._read_script = Script("read", "clock")
         self._heads_script = Script("heads", "clock")
-        self._pulse_script = Script("pulse", "clock")
+        self._pulse_script = Script("pulse", "clock", "expiry")
         self._replicas_script = Script("replicas")
         self._origin_script = Script("origin", "clock")
         # Two queues, so that neither a long read of history nor a slow disk delays the other.
@@ -155,7 +156,7 @@ class RedisBroker:
         return self._reads.call(self._read_script, keys, args, read=partial(self._reading, topics))
 
     def _reading(self, topics: Sequence[str], reply: Sequence[Any]) -> Reading:
-        now, floor, time_ms, until, kept, trimmed, page = reply
+        now, floor, expired, until, kept, trimmed, page = reply
         newest = _position(now)
         self._read = max(self._read, newest)
         events = []
@@ -166,35 +167,37 @@ class RedisBroker:
         return Reading(
             newest,
             _position(floor),
-            int(time_ms),
             events,
             Position.parse(until.decode()) if until else newest,
             kept,
             [topics[topic - 1] for topic in trimmed],
+            [topics[topic - 1] for topic in expired],
             complete=not until,
         )
 
     async def heads(self, topics: Sequence[str]) -> Heads:
         keys = [self._clock_key, *(self._history_key + topic for topic in topics)]
-        now, floor, time_ms, newest = await self._reads.call(self._heads_script, keys, [])
-        return Heads(_position(now), _position(floor), int(time_ms), [_position(text) for text in newest])
+        now, floor, expired, newest = await self._reads.call(self._heads_script, keys, [])
+        return Heads(_position(now), _position(floor), _position(expired), [_position(text) for text in newest])
 
-    async def pulse(self) -> None:
+    async def pulse(self) -> float:
         pulse = self._reads.call(self._pulse_script, [self._clock_key], [self._pulse_channel, self._peers.nonce])
         seen = self._reads.call(self._replicas_script, [self._replicas_key], self._peers.sign())
-        run_id: Any
+        pulsed: Any
         others: Any
-        run_id, others = await asyncio.gather(pulse, seen, return_exceptions=True)
+        pulsed, others = await asyncio.gather(pulse, seen, return_exceptions=True)
         if not isinstance(others, BaseException):
             self._peers.learn(others)
-        if isinstance(run_id, BaseException):
-            raise run_id
+        if isinstance(pulsed, BaseException):
+            raise pulsed
+        run_id, time_ms = pulsed
         if self._followed not in ("", run_id.decode()):
             log.warning("the link leads to another redis process than the commands")
             await self._leave()
         elif await self._server.moved():
             log.warning("the sentinels name another master")
             await self._leave()
+        return int(time_ms) / 1000
 
     async def _leave(self) -> None:
         """Give up every connection: the next ones find the present master."""

@@ -1,7 +1,7 @@
 """The ledger of the clustered form: Redis, over a connection of its own.
 
 Keys: `<prefix>:{0}:signed_out:<user>/<session>`, `…:kicked:<user>`, `…:streams:<user>`, `…:ticket:<ticket>`,
-`…:rate:<SHA-256 of the name>`. Users, sessions and tickets are of the form that tokens may hold.
+`…:used:<SHA-256 of the name>`. Users, sessions and tickets are of the form that tokens may hold.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from allim.brokers.scripts import Script, ScriptCalls
 from allim.brokers.server import RedisServer
 from allim.errors import Unavailable
 from allim.hub import Admission, Demand, Grant, Holder, Quota, Standing
-from allim.identity import Ticket
+from allim.identity import CLOCK_LEEWAY_S, Ticket
 
 log = structlog.get_logger(__name__)
 
@@ -33,9 +33,10 @@ class RedisLedger:
         self._kicked_key = shard + "kicked:"
         self._streams_key = shard + "streams:"
         self._ticket_key = shard + "ticket:"
-        self._rate_key = shard + "rate:"
+        self._rate_key = shard + "used:"
         self._standings = Script("standings", "standing")
         self._kick = Script("kick", "standing", vital=True)
+        self._last_kick = Script("last_kick")
         self._admit = Script("admit", "standing", "quotas")
         self._leave = Script("leave", "standing")
         self._take = Script("take", "standing", "quotas")
@@ -55,12 +56,16 @@ class RedisLedger:
         signed_out, _ = self._keys(holder)
         await self._calls.call(self._sign_out, [signed_out], [_ms(keep_s)])
 
-    async def kick(self, subject: str, keep_s: float) -> float:
-        return float(await self._calls.call(self._kick, [self._kicked_key + subject], [_ms(keep_s)]))
+    async def kick(self, subject: str, keep_s: float, now: float) -> float:
+        args = [_ms(keep_s), now, CLOCK_LEEWAY_S]
+        return float(await self._calls.call(self._kick, [self._kicked_key + subject], args))
+
+    async def last_kick(self, subject: str) -> float:
+        return float(await self._calls.call(self._last_kick, [self._kicked_key + subject], []))
 
     async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
         keys = [key for holder in holders for key in self._keys(holder)]
-        found = await self._calls.call(self._standings, keys, [holder.issued_at for holder in holders])
+        found = await self._calls.call(self._standings, keys, [_issued(holder) for holder in holders])
         return [Standing(standing.decode()) for standing in found]
 
     def admit(
@@ -73,7 +78,7 @@ class RedisLedger:
         demands: Sequence[Demand] = (),
     ) -> asyncio.Future[Admission]:
         keys = [*self._keys(holder), self._streams_key + holder.subject, *self._rate_keys(demands)]
-        args = [holder.issued_at, stream, most, _ms(keep_s), ""]
+        args = [_issued(holder), stream, most, _ms(keep_s), ""]
         if ticket is not None:
             keys.append(self._ticket_key + ticket.id)
             args[-1] = _ms(ticket.keep_s)
@@ -87,7 +92,7 @@ class RedisLedger:
 
     def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> asyncio.Future[Grant]:
         keys = [*(() if holder is None else self._keys(holder)), *self._rate_keys(demands)]
-        args = ["" if holder is None else holder.issued_at, *_limits(demands)]
+        args = ["" if holder is None else _issued(holder), *_limits(demands)]
         return self._calls.call(self._take, keys, args, read=_grant)
 
     def _rate_keys(self, demands: Sequence[Demand]) -> list[str]:
@@ -107,6 +112,11 @@ class RedisLedger:
             log.warning("ended streams not noted; they will be in time", error=error.detail)
         finally:
             self._leaver = None
+
+
+def _issued(holder: Holder) -> str:
+    """When the holder's token was issued, in the form that standing.lua reads."""
+    return str(holder.issued_at) if holder.after_kick is None else f"kick {holder.after_kick}"
 
 
 def _admission(reply: Sequence[Any]) -> Admission:

@@ -1,4 +1,4 @@
--- KEYS: signed_out and kicked of each holder. ARGV: issued_at of each. Gives a standing for each.
+-- KEYS: signed_out and kicked of each holder. ARGV: `issued` of each. Gives a standing for each.
 
 local standings = {}
 for holder = 1, #ARGV do

@@ -1,5 +1,5 @@
 -- Grant all demands or none, and none to a holder whose session was ended.
--- KEYS: signed_out and kicked of the holder, if there is one; then one per demand. ARGV: the holder's issued_at, or '';
+-- KEYS: signed_out and kicked of the holder, if there is one; then one per demand. ARGV: the holder's `issued`, or '';
 -- limit, period_us and cost of each.
 -- Gives {standing, a quota of each...}; the standing alone when nothing can be counted here.
 

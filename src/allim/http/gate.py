@@ -50,11 +50,12 @@ class Gate:
         self._hashing = Turns(HASHING_AT_ONCE, partial(rates.refused, "hashing"))
 
     async def recognise(self, request: Request) -> Identity:
-        """Whose token this is, whether or not its session was ended; so it is a call of its address.
+        """Return whose token this is, whether or not its session has ended and whatever its times say: it is for
+        ending the session, and this machine's clock may be wrong. So the call is counted against its address.
 
         Raises: Unauthenticated; TooMany; Unavailable when it cannot be known now.
         """
-        identity = await self._tokens.verify(token_of(request))
+        identity = await self._tokens.verify_signature(token_of(request))
         await self.stop_guessing(request)
         return identity
 

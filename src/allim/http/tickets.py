@@ -31,12 +31,22 @@ _ALGORITHMS = ["HS256"]
 class Tickets:
     """Issues tickets and reads them. The first of the keys signs, all are believed."""
 
-    def __init__(self, secret_keys: Sequence[str], lifetime_s: int, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        secret_keys: Sequence[str],
+        lifetime_s: int,
+        now: Callable[[], float] = time.time,
+        shared_now: Callable[[], float] | None = None,
+    ) -> None:
+        """Units: Unix seconds. A token's end is judged by `now`, a ticket's by `shared_now`, the clock that all
+        replicas have in common: a ticket lasts less than two machines' clocks may differ.
+        """
         # Keys of their own: a ticket is no token, and no token a ticket.
         self._keys = [OctKey.import_key(_derived(key, b"allim ticket")) for key in secret_keys]
         self._proof_keys = [_derived(key, b"allim ticket proof") for key in secret_keys]
         self.lifetime_s = lifetime_s
         self._now = now
+        self._shared_now = shared_now or now
 
     def issue(self, identity: Identity, topics: Sequence[str]) -> str:
         """A ticket for a stream of these topics, which the identity may read at this moment, and of its own.
@@ -49,7 +59,8 @@ class Tickets:
             "sid": identity.session,
             "role": identity.role,  # rules may ask for it
             "iat": identity.issued_at,
-            "exp": self._now() + self.lifetime_s,
+            "kick": identity.after_kick,
+            "exp": self._shared_now() + self.lifetime_s,
             "until": identity.expires_at,
             "topics": list(topics),
             # The others were granted by their rooms, which are asked again each time the ticket is shown.
@@ -67,7 +78,13 @@ class Tickets:
         """
         at, claims = self._claims(ticket)
         identity = Identity(
-            claims["sub"], claims["sid"], claims["until"], tuple(claims["grants"]), claims["role"], claims["iat"]
+            claims["sub"],
+            claims["sid"],
+            claims["until"],
+            tuple(claims["grants"]),
+            claims["role"],
+            claims["iat"],
+            claims.get("kick"),
         )
         topics = tuple(claims["topics"])
         proof = _proof(self._proof_keys[at], claims["jti"])
@@ -76,7 +93,7 @@ class Tickets:
             raise Unauthenticated("The session has expired; sign in again.")
         if hmac.compare_digest(sent.encode(), proof.encode()):
             return Visitor(identity, topics=topics, proof=proof)
-        left_s = claims["exp"] - self._now()
+        left_s = claims["exp"] - self._shared_now()
         if left_s <= 0:
             raise Unauthenticated("The ticket has expired; get a new one.")
         return Visitor(identity, topics=topics, ticket=Ticket(claims["jti"], left_s + 1), proof=proof)

@@ -24,7 +24,7 @@ from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
 from allim.errors import Invalid, Unauthenticated
 from allim.http.jwks import Jwks
-from allim.identity import OPERATOR, USER, Identity
+from allim.identity import CLOCK_LEEWAY_S, OPERATOR, USER, Identity
 
 OURS = "HS256"
 THEIRS = ("RS256", "ES256", "EdDSA")
@@ -32,7 +32,6 @@ THEIRS = ("RS256", "ES256", "EdDSA")
 _MIN_SECRET_BYTES = 32  # RFC 7518, 3.2
 _MAX_TOKEN_CHARS = 8192
 _MAX_TOPICS = 256
-_MAX_SKEW_S = 60
 _SUBJECT = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 _GRANT = re.compile(r"[a-z][a-z0-9_-]*(:(\*|[A-Za-z0-9._~-]{1,128}))?")
 
@@ -88,9 +87,11 @@ class Tokens:
         role: str = USER,
         topics: Sequence[str] = (),
         auth_time: float | None = None,
+        after_kick: float | None = None,
     ) -> str:
         """A token of `subject`, for a new session unless one is named, good until `auth_time + max_s` at most.
 
+        Shape: `after_kick` is as in `Identity`.
         Units: `auth_time` in Unix seconds: when the person signed in; now, if not given.
         Raises: Unauthenticated when that is longer ago than a session may last.
         """
@@ -99,9 +100,9 @@ class Tokens:
             claims["role"] = role
         if topics:
             claims["topics"] = list(topics)
-        return self._signed(claims, auth_time, self.lifetime_s)
+        return self._signed(claims, auth_time, self.lifetime_s, after_kick)
 
-    def renew(self, token: str) -> str:
+    def renew(self, token: str, after_kick: float | None = None) -> str:
         """A new token of the same session, with the rights, the sign-in time and the audience of the old one.
 
         It lasts as long as the old one did from `iat` to `exp`, and never longer than ours do: a service that issues
@@ -111,17 +112,27 @@ class Tokens:
         Raises: Unauthenticated when it is expired or not valid, or its session has lasted `max_s`; Invalid when it is
         an outside issuer's, who alone can renew it.
         """
-        envelope = _opened(token)
-        if self._issuer and envelope.protected["alg"] in THEIRS:
-            raise Invalid.field("token", "was not issued here; get a new one from its issuer")
-        claims = self._claims_by_us(envelope)
-        identity = self._identity(token, claims)
+        claims, identity = self._renewable(token)
         lifetime_s: float = self.lifetime_s
         if "iat" in claims:
             lifetime_s = min(lifetime_s, identity.expires_at - identity.issued_at)
         kept: dict[str, object] = {name: claims[name] for name in ("sub", "role", "topics", "aud") if name in claims}
         started_at = next((_seconds(claims[name]) for name in ("auth_time", "iat") if name in claims), None)
-        return self._signed({**kept, "sid": identity.session}, started_at, lifetime_s)
+        return self._signed({**kept, "sid": identity.session}, started_at, lifetime_s, after_kick)
+
+    def may_renew(self, token: str) -> Identity:
+        """Who the token speaks for, when it may be renewed here.
+
+        Raises: as `renew`.
+        """
+        return self._renewable(token)[1]
+
+    def _renewable(self, token: str) -> tuple[Mapping[str, object], Identity]:
+        envelope = _opened(token)
+        if self._issuer and envelope.protected["alg"] in THEIRS:
+            raise Invalid.field("token", "was not issued here; get a new one from its issuer")
+        claims = self._claims_by_us(envelope)
+        return claims, self._identity(token, claims)
 
     async def verify(self, token: str) -> Identity:
         """Who the token speaks for. It waits for an outside issuer's keys alone, and only when one is not known.
@@ -131,16 +142,28 @@ class Tokens:
         Raises: Unauthenticated, in the same words whatever is wrong, except that an expired token is named;
         Unavailable when the issuer's keys cannot be read.
         """
-        claims = self._claims_as_written(token)
-        if claims is None:
-            envelope = _opened(token)
-            if envelope.protected["alg"] == OURS:
-                claims = self._claims_by_us(envelope)
-            else:
-                claims = await self._claims_by_issuer(envelope)
-        return self._identity(token, claims)
+        return self._identity(token, await self._signed_claims(token))
 
-    def _signed(self, claims: Mapping[str, object], auth_time: float | None, lifetime_s: float) -> str:
+    async def verify_signature(self, token: str) -> Identity:
+        """Who the token speaks for, or will, or did: it is signed, and its times are not judged.
+
+        Raises: as `verify`.
+        """
+        return _identity_of(token, await self._signed_claims(token))
+
+    async def _signed_claims(self, token: str) -> Mapping[str, object]:
+        claims = self._claims_as_written(token)
+        if claims is not None:
+            return claims
+        envelope = _opened(token)
+        if envelope.protected["alg"] == OURS:
+            return self._claims_by_us(envelope)
+        # What the outside issuer means by a `kick` is not ours.
+        return {**await self._claims_by_issuer(envelope), "kick": None}
+
+    def _signed(
+        self, claims: Mapping[str, object], auth_time: float | None, lifetime_s: float, after_kick: float | None
+    ) -> str:
         # With fractions, so that a sign-in can be told from a kick within the same second; and never later than now.
         issued_at = math.floor(self._now() * 1000) / 1000
         auth_time = issued_at if auth_time is None else min(auth_time, issued_at)
@@ -148,6 +171,8 @@ class Tokens:
         if expires_at <= issued_at:
             raise Unauthenticated("The session has lasted as long as it may; sign in again.")
         times = {"iat": issued_at, "exp": expires_at, "auth_time": auth_time}
+        if after_kick is not None:
+            times["kick"] = after_kick
         kid, key = next(iter(self._keys.items()))
         return _encoded({**claims, **times}, kid, key)
 
@@ -193,21 +218,14 @@ class Tokens:
         return claims
 
     def _identity(self, token: str, claims: Mapping[str, object]) -> Identity:
-        now = self._now()
-        expires_at = _seconds(claims.get("exp"))
-        issued_at = _seconds(claims.get("iat", 0))
-        if expires_at <= now:
+        now, identity = self._now(), _identity_of(token, claims)
+        if identity.expires_at <= now:
             raise Unauthenticated("The token has expired; sign in again.")
-        if _seconds(claims.get("nbf", 0)) > now or issued_at > now + _MAX_SKEW_S:
+        # A later `iat` would be out of a kick's reach, unless the token names its last kick.
+        latest = now + CLOCK_LEEWAY_S
+        if _seconds(claims.get("nbf", 0)) > latest or (identity.after_kick is None and identity.issued_at > latest):
             raise _bad_token()
-        return Identity(
-            subject=_matching(_SUBJECT, claims.get("sub")),
-            session=_matching(_SUBJECT, claims["sid"]) if "sid" in claims else _own_session(token),
-            expires_at=expires_at,
-            topics=_topics(claims.get("topics", [])),
-            role=_role(claims.get("role", USER)),
-            issued_at=issued_at,
-        )
+        return identity
 
 
 class Algorithms(JWSRegistry):
@@ -283,6 +301,19 @@ def _own_session(token: str) -> str:
 def _is_meant_for(audience: str, claims: Mapping[str, object]) -> bool:
     named = claims.get("aud")
     return audience in named if isinstance(named, list) else audience == named
+
+
+def _identity_of(token: str, claims: Mapping[str, object]) -> Identity:
+    """What the claims say, whenever that is true."""
+    return Identity(
+        subject=_matching(_SUBJECT, claims.get("sub")),
+        session=_matching(_SUBJECT, claims["sid"]) if "sid" in claims else _own_session(token),
+        expires_at=_seconds(claims.get("exp")),
+        topics=_topics(claims.get("topics", [])),
+        role=_role(claims.get("role", USER)),
+        issued_at=_seconds(claims.get("iat", 0)),
+        after_kick=None if claims.get("kick") is None else _seconds(claims["kick"]),
+    )
 
 
 def _seconds(claim: object) -> float:

@@ -12,7 +12,7 @@ from allim.hub.broker import (
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import TYPE_FORM, Draft, Entry, Event
 from allim.hub.hub import Hub, HubSettings, Published, Toll, refuse_ended
-from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing
+from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing, is_kicked
 from allim.hub.position import ZERO, Position
 from allim.hub.stream import Backlog, Opening, Stream
 from allim.hub.topic import MAX_TOPICS, TOPIC_FORM, check_topic
@@ -49,5 +49,6 @@ __all__ = [
     "Stream",
     "Toll",
     "check_topic",
+    "is_kicked",
     "refuse_ended",
 ]

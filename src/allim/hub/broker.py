@@ -54,30 +54,30 @@ class Reading(NamedTuple):
 
     Shape: `events` in order, everything there is up to `until`; `complete` when nothing is left after it, and then
     `until` is `now`, the newest position given out. `floor` is where the history's origin begins. `kept` counts the
-    entries after the position asked for, in this page and after it. `trimmed` names the topics that have lost
-    entries after that position.
-    Units: `time_ms` is the broker's clock in Unix milliseconds.
+    entries after the position asked for, in this page and after it. `trimmed` names the topics whose history has lost
+    entries after that position, `expired` those of which a history that was removed may have held some; no topic is
+    in both.
     """
 
     now: Position
     floor: Position
-    time_ms: int
     events: Sequence[Event]
     until: Position
     kept: int
     trimmed: Sequence[str]
+    expired: Sequence[str]
     complete: bool
 
 
 class Heads(NamedTuple):
     """How far each of several topics has come: its newest kept position, or the first of all when nothing is kept.
 
-    Shape, units: `now`, `floor` and `time_ms` as in `Reading`.
+    Shape: `now` and `floor` as in `Reading`; `expired` is the newest position that a history held which was removed.
     """
 
     now: Position
     floor: Position
-    time_ms: int
+    expired: Position
     newest: Sequence[Position]
 
 
@@ -143,11 +143,13 @@ class Broker(Protocol):
         """Raises: Unavailable."""
         ...
 
-    async def pulse(self) -> None:
-        """Send this replica a position through the whole way; `on_pulse` hears it.
+    async def pulse(self) -> float:
+        """Send this replica a position through the whole way; `on_pulse` hears it. Gives the broker's clock.
 
+        Units: Unix seconds.
         Raises: Unavailable.
         """
+        ...
 
     async def replace_link(self) -> None:
         """Give the present link up and make a new one: it is open, but nothing comes over it."""

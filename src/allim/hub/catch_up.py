@@ -78,12 +78,10 @@ class CatchUp:
         self,
         broker: Broker,
         metrics: Metrics,
-        history_ttl_s: int,
         new_backlog: Callable[[], Backlog],
     ) -> None:
         self._reads = Reads(broker)
         self._metrics = metrics
-        self._ttl_ms = history_ttl_s * 1000
         self._new_backlog = new_backlog
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -93,7 +91,7 @@ class CatchUp:
         Raises: Unavailable.
         """
         reading = await self._reads.read(stream.topics, parse_last_event_id(last_event_id))
-        verdict = judge(last_event_id, stream.topics, reading, self._ttl_ms // 1000)
+        verdict = judge(last_event_id, stream.topics, reading)
         if verdict.after is None:
             return Start(Opening(verdict, reading.now, 0), reading)
         return Start(Opening(verdict, verdict.after, reading.kept), reading)
@@ -137,12 +135,12 @@ class CatchUp:
         """
         backlog = stream.backlog
         assert backlog is not None
-        told = read_ms = None
-        lost: set[str] = set()  # trimmed topics that were told of and have not come since
+        told = None
+        lost: set[str] = set()  # topics that were told of as trimmed or expired and have not come since
         written, complete = 0, False
         if first is not None:
-            told, read_ms, complete = first.floor, first.time_ms, first.complete
-            lost = set(first.trimmed) - {event.topic for event in first.events}
+            told, complete = first.floor, first.complete
+            lost = _still_lost(first)
             written = await self._write_page(stream, chain, first)
         while not stream.ended:
             await stream.drained()  # also before it goes live: a full buffer would never be seen to be full
@@ -151,15 +149,12 @@ class CatchUp:
                 reading = await self._read_patiently(stream)
                 if reading is None:
                     return
-                expired = read_ms is None or read_ms < reading.time_ms - self._ttl_ms
                 if (told is None or told < reading.floor) and stream.last < reading.floor:
                     self._tell(stream, chain, stream.topics, "origin")
-                elif expired and stream.last.ms < reading.time_ms - self._ttl_ms:
-                    self._tell(stream, chain, stream.topics, "trimmed")
-                elif news := [topic for topic in reading.trimmed if topic not in lost]:
+                elif news := [topic for topic in (*reading.trimmed, *reading.expired) if topic not in lost]:
                     self._tell(stream, chain, news, "trimmed")
-                told, read_ms, complete = reading.floor, reading.time_ms, reading.complete
-                lost = set(reading.trimmed) - {event.topic for event in reading.events}
+                told, complete = reading.floor, reading.complete
+                lost = _still_lost(reading)
                 written += await self._write_page(stream, chain, reading)
             elif stream.last < backlog.floor and (told is None or told < backlog.floor):
                 self._tell(stream, chain, stream.topics, "origin")
@@ -221,3 +216,8 @@ class CatchUp:
             except Unavailable:  # told in the log by the broker, once for all that wait
                 await asyncio.sleep(RETRY_S * random.uniform(1, 2))
         return None
+
+
+def _still_lost(reading: Reading) -> set[str]:
+    """The topics that a reading after this one would name again, because no event of theirs was on this page."""
+    return {*reading.trimmed, *reading.expired} - {event.topic for event in reading.events}

@@ -34,7 +34,6 @@ class Dispatcher:
     Shape: `alive` is told of a pulse when it arrives, `beat` when everything before it has been dispatched or
     is being caught up, `repaired` when every stream that is behind is being brought back. `stood_up` is set whenever
     a link stands anew.
-    Units: `history_ttl_s` seconds.
     """
 
     def __init__(
@@ -43,7 +42,6 @@ class Dispatcher:
         registry: Registry,
         catch_up: CatchUp,
         metrics: Metrics,
-        history_ttl_s: int,
         alive: Callable[[], None],
         beat: Callable[[Position], None],
         repaired: Callable[[], None],
@@ -52,7 +50,6 @@ class Dispatcher:
         self._registry = registry
         self._catch_up = catch_up
         self._metrics = metrics
-        self._ttl_ms = history_ttl_s * 1000
         self._alive = alive
         self._beat = beat
         self._repaired = repaired
@@ -222,14 +219,15 @@ class Dispatcher:
     async def _compare(self, names: Sequence[str]) -> int:
         heads = await self._broker.heads(names)
         self._floor = max(self._floor, heads.floor)
-        expired = self._heard.ms < heads.time_ms - self._ttl_ms  # what was missed may be gone without a trace
         behind = 0
         for name, newest in zip(names, heads.newest, strict=True):
             topic = self._registry.topic(name)
             if topic is None or topic.last is None:
                 continue  # left meanwhile, or joining: it reads by itself
-            if newest > topic.last or expired:
-                until = heads.now if expired else newest
+            # The history that held what was missed since the last pulse may have been removed.
+            removed = newest == ZERO and max(topic.last, self._heard) < heads.expired
+            if newest > topic.last or removed:
+                until = heads.now if removed else newest
                 behind += self._bring_back(topic, until)
                 topic.last = until
         return behind

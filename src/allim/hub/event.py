@@ -54,8 +54,8 @@ class Entry(NamedTuple):
 class Control(NamedTuple):
     """An order to the replicas that hold a user's streams: end some of them for a reason, or let them live longer.
 
-    Shape: of the subject's streams it concerns those of one session, or those whose token was issued up to a moment,
-    or those named. `reason` is why they end; without one they stay until `expires_at`, if they were to end sooner.
+    Shape: of the subject's streams it concerns those of one session, or those that a kick at `issued_until` ends, or
+    those named. `reason` is why they end; without one they stay until `expires_at`, if they were to end sooner.
     Units: `issued_until` and `expires_at` in Unix seconds.
     """
 

@@ -29,6 +29,7 @@ from allim.errors import (
 from allim.hub.broadcasts import SLICE_S, after_others
 from allim.hub.broker import IDEMPOTENCY_WINDOW_S, Broker, Outcome, Publication
 from allim.hub.catch_up import CatchUp, Start
+from allim.hub.clock import SharedClock
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
 from allim.hub.event import Control, Draft, Entry, encode_control, encode_draft
@@ -38,7 +39,7 @@ from allim.hub.position import Position
 from allim.hub.registry import Registry
 from allim.hub.stream import Backlog, Stream
 from allim.hub.wheel import SLOT_S, Wheel
-from allim.identity import Ticket, user_topic
+from allim.identity import CLOCK_LEEWAY_S, Ticket, user_topic
 from allim.networks import shares_of
 from allim.telemetry import Metrics
 
@@ -64,7 +65,6 @@ class HubSettings:
 
     heartbeat_s: float = 15
     pulse_s: float = 5
-    history_ttl_s: int = 3600
     max_event_bytes: int = 65536
     stream_buffer_bytes: int = 262144
     stream_lifetime_s: float = 900
@@ -103,13 +103,17 @@ class Hub:
         settings: HubSettings | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
+        """Shape: `clock` is monotonic, `wall` gives Unix seconds by this machine's clock."""
         self.settings = settings or HubSettings()
         self._broker = broker
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
+        self._wall = wall
+        self.shared_clock = SharedClock(wall, clock)
         self._rng = rng or random.Random()
         self._registry = Registry()
         metrics.count_topics(self._registry.count_topics)
@@ -117,13 +121,12 @@ class Hub:
         self._join_limit = TimeLimit(JOIN_TIMEOUT_S)
         self._load = Load(self.settings.memory_max_bytes)
         self._wheel = Wheel()
-        self._catch_up = CatchUp(broker, metrics, self.settings.history_ttl_s, self.new_backlog)
+        self._catch_up = CatchUp(broker, metrics, self.new_backlog)
         self._dispatcher = Dispatcher(
             broker,
             self._registry,
             self._catch_up,
             metrics,
-            self.settings.history_ttl_s,
             self._link_alive,
             self._heard,
             self._repaired,
@@ -262,7 +265,8 @@ class Hub:
 
         Raises: Unavailable.
         """
-        left_s = min(holder.expires_at - time.time(), LONGEST_S)
+        # As long as a machine whose clock is behind ours takes the token.
+        left_s = min(holder.expires_at - self._wall() + CLOCK_LEEWAY_S, LONGEST_S)
         await _in_time(self._ledger.sign_out(holder, max(left_s, self.settings.revocation_s)))
         await self._order(Control(holder.subject, CloseReason.SIGNED_OUT, session=holder.session))
 
@@ -271,8 +275,18 @@ class Hub:
 
         Raises: Unavailable.
         """
-        moment = await _in_time(self._ledger.kick(subject, self.settings.revocation_s))
+        moment = await _in_time(self._ledger.kick(subject, self.settings.revocation_s, self._wall()))
         await self._order(Control(subject, CloseReason.KICKED, issued_until=moment))
+
+    async def last_kick(self, subject: str) -> float | None:
+        """The moment of the user's last kick, for a token that is issued now; 0 when there was none, None when it
+        cannot be known now: the token is then compared with later kicks by when it was issued.
+        """
+        try:
+            return await _in_time(self._ledger.last_kick(subject))
+        except Unavailable as error:
+            log.warning("a token names no kick", user=subject, error=error.detail)
+            return None
 
     async def extend(self, holder: Holder, expires_at: float) -> None:
         """Let the live streams of a session go on until then.
@@ -410,6 +424,7 @@ class Hub:
     def _begin(self, stream: Stream) -> None:
         now = self._clock()
         stream.opened_at = now
+        stream.unix_s = self._wall() - now
         stream.beat = self._beat
         # A stream that was joining when the drain began is drained like the others.
         rotation_s = self.settings.stream_lifetime_s * self._rng.uniform(0.8, 1)
@@ -459,11 +474,13 @@ class Hub:
                     pass
 
     async def _send_pulse(self) -> None:
-        self._pulse_sent_at = time.time()
+        self._pulse_sent_at = self._clock()
         try:
-            await self._broker.pulse()
+            broker_s = await self._broker.pulse()
         except Unavailable as error:
             log.warning("pulse not sent", error=error.detail)
+        else:
+            self._metrics.clock_skew(self.shared_clock.set(broker_s, self._pulse_sent_at))
 
     async def _watch_link(self) -> None:
         """A link that brings no pulse is dead, whatever its socket says; a new one gets the same patience."""
@@ -530,13 +547,13 @@ class Hub:
 
     def _plan(self, stream: Stream) -> None:
         """Look at the stream again when its lifetime is over, its token expires, or that is to be told."""
-        left_s = stream.expires_at - time.time()
+        left_s = self._left_s(stream)
         if not stream.warned:
             left_s = max(0, left_s - EXPIRING_S)
         self._wheel.set(stream, min(stream.ends_at, self._clock() + left_s))
 
     def _look_after(self, stream: Stream) -> None:
-        left_s = stream.expires_at - time.time()
+        left_s = self._left_s(stream)
         if left_s <= 2 * SLOT_S:
             stream.close(CloseReason.TOKEN_EXPIRED)
         elif stream.ends_at <= self._clock() + SLOT_S:
@@ -546,6 +563,10 @@ class Hub:
                 stream.warned = True
                 stream.expiring(left_s)
             self._plan(stream)
+
+    def _left_s(self, stream: Stream) -> float:
+        """Until its token expires, whatever was done to the wall clock since the stream opened."""
+        return stream.expires_at - stream.unix_s - self._clock()
 
     # Audit ----------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ class Holder(Protocol):
     """Who holds a session: an identity, or one of its streams.
 
     Units: Unix seconds; `issued_at` is 0 when the token does not say: then it counts as older than every kick.
+    `after_kick` is the moment of the user's last kick before the token was issued, None when the token does not say:
+    then `issued_at` is compared with the moment of a kick.
     """
 
     @property
@@ -39,6 +41,14 @@ class Holder(Protocol):
 
     @property
     def expires_at(self) -> float: ...
+
+    @property
+    def after_kick(self) -> float | None: ...
+
+
+def is_kicked(holder: Holder, moment: float) -> bool:
+    """Whether a kick at this moment ends the holder's session."""
+    return holder.issued_at <= moment if holder.after_kick is None else holder.after_kick < moment
 
 
 class Demand(NamedTuple):
@@ -113,8 +123,16 @@ class Ledger(Protocol):
     async def sign_out(self, holder: Holder, keep_s: float) -> None:
         """The holder's session may not be used any more."""
 
-    async def kick(self, subject: str, keep_s: float) -> float:
-        """No session of the user from before now may be used any more; gives now, in Unix seconds."""
+    async def kick(self, subject: str, keep_s: float, now: float) -> float:
+        """End every session of the user from before now; gives the moment of the kick.
+
+        Units: Unix seconds; `now` by the caller's clock. Each kick of a user has a later moment than the one before,
+        whatever the clocks do.
+        """
+        ...
+
+    async def last_kick(self, subject: str) -> float:
+        """The moment of the user's last kick that is still remembered, 0 when there is none."""
         ...
 
     async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...

@@ -37,12 +37,10 @@ def parse_last_event_id(text: str | None) -> Position | None:
         return None
 
 
-def judge(last_event_id: str | None, topics: Sequence[str], reading: Reading, ttl_s: int) -> Verdict:
+def judge(last_event_id: str | None, topics: Sequence[str], reading: Reading) -> Verdict:
     """Say what a stream with this last event ID has missed for good, topic by topic.
 
     Shape: the reading is of history after the last event ID.
-
-    Units: `ttl_s` seconds, the age up to which history is kept.
     """
     if not last_event_id:
         return Verdict("new", (), None)
@@ -53,10 +51,11 @@ def judge(last_event_id: str | None, topics: Sequence[str], reading: Reading, tt
         return _reset_all(topics, "ahead", None)
     if after < reading.floor:
         return _reset_all(topics, "origin", after)
-    if after.ms < reading.time_ms - ttl_s * 1000:
-        return _reset_all(topics, "expired", after)
-    trimmed = tuple(Reset(topic, "trimmed") for topic in reading.trimmed)
-    return Verdict("reset" if trimmed else "complete", trimmed, after)
+    lost = (
+        *(Reset(topic, "expired") for topic in reading.expired),
+        *(Reset(topic, "trimmed") for topic in reading.trimmed),
+    )
+    return Verdict("reset" if lost else "complete", lost, after)
 
 
 def _reset_all(topics: Sequence[str], reason: ResetReason, after: Position | None) -> Verdict:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import Control, Event
+from allim.hub.ledger import is_kicked
 from allim.hub.position import ZERO, Position
 from allim.hub.resume import Verdict
 from allim.identity import Identity
@@ -74,11 +75,13 @@ class Stream(ABC):
     heartbeat round it belongs to; `deadline` is the wheel's slot in which it is looked at again; `warned` when the
     reader was told that its token expires; `address` is the network it is counted under, "" when it is not counted.
     Units: `opened_at` and `ends_at`, when its lifetime is over, in seconds of the hub's clock; `expires_at` and
-    `issued_at`, its token's, in Unix seconds.
+    `issued_at`, its token's, in Unix seconds; `after_kick` as in `Identity`; `unix_s` is what had to be added to the
+    hub's clock, when the stream opened, to get Unix seconds: a later step of the wall clock does not move its end.
     """
 
     __slots__ = (
         "address",
+        "after_kick",
         "backlog",
         "beat",
         "close_reason",
@@ -94,6 +97,7 @@ class Stream(ABC):
         "session",
         "subject",
         "topics",
+        "unix_s",
         "warned",
     )
 
@@ -106,8 +110,10 @@ class Stream(ABC):
         self.session = identity.session
         self.issued_at = identity.issued_at
         self.expires_at = identity.expires_at
+        self.after_kick = identity.after_kick
         self.warned = False
         self.ends_at = 0.0
+        self.unix_s = 0.0
         self.topics = topics
         self.backlog: Backlog | None = backlog
         self.last = ZERO
@@ -140,7 +146,7 @@ class Stream(ABC):
         """Carry out an order that may concern this stream."""
         concerned = (
             control.session == self.session
-            or (control.issued_until is not None and self.issued_at <= control.issued_until)
+            or (control.issued_until is not None and is_kicked(self, control.issued_until))
             or self.id in control.streams
         )
         if control.subject != self.subject or not concerned:  # others may read this user's topic too

@@ -57,7 +57,10 @@ class Metrics:
             "allim_link_out_of_order_total", "Events that the link brought behind newer ones", registry=r
         )
         self._redis_memory: tuple[Gauge, Gauge] | None = None
-        self._skew_s = 0.0
+        self._clock_skew = Gauge(
+            "allim_clock_skew_seconds", "How far this machine's clock is ahead of the broker's", registry=r
+        )
+        self._offset_s = time.monotonic() - time.time()
 
     def count_topics(self, count: Callable[[], int]) -> None:
         """Ask this for the number of topics whenever the metrics are read."""
@@ -79,7 +82,7 @@ class Metrics:
         plain.dispatched += 1
         if written:
             plain.written += written
-            late_s = max(0.0, time.time() - self._skew_s - accepted_ms / 1000)
+            late_s = max(0.0, time.monotonic() - self._offset_s - accepted_ms / 1000)
             plain.late[bisect_left(_LATENCY_BUCKETS_S, late_s)] += 1
             plain.late_s += late_s
 
@@ -122,9 +125,12 @@ class Metrics:
     def pulse_heard(self, accepted_ms: int, sent_at_s: float) -> None:
         """Align the broker's clock: it read `accepted_ms` between our sending and our hearing.
 
-        Units: Unix milliseconds of the broker's clock, Unix seconds of ours.
+        Units: Unix milliseconds of the broker's clock, seconds of our monotonic one.
         """
-        self._skew_s = (sent_at_s + time.time()) / 2 - accepted_ms / 1000
+        self._offset_s = (sent_at_s + time.monotonic()) / 2 - accepted_ms / 1000
+
+    def clock_skew(self, ahead_s: float) -> None:
+        self._clock_skew.set(ahead_s)
 
     def text(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""

@@ -80,7 +80,7 @@ class Site:
         ]
         passwords = accounts.Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         hub = RecordingHub()
-        service = accounts.Service(engine, TOKENS, passwords, self.snapshots, hub.sign_out, hub.extend)
+        service = accounts.Service(engine, TOKENS, passwords, self.snapshots, hub.sign_out, hub.extend, hub.last_kick)
         gate = gate_of(None, **limits)
         flows = accounts.Flows(keys, self.clock)
         self.routes: list[BaseRoute] = [

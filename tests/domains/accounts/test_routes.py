@@ -55,7 +55,7 @@ async def client(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> AsyncIterator[httpx.AsyncClient]:
     passwords = accounts.Passwords(CHEAP)
-    service = accounts.Service(engine, TOKENS, passwords, snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(engine, TOKENS, passwords, snapshots, hub.sign_out, hub.extend, hub.last_kick)
     async with client_of(accounts.routes(service, gate_of(), TOKENS.lifetime_s)) as client:
         yield client
 
@@ -86,7 +86,9 @@ async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
 async def test_an_address_makes_so_many_accounts(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> None:
-    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(
+        engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
+    )
     gate = gate_of(new_accounts=Policy("accounts", 2, 3600))
     async with client_of(accounts.routes(service, gate, TOKENS.lifetime_s)) as client:
         malformed = await client.post("/api/accounts", json={**JIWOO, "email": "nobody"})
@@ -272,7 +274,7 @@ async def test_a_hash_made_with_older_parameters_is_renewed_at_sign_in(
 ) -> None:
     await client.post("/api/accounts", json=JIWOO)
     stronger = accounts.Passwords(PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
-    service = accounts.Service(engine, TOKENS, stronger, snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(engine, TOKENS, stronger, snapshots, hub.sign_out, hub.extend, hub.last_kick)
 
     await service.sign_in(JIWOO["email"], JIWOO["password"])
 
@@ -330,7 +332,9 @@ async def test_a_profile_is_what_the_owner_sees(client: httpx.AsyncClient, engin
 
 async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snapshots: FirstSnapshots) -> None:
     away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
-    service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(
+        away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
+    )
 
     async with client_of(accounts.routes(service, gate_of(), TOKENS.lifetime_s)) as client:
         with capture_logs():
@@ -346,7 +350,9 @@ async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snaps
 async def test_an_address_written_in_another_way_is_no_further_try(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots, written: str
 ) -> None:
-    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(
+        engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
+    )
     gate = gate_of(sign_in_tries=Policy("sign-in", 1, 60))
 
     async with client_of(accounts.routes(service, gate, TOKENS.lifetime_s)) as client:
@@ -358,7 +364,9 @@ async def test_an_address_written_in_another_way_is_no_further_try(
 
 async def test_without_a_turn_nothing_is_looked_up_or_hashed(hub: RecordingHub, snapshots: FirstSnapshots) -> None:
     away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
-    service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend)
+    service = accounts.Service(
+        away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
+    )
 
     @asynccontextmanager
     async def no_turn() -> AsyncIterator[None]:

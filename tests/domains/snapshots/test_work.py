@@ -100,6 +100,22 @@ async def test_the_sweeper_leaves_alone_what_is_new_worked_on_or_done(
     assert handed.ids == [new.id, claimed.id]
 
 
+async def test_a_clock_that_was_stepped_back_rests_no_snapshot(alpha: Replica, beta: Replica, clock: Clock) -> None:
+    fresh = await alpha.service.request("a1")
+    claimed = await alpha.service.request("a1")
+    assert await alpha.generation.claim(claimed.id) is not None
+    handed = Handed()
+    handed.go_on.set()
+    sweeper = Worker(beta.engine, InMemoryBroker(await_inplace=True), handed, now=clock)
+    clock.advance(-3600)
+
+    await sweeper.sweep()
+
+    assert sorted(handed.ids) == sorted([fresh.id, claimed.id])
+    assert await beta.generation.claim(fresh.id) is not None
+    assert await beta.generation.claim(claimed.id) is not None
+
+
 async def test_of_many_sweepers_one_sends(alpha: Replica, beta: Replica, clock: Clock) -> None:
     handed = Handed()
     handed.go_on.set()

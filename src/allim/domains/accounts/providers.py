@@ -52,13 +52,13 @@ from allim.errors import AllimError, Invalid, Unauthenticated, Unavailable
 from allim.http.bodies import parse_json
 from allim.http.jwks import Jwks
 from allim.http.tokens import THEIRS, Algorithms
+from allim.identity import CLOCK_LEEWAY_S
 
 FLOW_LIFETIME_S = 600
 TIMEOUT_S = 5.0
 
 _SIGNATURES = Algorithms(algorithms=THEIRS, strict_check_header=False)
 _METADATA_AGE_S = 3600.0
-_LEEWAY_S = 60  # between the provider's clock and ours
 _MAX_ANSWER_BYTES = 256 * 1024
 _MAX_SUBJECT_CHARS = 255  # OpenID Connect Core, 2
 _ERROR = re.compile(r"[a-z_]{1,64}")
@@ -316,7 +316,7 @@ class Provider:
                 "access_token": tokens.get("access_token"),
             },
         )
-        rules.validate(int(self._now()), _LEEWAY_S)
+        rules.validate(int(self._now()), int(CLOCK_LEEWAY_S))
 
     async def _profile(
         self, metadata: _Metadata, claims: Mapping[str, Any], tokens: Mapping[str, Any]

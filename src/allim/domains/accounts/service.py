@@ -28,6 +28,10 @@ Turn = Callable[[], AbstractAsyncContextManager[None]]
 """Around what hashes a password: waits for the caller's turn; what it raises ends the wait, and nothing is hashed."""
 
 
+LastKick = Callable[[str], Awaitable[float | None]]
+"""The moment of the user's last kick; 0 when there was none, None when it cannot be known now."""
+
+
 class FirstSnapshot(Protocol):
     """What a new account wants from the room of snapshots."""
 
@@ -67,6 +71,7 @@ class Service:
         snapshots: FirstSnapshot,
         end_session: EndSession,
         extend_session: ExtendSession,
+        last_kick: LastKick,
         operators: Collection[str] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -76,6 +81,7 @@ class Service:
         self._snapshots = snapshots
         self._end_session = end_session
         self._extend_session = extend_session
+        self._last_kick = last_kick
         self._operators = frozenset(operators)
         self._now = now
 
@@ -97,7 +103,7 @@ class Service:
             created_at=self._now(),
         )
         await self._open(account)
-        return self._session(account)
+        return await self._session(account)
 
     async def sign_in(self, email: str, password: str, turn: Turn = nullcontext) -> Session:
         """A new session.
@@ -113,7 +119,7 @@ class Service:
                 raise Unauthenticated("The email or the password is wrong.")
             if self._passwords.is_outdated(password_hash):
                 await self._rehash(account, password)
-        return self._session(account)
+        return await self._session(account)
 
     async def sign_in_as(self, person: Person) -> Session:
         """A new session of the account that this person signs in to. The first time makes it, as `register` does.
@@ -122,7 +128,7 @@ class Service:
         have an address at a provider does not prove to be the one who registered it here.
         """
         account = await self._known(person) or await self._welcome(person)
-        return self._session(account)
+        return await self._session(account)
 
     async def sign_out(self, identity: Identity) -> None:
         """End the session, and its streams on every replica.
@@ -134,12 +140,13 @@ class Service:
     async def renew(self, token: str, check: Callable[[], Awaitable[object]]) -> Renewal:
         """A new token of the same session; its live streams go on, on every replica.
 
-        Shape: `check` raises when the session of the old token was ended. It is asked after the new one is issued:
-        a kick from before that moment is seen, and one from after it ends the new token too.
+        Shape: `check` raises when the session of the old token was ended. It is asked after the last kick was looked
+        up: a kick from before that moment ends the old token, and one from after it ends the new token too.
         Raises: Unauthenticated when the session has lasted as long as it may; Invalid for a token of another issuer;
         Unavailable; what `check` raises.
         """
-        renewed = self._tokens.renew(token)
+        after_kick = await self._last_kick(self._tokens.may_renew(token).subject)
+        renewed = self._tokens.renew(token, after_kick)
         await check()
         identity = await self._tokens.verify(renewed)
         await self._extend_session(identity, identity.expires_at)
@@ -200,9 +207,10 @@ class Service:
         async with writing(self._engine) as connection:
             await store.replace_hash(connection, account, password_hash)
 
-    def _session(self, account: Account) -> Session:
+    async def _session(self, account: Account) -> Session:
         role = OPERATOR if account.id in self._operators else USER
-        return Session(view(account), self._tokens.issue(account.id, role=role))
+        after_kick = await self._last_kick(account.id)
+        return Session(view(account), self._tokens.issue(account.id, role=role, after_kick=after_kick))
 
 
 async def profile(engine: AsyncEngine, account_id: str) -> dict[str, object] | None:

@@ -2,8 +2,9 @@
 
 A row's life: requested → claimed (and renewed) → generated → announced. Until it is announced somebody owes
 work on it: `sweep_at` says when to look for somebody, `next_attempt_at` when an attempt may begin, `owner` and
-`lease_until` who is at it. All times are Unix seconds of the replicas' own clocks, handed in, so both databases
-compare the same numbers; the replicas' clocks must agree to within a few seconds.
+`lease_until` who is at it. All times are Unix seconds of the one clock that the replicas share, handed in, so both
+databases compare the same numbers. That clock may be stepped back: a moment further ahead than any that is written
+here counts as past, or the work would rest for as long as the step.
 """
 
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from allim.http.paging import Page
 from allim.storage import metadata
+
+LONGEST_S = 120.0  # how far ahead of the present a moment that is written here can be at most, with room to spare
 
 PENDING = "pending"
 GENERATED = "generated"
@@ -156,10 +159,10 @@ async def claim(
     connection: AsyncConnection, snapshot_id: str, owner: str, now: float, lease_until: float
 ) -> Claim | None:
     """Take the snapshot, unless it is finished, somebody else's, or resting after a failure."""
-    free = or_(snapshots.c.lease_until.is_(None), snapshots.c.lease_until <= now)
+    free = or_(snapshots.c.lease_until.is_(None), _is_past(snapshots.c.lease_until, now))
     statement = (
         update(snapshots)
-        .where(_unannounced(snapshot_id), free, snapshots.c.next_attempt_at <= now)
+        .where(_unannounced(snapshot_id), free, _is_past(snapshots.c.next_attempt_at, now))
         .values(
             owner=owner,
             lease_until=lease_until,
@@ -221,10 +224,14 @@ async def mark_announced(connection: AsyncConnection, snapshot_id: str, now: flo
 
 async def take_unattended(connection: AsyncConnection, now: float, look_again_at: float) -> list[str]:
     """Ids of snapshots that nobody works on, each given to only one of the replicas that ask at once."""
-    due = (snapshots.c.announced_at.is_(None)) & (snapshots.c.sweep_at <= now)
+    due = (snapshots.c.announced_at.is_(None)) & _is_past(snapshots.c.sweep_at, now)
     some = select(snapshots.c.id).where(due).order_by(snapshots.c.sweep_at).limit(100)
     statement = update(snapshots).where(snapshots.c.id.in_(some), due).values(sweep_at=look_again_at)
     return list(await connection.scalars(statement.returning(snapshots.c.id)))
+
+
+def _is_past(moment: Column[float], now: float) -> ColumnElement[bool]:
+    return or_(moment <= now, moment > now + LONGEST_S)
 
 
 def _unannounced(snapshot_id: str) -> ColumnElement[bool]:
