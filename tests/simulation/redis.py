@@ -189,6 +189,7 @@ class Redis:
         self.disk_full = False
         self.read_only = False
         self.calls: dict[str, int] = {}  # commands, by name
+        self.positions: list[tuple[float, int]] = []  # when positions of which millisecond were given out
         self.max_calls = DEFAULT_MAX_CALLS
         self.called = 0
         self.now_ms = 0
@@ -240,12 +241,13 @@ class Redis:
         self.file = []
         denied, self.denied = self.denied, frozenset()
         full, self.full = self.full, False
+        positions = list(self.positions)
         for written in kept:
             self.now_ms, self.now_us = written.now_ms, written.now_ms * 1000
             for command in written.commands:
                 self._table[command[0]](command[1:])
         self.file = kept
-        self.denied, self.full = denied, full
+        self.denied, self.full, self.positions = denied, full, positions
         self._commands = []
 
     def flush(self) -> None:
@@ -474,6 +476,8 @@ class Redis:
 
     def _do_hset(self, args: Sequence[bytes]) -> int:
         held = self._own(args[0], dict)
+        if args[1] == b"ms" and args[0].endswith(b":clock"):
+            self.positions.append((self.true_s(), int(args[2])))
         new = sum(name not in held for name in args[1::2])
         held.update(zip(args[1::2], args[2::2], strict=True))
         return new

@@ -139,7 +139,7 @@ def draw(seed: int, faults: Mapping[str, tuple[float, float, float]]) -> Schedul
         event_bytes=rng.choice((20, 200, 2000)) if not crowd else 20,
         round_robin=crowd,
         redis_skew_s=_skew(rng),
-        delay_s=(low_s, low_s * rng.choice((1.0, 3.0, 10.0))),
+        delay_s=(low_s, low_s * rng.choice((1.0, 3.0) if pulse_s < 1 else (1.0, 3.0, 10.0))),
         durable=rng.random() < 0.15,
         knobs={
             "allim.hub.reads.PAGE_EVENTS": rng.choice((8, 64, 512)),

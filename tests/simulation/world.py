@@ -592,8 +592,9 @@ class World:
         self.clock_readings.append((self.now(), self.redis.machine.wall_s()))
 
     def broker_s(self, at: float) -> float:
-        """The newest time that Redis' clock had shown by then."""
-        newest = 0.0
+        """The newest time that Redis' clock, or a position, had shown by then."""
+        given_out = (ms for moment, ms in self.redis.data.positions if EPOCH_S + moment <= at)
+        newest = max(given_out, default=0) / 1000
         for (since, reading), (until, _) in itertools.pairwise([*self.clock_readings, (float("inf"), 0.0)]):
             if since <= at:
                 newest = max(newest, reading + min(at, until) - since)
