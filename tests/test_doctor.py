@@ -91,6 +91,7 @@ async def test_how_full_redis_is_is_told_before_it_is_full(
     environ: dict[str, str], used: float, ok: bool, advised: bool
 ) -> None:
     with redis_server() as server, server.client() as client:
+        client.set("filler", "x" * 20_000_000)  # beside which a connection more is little
         client.config_set("maxmemory", int(client.info("memory")["used_memory"] / used))
         findings = await examine({**environ, "ALLIM_REDIS_URL": server.url}, None)
 

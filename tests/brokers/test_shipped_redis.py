@@ -35,7 +35,7 @@ async def test_the_shipped_redis_keeps_what_it_accepted_over_a_restart(shipped: 
     ]
     await before.close()
     keys = kept(shipped)
-    assert len(keys) == 5  # the clock, two histories, two idempotency keys
+    assert len(keys) == 6  # the clock, two histories and when they are due, two idempotency keys
 
     shipped.restart(by)
 
