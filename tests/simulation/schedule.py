@@ -154,7 +154,8 @@ def draw(seed: int, faults: Mapping[str, tuple[float, float, float]]) -> Schedul
 
 
 def _skew(rng: random.Random) -> float:
-    return rng.choice((0.0, 0.0, 0.0, rng.uniform(-1, 1), rng.uniform(-30, 30), rng.choice((-90.0, 90.0, -300.0))))
+    far_s = rng.choice((-90.0, 90.0, -300.0))
+    return rng.choice((0.0, 0.0, rng.uniform(-1, 1), rng.uniform(-30, 30), far_s, far_s))
 
 
 def _other_history(rng: random.Random) -> dict[str, int]:
