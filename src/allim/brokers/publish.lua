@@ -23,8 +23,6 @@ end
 
 must_be_allowed('HSET', KEYS[1], 'ms', '')
 must_be_allowed('ZADD', EXPIRY, '1', '')
-must_be_allowed('ZRANGEBYSCORE', EXPIRY, '1', '1')
-must_be_allowed('ZREM', EXPIRY, '')
 if fingerprint ~= '' then
   must_be_allowed('RPUSH', KEYS[2], '')
   must_be_allowed('EXPIRE', KEYS[2], '1')
@@ -35,10 +33,16 @@ for key = 5, #KEYS do
   if not newest[history] then
     must_be_allowed('XADD', history, '*', 'd', '')
     must_be_allowed('PERSIST', history)
-    must_be_allowed('UNLINK', history)
     must_be_allowed('PUBLISH', channel, '')
     local entry = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
-    newest[history] = entry and {entry[1], tonumber(entry[2][4]) or 0, false} or {'0-0', 0, true}  -- not ours, if without a number
+    if entry then
+      newest[history] = {entry[1], tonumber(entry[2][4]) or 0, false}  -- not ours, if without a number
+    else
+      newest[history] = {'0-0', 0, true}
+      must_be_allowed('ZRANGEBYSCORE', EXPIRY, '1', '1')
+      must_be_allowed('ZREM', EXPIRY, '')
+      must_be_allowed('UNLINK', history)
+    end
   end
 end
 
@@ -66,6 +70,8 @@ local function added_bytes(period_s)
 end
 
 local clock = load_clock()
+local server_us = now_us()
+local server_ms = math.floor(server_us / 1000)
 local quotas = {}
 if ARGV[8] ~= '' then
   local demands = 1
@@ -73,7 +79,7 @@ if ARGV[8] ~= '' then
     ARGV[13] = added_bytes(ARGV[12] / 1000000)
     demands = ARGV[13] > 0 and 2 or 1
   end
-  local granted, failed = take(quotas, 3, 8, demands, now_us())
+  local granted, failed = take(quotas, 3, 8, demands, server_us)
   if failed then
     return failed
   elseif not granted then
@@ -89,7 +95,6 @@ elseif known[1] then
   return known
 end
 
-local server_ms = now_ms()
 for _, entry in pairs(newest) do
   raise(clock, entry[1])
 end
