@@ -122,6 +122,10 @@ class RedisBroker:
         await self._reads.close()
         await self._server.close()
 
+    @property
+    def memory_max_bytes(self) -> int:
+        return self._memory.max_bytes
+
     def publish(self, publication: Publication) -> "asyncio.Future[Outcome]":
         keys = [self._clock_key, self._key(publication.key)]
         args: list[Any] = [*self._kept, str(publication.keep_s), publication.fingerprint]
