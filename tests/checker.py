@@ -23,6 +23,7 @@ SHOWN = 12  # violations of one rule that are printed
 OPEN, HEARTBEAT, GAP, CLOSE, EVENT = "stream.open", "heartbeat", "stream.gap", "stream.close", "event"
 CONNECT, STATUS, END, MALFORMED = "connect", "status", "end", "malformed"  # what is no frame
 
+GOES_ON_S = 10.0  # a try of a publish, whoever waits for it
 AFTER_PAUSE_S = 5.0  # in which what a follower did not read may end it
 FEW_PAGES, FULL_ENOUGH = 8, 0.4
 SIGNED_OUT_S = 5.0  # without faults
@@ -327,11 +328,14 @@ class _Store:
             report.violations["positions"].append(f"#{number} was told {told}, seen {_places(seen)}; {publish}")
 
     def may_be_doubled(self, number: int) -> bool:
-        """A retry that came after the broker had forgotten the key cannot be recognised."""
+        """A try that came after the broker had forgotten the key cannot be recognised. One whose answer nobody waited
+        for goes on in its replica, also when another has been answered.
+        """
         publish = self.publish_of.get(number)
         if publish is None or publish.key is None:
             return False
-        return any(span.touches(publish.began, publish.ended) for span in self.forgotten)
+        ended = publish.ended + (GOES_ON_S if publish.said else 0.0)
+        return any(span.touches(publish.began, ended) for span in self.forgotten)
 
 
 class _Walk:

@@ -148,6 +148,14 @@ def test_a_retry_over_a_loss_of_all_keys_may_be_a_double() -> None:
     assert judge([publish], *NEW, event(2, 1), gap(3, *TOPICS), event(4, 1), forgotten=[Span(2.5, 2.6)]).clean
 
 
+def test_a_try_that_nobody_waited_for_may_be_a_double_after_a_loss_of_all_keys() -> None:
+    publish = Publish("k", (("system", 1),), "ok", (at(2),), 2, 2, "TimeoutError")
+    log = *NEW, event(2, 1), gap(3, *TOPICS), event(4, 1)
+
+    assert judge([publish], *log, forgotten=[Span(2.5, 2.6)]).clean
+    assert "doubles" in broken(judge([publish._replace(said="")], *log, forgotten=[Span(2.5, 2.6)]))
+
+
 def test_an_opening_that_only_says_when_to_come_back_is_no_stream() -> None:
     """nginx's answer while no replica takes streams: a status, no frame, the end."""
     away = connect(2, 1), Entry(2, STATUS, said="200"), end(2)
