@@ -286,14 +286,12 @@ async def test_a_refused_content_type_and_key_cost_the_rate() -> None:
     assert [text.status_code, key.status_code, good.status_code] == [415, 422, 429]
 
 
-async def test_a_publisher_over_its_memory_is_told_by_name_and_stores_nothing() -> None:
+async def test_a_publisher_over_its_memory_is_refused_and_stores_nothing() -> None:
     server = Server(memory=Policy("publish-memory", 10_000, 3600))
     async with server.client:
         first, second, third = [await server.post({**GOOD, "topic": f"a:{number}"}) for number in range(3)]
         other = await server.post({**GOOD, "topic": "a:3"}, key="key-2")
 
     assert [answer.status_code for answer in (first, second, third, other)] == [202, 202, 429, 202]
-    assert '"publish-memory";q=10000;w=3600' in first.headers["ratelimit-policy"]
-    assert '"publish-memory";r=' in third.headers["ratelimit"]
     assert int(third.headers["retry-after"]) > 1000
     assert await server.stored("a:2") == []

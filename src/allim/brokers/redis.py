@@ -195,7 +195,7 @@ class RedisBroker:
         if isinstance(pulsed, BaseException):
             raise pulsed
         run_id, time_ms = pulsed
-        if self._followed not in ("", run_id.decode()):
+        if self._link.stands and self._followed != run_id.decode():  # one that is being made finds the present one
             log.warning("the link leads to another redis process than the commands")
             await self._leave()
         elif await self._server.moved():
