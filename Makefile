@@ -67,6 +67,10 @@ chaos: setup ## Break everything at random under load, judge it: SECONDS=600 SEE
 	@./make/install redis-server nginx-light
 	@$(BIN)/python -m tests.system.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
+.PHONY: simulate
+simulate: setup ## Run schedules of faults in virtual time, and shrink the first that fails: SECONDS=600 SEED=random
+	@$(BIN)/python -m tests.simulation --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
 .PHONY: mutants
 mutants: setup ## Break the code behind each promise: its tests must notice
 	@./make/install redis-server nginx-light gcc libc6-dev

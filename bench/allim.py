@@ -17,7 +17,6 @@ SETTINGS: dict[str, Any] = {
     "stream_lifetime_s": 3600,
     "streams_per_address": 1_000_000,
     "publish_events_per_s": MANY,
-    "publisher_memory_mb": 1_000_000,
     "user_calls_per_min": MANY,
     "address_calls_per_min": MANY,
 }

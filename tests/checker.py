@@ -7,21 +7,26 @@ log is walked from id to id: an event that lies between two of them and did not 
 that names its topic came first.
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from statistics import median
 from typing import Literal, NamedTuple
 
-from allim.hub import Position
+from allim.hub import ZERO, Position
 
 SHOWN = 12  # violations of one rule that are printed
 
 OPEN, HEARTBEAT, GAP, CLOSE, EVENT = "stream.open", "heartbeat", "stream.gap", "stream.close", "event"
 CONNECT, STATUS, END, MALFORMED = "connect", "status", "end", "malformed"  # what is no frame
 
+GOES_ON_S = 10.0  # a try of a publish, whoever waits for it
+AFTER_PAUSE_S = 5.0  # in which what a follower did not read may end it
+FEW_PAGES, FULL_ENOUGH = 8, 0.4
+SIGNED_OUT_S = 5.0  # without faults
 LATE_CLOCK_S = 1.0  # between an announcement's position and its being dropped on the way
 
 
@@ -52,12 +57,18 @@ class Entry(NamedTuple):
 
 @dataclass
 class FollowerLog:
-    """One client over all its connections, in the order things happened."""
+    """One client over all its connections, in the order things happened.
+
+    Shape: `paused` are the times in which it did not read or was away.
+    Units: `left_at` Unix seconds, when it left for good.
+    """
 
     name: str
     topics: tuple[str, ...]
     behind_nginx: bool = True
     entries: list[Entry] = field(default_factory=list)
+    paused: "list[Span]" = field(default_factory=list)
+    left_at: float = float("inf")
 
 
 class Publish(NamedTuple):
@@ -90,13 +101,51 @@ class Span(NamedTuple):
 class Mark(NamedTuple):
     """A moment at which everything worked again. Followers have `limit_s` from then on to have caught up.
 
-    Who had not when the next fault came, `undisturbed_until`, is judged by a later mark.
+    Who had not when the next fault came, `undisturbed_until`, is judged by a later mark. `position` is the newest
+    that the broker had given out, where that is known: its clock may be another than the followers'.
     """
 
     at: float
     what: str
     limit_s: float
     undisturbed_until: float = float("inf")
+    position: Position | None = None
+
+
+class Page(NamedTuple):
+    """A page of history that a replica read.
+
+    Shape: `complete` when nothing was left after it; at most so many events and about so many bytes were asked for.
+    """
+
+    topics: int
+    events: int
+    size: int
+    max_events: int
+    max_bytes: int
+    complete: bool
+
+    @property
+    def filled(self) -> float:
+        """The share of what was asked for that came."""
+        return max(self.events / self.max_events, self.size / self.max_bytes)
+
+
+class Refusal(NamedTuple):
+    """Somebody was told to wait for a limit. Units: Unix seconds; `period_s` is the limit's period."""
+
+    at: float
+    who: str
+    retry_after_s: float
+    period_s: float
+
+
+class SignOut(NamedTuple):
+    """Somebody signed out, and what that was answered."""
+
+    who: str
+    status: int
+    at: float
 
 
 @dataclass
@@ -105,7 +154,10 @@ class Evidence:
 
     Shape: `forgotten` are the times in which the broker may have lost its memory, and idempotency keys with it;
     `dropping` those in which announcements to a replica were dropped on the way. There a hole may be told later:
-    before the topic's next event. See "Not promised" in docs/protocol.md.
+    before the topic's next event. See "Not promised" in docs/protocol.md. `broker_s` gives the newest time that the
+    broker's clock had shown at a moment, where that is another clock than the followers'; `dropping` is in its time.
+    `keeps_s` is how long history is kept at least. `pages`, `refusals` and `sign_outs` are what a simulation sees
+    besides, `kept` what history holds at the end.
     """
 
     publishes: Sequence[Publish]
@@ -113,6 +165,12 @@ class Evidence:
     marks: Sequence[Mark] = ()
     forgotten: Sequence[Span] = ()
     dropping: Sequence[Span] = ()
+    broker_s: Callable[[float], float] = float
+    keeps_s: float = float("inf")
+    pages: Sequence[Page] = ()
+    refusals: Sequence[Refusal] = ()
+    sign_outs: Sequence[SignOut] = ()
+    kept: "Sequence[Stored]" = ()
 
 
 RULES = {
@@ -125,6 +183,10 @@ RULES = {
     "batches": "a batch is stored whole or not at all",
     "origin": "who was there when the broker lost its memory is told so for every topic",
     "recovery": "every follower catches up in time",
+    "slow": "only a follower that does not read is ended as a slow reader",
+    "cost": "a page of history is full, unless it is the last: cost is linear in what is delivered",
+    "rates": "nobody waits longer for a limit than its period",
+    "ended": "who has signed out gets nothing more",
 }
 
 
@@ -181,6 +243,11 @@ def check(evidence: Evidence) -> Report:
     _judge_batches(store, report)
     _judge_origin(evidence, report)
     _judge_recovery(evidence, report)
+    _judge_order(evidence, report)
+    _judge_slow(evidence, report)
+    _judge_cost(evidence, report)
+    _judge_rates(evidence, report)
+    _judge_sign_outs(evidence, report)
     return report
 
 
@@ -197,6 +264,8 @@ class _Store:
 
     def __init__(self, evidence: Evidence, report: Report) -> None:
         self.dropping = evidence.dropping
+        self.broker_s = evidence.broker_s
+        self.keeps_ms = evidence.keeps_s * 1000
         self.publish_of = {number: publish for publish in evidence.publishes for _, number in publish.events}
         self.topic_of = {number: topic for publish in evidence.publishes for topic, number in publish.events}
         self.publishes = evidence.publishes
@@ -206,6 +275,8 @@ class _Store:
             for entry in follower.entries:
                 if entry.kind == EVENT and entry.position is not None:
                     self.seen[entry.number].setdefault(entry.position, follower.name)
+        for held in evidence.kept:
+            self.seen[held.number].setdefault(held.position, "history")
         self.told = {
             follower.name: {topic for entry in follower.entries for topic in entry.topics}
             for follower in evidence.followers
@@ -257,11 +328,14 @@ class _Store:
             report.violations["positions"].append(f"#{number} was told {told}, seen {_places(seen)}; {publish}")
 
     def may_be_doubled(self, number: int) -> bool:
-        """A retry that came after the broker had forgotten the key cannot be recognised."""
+        """A try that came after the broker had forgotten the key cannot be recognised. One whose answer nobody waited
+        for goes on in its replica, also when another has been answered.
+        """
         publish = self.publish_of.get(number)
         if publish is None or publish.key is None:
             return False
-        return any(span.touches(publish.began, publish.ended) for span in self.forgotten)
+        ended = publish.ended + (GOES_ON_S if publish.said else 0.0)
+        return any(span.touches(publish.began, ended) for span in self.forgotten)
 
 
 class _Walk:
@@ -276,7 +350,8 @@ class _Walk:
         self.cursor: Position | None = None
         self.replica = ""
         self.told: dict[str, tuple[float, str]] = {}  # topic → when, reason
-        self.untold: dict[str, list[str]] = defaultdict(list)  # topic → holes that may still be told
+        self.untold: dict[str, list[tuple[Position, str]]] = defaultdict(list)  # topic → holes that may still be told
+        self.behind: dict[str, list[str]] = defaultdict(list)  # topic → those given out behind the cursor, later
         self.numbers: dict[int, Position] = {}
         self.opened = self.closed = False
 
@@ -297,6 +372,8 @@ class _Walk:
                 case _:
                     self._frame(entry, index)
         self.report.reconnects += max(0, connections - 1)
+        for text in chain.from_iterable(self.behind.values()):
+            self._violated("holes", len(self.follower.entries) - 1, f"{text}, and was never told")
         if self.cursor is None:
             self._violated("framing", len(self.follower.entries) - 1, "no stream was ever opened")
 
@@ -352,7 +429,7 @@ class _Walk:
     def _tell(self, entry: Entry) -> None:
         for topic, reason in zip(entry.topics, entry.reasons, strict=True):
             self.told[topic] = (entry.at, reason)
-            self.report.lost_and_told += len(self.untold.pop(topic, ()))
+            self.report.lost_and_told += len(self.untold.pop(topic, ())) + len(self.behind.pop(topic, ()))
 
     def _event(self, entry: Entry, index: int) -> None:
         assert entry.position is not None
@@ -366,8 +443,11 @@ class _Walk:
             self._violated("doubles", index, f"came before, at {before}")
         if topic is None:
             return
-        for text in self.untold.pop(topic, ()):
-            self._violated("holes", index, f"{text}, and was never told before the topic's next event")
+        for position, text in self.untold.pop(topic, ()):
+            if entry.position.ms - position.ms > self.store.keeps_ms:  # nothing is left to which the next one points
+                self.report.dropped_and_untold += 1
+            else:
+                self._violated("holes", index, f"{text}, and was never told before the topic's next event")
 
     def _pass(self, entry: Entry, index: int) -> None:
         """The cursor moves to this id: what lies between and did not come is a hole."""
@@ -388,10 +468,12 @@ class _Walk:
         """Excused when told before, at a moment when the event existed: who then loads the state anew has it in."""
         text = f"#{event.number} of {event.topic} at {event.position} did not come"
         told = self.told.get(event.topic)
-        if told is not None and event.position.ms <= told[0] * 1000:
+        if told is not None and event.position.ms <= self.store.broker_s(told[0]) * 1000 + 1:
             self.report.lost_and_told += 1
+        elif self.store.publish_of[event.number].began > entry.at:
+            self.behind[event.topic].append(text)  # by a broker that had lost its memory
         elif self._dropped(event):
-            self.untold[event.topic].append(text)
+            self.untold[event.topic].append((event.position, text))
         else:
             self._violated("holes", index, f"{text}, cursor was {self.cursor}; {self.store.publish_of[event.number]}")
 
@@ -440,12 +522,14 @@ def _judge_origin(evidence: Evidence, report: Report) -> None:
         for lost in evidence.forgotten:
             if not ids or ids[0] >= lost.since or ids[-1] <= lost.until:
                 continue
+            if any(span.touches(lost.since, lost.until) for span in follower.paused):
+                continue  # what it read later may be from before
             told = {
                 topic
                 for entry in follower.entries
                 if entry.at >= lost.since
                 for topic, reason in zip(entry.topics, entry.reasons, strict=True)
-                if reason == "origin"
+                if reason in ("origin", "ahead")  # ahead: of all that the broker knows after it
             }
             if untold := set(follower.topics) - told:
                 after = " | ".join(str(entry) for entry in _around(follower.entries, lost.until))
@@ -459,9 +543,11 @@ def _judge_recovery(evidence: Evidence, report: Report) -> None:
         for mark in evidence.marks:
             if not reached or reached[0][1] > mark.at:
                 continue  # it was not there yet
-            index = bisect_left(reached, (mark.at * 1000, 0.0))
+            index = bisect_left(reached, (mark.position or Position(math.ceil(mark.at * 1000), 0), 0.0))
             caught_up_at = reached[index][1] if index < len(reached) else float("inf")
-            if min(caught_up_at, mark.at + mark.limit_s) > mark.undisturbed_until:
+            if min(caught_up_at, mark.at + mark.limit_s) > min(mark.undisturbed_until, follower.left_at):
+                continue
+            if any(span.touches(mark.at, mark.at + mark.limit_s) for span in follower.paused):
                 continue
             took_s = max(0.0, caught_up_at - mark.at)
             report.recoveries.setdefault(mark.what, []).append(took_s)
@@ -472,13 +558,72 @@ def _judge_recovery(evidence: Evidence, report: Report) -> None:
                 )
 
 
-def _rising(entries: Iterable[Entry]) -> Iterator[tuple[float, float]]:
-    """Each new highest id in milliseconds, and when it came."""
-    highest = -1.0
+def _rising(entries: Iterable[Entry]) -> Iterator[tuple[Position, float]]:
+    """Each new highest id, and when it came."""
+    highest = ZERO
     for entry in entries:
-        if entry.position is not None and entry.kind != CONNECT and entry.position.ms > highest:
-            highest = float(entry.position.ms)
+        if entry.position is not None and entry.kind != CONNECT and entry.position > highest:
+            highest = entry.position
             yield highest, entry.at
+
+
+def _judge_order(evidence: Evidence, report: Report) -> None:
+    """What was published after an answer stands behind what was answered, if the broker lost nothing meanwhile."""
+    answered = sorted((p for p in evidence.publishes if p.result == "ok"), key=lambda publish: publish.ended)
+    newest = answered[0] if answered else None
+    by_start = sorted(answered, key=lambda publish: publish.began)
+    at = 0
+    for publish in by_start:
+        while at < len(answered) and answered[at].ended < publish.began:
+            if newest is None or answered[at].positions[-1:] > newest.positions[-1:]:
+                newest = answered[at]
+            at += 1
+        if at == 0 or newest is None or not publish.positions or publish.positions[0] > newest.positions[-1]:
+            continue
+        if not any(span.touches(newest.began, publish.ended) for span in evidence.forgotten):
+            report.violations["order"].append(f"{publish} came after {newest}")
+
+
+def _judge_slow(evidence: Evidence, report: Report) -> None:
+    for follower in evidence.followers:
+        for index, entry in enumerate(follower.entries):
+            if entry.kind != END or entry.said != "slow_reader":
+                continue
+            if not any(span.touches(entry.at - AFTER_PAUSE_S, entry.at) for span in follower.paused):
+                last = " | ".join(str(other) for other in follower.entries[max(0, index - 3) : index + 1])
+                report.violations["slow"].append(f"{follower.name} read all the time: {last}")
+
+
+def _judge_cost(evidence: Evidence, report: Report) -> None:
+    """Of pages after which there was more: they may be short now and then."""
+    cut = [page for page in evidence.pages if not page.complete]
+    if len(cut) < FEW_PAGES:
+        return
+    filled = sum(min(1.0, page.filled) for page in cut) / len(cut)
+    if filled < FULL_ENOUGH:
+        least = min(cut, key=lambda page: page.filled)
+        report.violations["cost"].append(f"{len(cut)} pages were {filled:.0%} full, such as {least}")
+
+
+def _judge_rates(evidence: Evidence, report: Report) -> None:
+    for refusal in evidence.refusals:
+        if refusal.retry_after_s > refusal.period_s:
+            report.violations["rates"].append(f"{refusal}")
+
+
+def _judge_sign_outs(evidence: Evidence, report: Report) -> None:
+    """Once everything works again, or at once. What a broker has forgotten it cannot know."""
+    followers = {follower.name: follower for follower in evidence.followers}
+    for out in evidence.sign_outs:
+        if out.status != 204 or any(span.until >= out.at for span in evidence.forgotten):
+            continue
+        healed = [mark for mark in evidence.marks if mark.at >= out.at]
+        ends_at = max([out.at + SIGNED_OUT_S, *(mark.at + mark.limit_s for mark in healed)])
+        late = [
+            entry for entry in followers[out.who].entries if entry.at > ends_at and entry.kind in (EVENT, HEARTBEAT)
+        ]
+        if late:
+            report.violations["ended"].append(f"{out}, and later {late[0]}")
 
 
 def _around(entries: Sequence[Entry], at: float) -> Sequence[Entry]:

@@ -38,6 +38,7 @@ SESSIONS = "tests/contracts/test_sessions.py::"
 LEDGER = "tests/contracts/test_ledger.py::"
 SSE = "tests/contracts/test_sse.py::"
 REDIS = "tests/brokers/test_redis.py::"
+SIMULATION = "tests/simulation/test_simulation.py::test_whatever_befalls_every_promise_is_kept"
 FULL_REDIS = (
     "tests/system/test_full_redis.py::"
     "test_while_redis_is_full_sign_outs_and_kicks_end_their_streams_and_publishes_are_refused"
@@ -83,8 +84,86 @@ DROP_THE_REPAIR = Mutant(
 
 OF_THE_CHECKER = (SKIP_THE_BUFFER, IGNORE_THE_ORIGIN, ANNOUNCE_BEFORE_APPEND, DROP_THE_REPAIR)
 
+# What was mended before there was a simulator, taken back: it must find each without having been told.
+OF_THE_SIMULATOR = (
+    Mutant(
+        "a page of history ends where another topic's event comes",
+        5,
+        "brokers/read.lua",
+        "while #waiting > 0 and events_left > 0 and bytes_left > 0 do\n",
+        "while #waiting > 0 and events_left > 0 and bytes_left > 0\n"
+        "  and (#page == 0 or page[#page][1] == waiting[#waiting].index) do\n",
+        (SIMULATION,),
+    ),
+    Mutant(
+        "a live reader is ended when events come faster than its connection takes them",
+        7,
+        "transports/sse/handover.py",
+        "                self.hub.bring_back(self)\n",
+        "                self.close(CloseReason.SLOW_READER)\n",
+        (SIMULATION,),
+    ),
+    Mutant(
+        "a limit believes whatever moment is stored",
+        1,
+        "brokers/quotas.lua",
+        "tonumber(used) - math.max(0, passed))",
+        "tonumber(used) - passed)",
+        (SIMULATION,),
+    ),
+    Mutant(
+        "a history is removed without a trace",
+        4,
+        "brokers/expiry.lua",
+        "  clock.expired = text(removed_ms, removed_seq)\n",
+        "",
+        (SIMULATION,),
+    ),
+    Mutant(
+        "a sign-out with a token that is not good yet is a sign-out of nobody",
+        8,
+        "http/gate.py",
+        "self._tokens.verify_signature(",
+        "self._tokens.verify(",
+        (SIMULATION,),
+    ),
+    Mutant(
+        "a publish that the Redis user may not finish begins, under a simulated Redis",
+        2,
+        "brokers/publish.lua",
+        "  if not redis.acl_check_cmd(command, ...) then\n",
+        "  if false then\n",
+        (SIMULATION,),
+    ),
+    Mutant(
+        "replicas with other settings say nothing",
+        4,
+        "brokers/peers.py",
+        "            if here != there:\n",
+        "            if False:\n",
+        (SIMULATION,),
+    ),
+    Mutant(
+        "an event that comes late is dropped",
+        4,
+        "hub/dispatcher.py",
+        "        if not doubt and (late := self._late(events, topic)):\n",
+        "        if not doubt and (late := self._late(events, topic)) and False:\n",
+        (SIMULATION,),
+    ),
+    Mutant(
+        "an origin begins where its caller's hearing ends",
+        4,
+        "brokers/clock.lua",
+        "    clock.ms, clock.seq = clock.ms + LEAP_MS, 0\n",
+        "    clock.seq = clock.seq + 0\n",
+        (SIMULATION,),
+    ),
+)
+
 MUTANTS = (
     *OF_THE_CHECKER,
+    *OF_THE_SIMULATOR,
     Mutant(
         "the level asked for is named and not waited for",
         1,

@@ -24,9 +24,13 @@ from tests.checker import (
     Evidence,
     FollowerLog,
     Mark,
+    Page,
     Publish,
+    Refusal,
     Report,
+    SignOut,
     Span,
+    Stored,
     check,
 )
 
@@ -144,6 +148,14 @@ def test_a_retry_over_a_loss_of_all_keys_may_be_a_double() -> None:
     assert judge([publish], *NEW, event(2, 1), gap(3, *TOPICS), event(4, 1), forgotten=[Span(2.5, 2.6)]).clean
 
 
+def test_a_try_that_nobody_waited_for_may_be_a_double_after_a_loss_of_all_keys() -> None:
+    publish = Publish("k", (("system", 1),), "ok", (at(2),), 2, 2, "TimeoutError")
+    log = *NEW, event(2, 1), gap(3, *TOPICS), event(4, 1)
+
+    assert judge([publish], *log, forgotten=[Span(2.5, 2.6)]).clean
+    assert "doubles" in broken(judge([publish._replace(said="")], *log, forgotten=[Span(2.5, 2.6)]))
+
+
 def test_an_opening_that_only_says_when_to_come_back_is_no_stream() -> None:
     """nginx's answer while no replica takes streams: a status, no frame, the end."""
     away = connect(2, 1), Entry(2, STATUS, said="200"), end(2)
@@ -168,6 +180,70 @@ def test_a_dropped_announcement_is_forgotten_with_its_replica() -> None:
 
     assert report.clean, str(report)
     assert report.dropped_and_untold == 1
+
+
+def test_a_dropped_announcement_is_not_found_when_its_history_has_expired() -> None:
+    log = *NEW, event(3, 2), event(4, 3)
+    dropped = Span(1, 3, "replica-1")
+
+    report = judge(THREE, *log, dropping=[dropped], keeps_s=1.5)
+
+    assert report.clean, str(report)
+    assert report.dropped_and_untold == 1
+    assert broken(judge(THREE, *log, dropping=[dropped], keeps_s=2.5)) == {"holes"}
+
+
+def test_a_position_behind_the_reader_may_be_told_when_it_was_given_out_later() -> None:
+    """By a broker that had lost its memory, and whose clock lags behind."""
+    late = Publish(None, (("system", 1),), "ok", (at(2),), 4, 4)
+
+    assert judge([late], *NEW, heartbeat(3), gap(5, "system"), heartbeat(6)).clean
+    assert broken(judge([late], *NEW, heartbeat(3), heartbeat(6))) == {"holes"}
+
+
+def test_a_loss_is_told_also_by_an_id_ahead_of_all_that_the_broker_knows() -> None:
+    back = connect(3.5, 1.5), opening(3.5, 3.4, "reset", *TOPICS, reason="ahead")
+
+    assert judge([], *NEW, heartbeat(1.5), end(2), *back, heartbeat(4), forgotten=[Span(2, 3)]).clean
+
+
+def test_who_does_not_read_may_be_ended_and_need_not_catch_up() -> None:
+    log = FollowerLog("a", TOPICS, entries=[*NEW, Entry(3, END, said="slow_reader")], paused=[Span(1, 2.5)])
+
+    report = check(Evidence([], [log], marks=[Mark(2, "a cut", 4)]))
+
+    assert report.clean, str(report)
+
+
+def test_who_has_left_for_good_need_not_catch_up() -> None:
+    log = FollowerLog("a", TOPICS, entries=[*NEW, end(3)], left_at=3)
+
+    assert check(Evidence([], [log], marks=[Mark(2, "a cut", 4)])).clean
+
+
+def test_a_broker_with_another_clock_is_judged_by_its_positions() -> None:
+    """Its clock is ten seconds behind; the heartbeat that comes first is from before the mark."""
+    mark = Mark(13, "a cut", 4, position=at(4))
+
+    report = judge([], connect(11), opening(11, 1, "new"), heartbeat(14, 3.5), heartbeat(15, 5), marks=[mark])
+
+    assert report.recoveries == {"a cut": [2]}
+    lost = judge(
+        [ok(1, 12)._replace(positions=(at(2),))],
+        *(connect(11), opening(11, 1, "new"), gap(12.5, "system"), heartbeat(13, 3)),
+        broker_s=lambda moment: moment - 10,
+    )
+    assert lost.clean, str(lost)
+
+
+FULL = Page(topics=5, events=8, size=100, max_events=8, max_bytes=4096, complete=False)
+
+
+def test_pages_may_be_full_of_events_or_of_bytes_and_short_at_the_end() -> None:
+    large = FULL._replace(events=1, size=4000)
+    last = FULL._replace(events=0, size=0, complete=True)
+
+    assert judge([], *NEW, pages=[FULL, large, last] * 10).clean
 
 
 # -- What it forbids ------------------------------------------------------------------------------------------
@@ -314,6 +390,48 @@ def test_a_follower_that_never_recovers_is_caught() -> None:
 
 def test_the_next_fault_ends_the_judging_of_the_last() -> None:
     assert judge([], *NEW, heartbeat(2), heartbeat(9), marks=[Mark(3, "a cut", 4, undisturbed_until=5)]).clean
+
+
+def test_a_reader_that_reads_is_no_slow_reader() -> None:
+    slow = *NEW, Entry(30, END, said="slow_reader")
+
+    assert broken(judge([], *slow)) == {"slow"}
+    log = FollowerLog("a", TOPICS, entries=list(slow), paused=[Span(1, 9)])
+    assert broken(check(Evidence([], [log]))) == {"slow"}
+
+
+def test_pages_that_are_short_although_more_is_there_are_caught() -> None:
+    assert broken(judge([], *NEW, pages=[FULL._replace(events=1)] * 10)) == {"cost"}
+
+
+def test_a_wait_that_is_longer_than_the_limits_period_is_caught() -> None:
+    assert judge([], *NEW, refusals=[Refusal(2, "p", retry_after_s=9.9, period_s=10)]).clean
+    assert broken(judge([], *NEW, refusals=[Refusal(2, "p", retry_after_s=10.1, period_s=10)])) == {"rates"}
+
+
+def test_a_stream_that_outlives_its_sign_out_is_caught() -> None:
+    out = SignOut("a", 204, 2)
+    lives = *NEW, heartbeat(9)
+
+    assert broken(judge([], *lives, sign_outs=[out])) == {"ended"}
+    assert judge([], *lives, sign_outs=[out._replace(status=503)]).clean
+    assert judge([], *lives, sign_outs=[out], marks=[Mark(4, "a cut", 6)]).clean  # its replica may hear of it late
+    assert broken(judge([], *lives, heartbeat(11), sign_outs=[out], marks=[Mark(4, "a cut", 6)])) == {"ended"}
+
+
+def test_a_position_below_an_earlier_answer_is_caught() -> None:
+    early, late = ok(1, 5), ok(2, 4)._replace(began=6, ended=6.5)
+    log = *NEW, event(6.5, 2, 4), event(6.6, 1, 5)
+
+    assert broken(judge([early, late], *log)) == {"order"}
+    assert not broken(judge([early, late._replace(began=4.9)], *log))  # at the same time as the other
+
+
+def test_an_event_that_history_holds_twice_is_caught() -> None:
+    publish = Publish("k", (("system", 1),), "ok", (at(2),), 2, 2)
+    kept = [Stored(at(2), "system", 1), Stored(at(2.5), "system", 1)]
+
+    assert "doubles" in broken(judge([publish], *NEW, event(2, 1), kept=kept))
 
 
 # -- Any history, one frame wrong -----------------------------------------------------------------------------

@@ -145,6 +145,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
             await http.aclose()
             await engine.dispose()
 
+    events_per_s = Policy("publish", settings.publish_events_per_s, 1)
     speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
     checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(reachable, engine), "worker": worker.check}
     if isinstance(broker, RedisBroker):
@@ -158,7 +159,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *keys.routes(key_service, gate),
         *users.routes(gate, hub.kick),
         *ticket_routes.routes(gate, tickets, permission),
-        *publish.routes(hub, publishers, rates, *_publish_limits(settings)),
+        *publish.routes(hub, publishers, rates, events_per_s, partial(_publisher_memory, settings, broker)),
         *sse.routes(hub, speech, gate, permission),
         *health.routes(checks, asking={"store"}),
         _metrics_route(metrics),
@@ -303,12 +304,10 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _publish_limits(settings: Settings) -> tuple[Policy, Policy]:
-    bytes_kept = settings.publisher_memory_mb * 1_000_000
-    return (
-        Policy("publish", settings.publish_events_per_s, 1),
-        Policy("publish-memory", bytes_kept, settings.history_ttl_s),
-    )
+def _publisher_memory(settings: Settings, broker: Broker) -> Policy | None:
+    """What a publisher may add to what is kept: as set, or half of what the store may use."""
+    granted = settings.publisher_memory_mb * 1_000_000 or broker.memory_max_bytes // 2
+    return Policy("publish-memory", granted, settings.history_ttl_s) if granted else None
 
 
 def _hub_settings(settings: Settings) -> HubSettings:

@@ -26,8 +26,8 @@ COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by 
 EQUAL = (
     *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
-    *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "accounts_per_hour"),
-    *("snapshots_per_min", "publish_events_per_s", "publisher_memory_mb"),
+    *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
+    *("publisher_memory_mb", "accounts_per_hour", "snapshots_per_min"),
 )
 
 
@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     streams_per_replica: int = Field(0, ge=0, le=10_000_000)
     memory_max_mb: int = Field(0, ge=0, le=10_000_000)
     publish_events_per_s: int = Field(50_000, ge=1, le=10_000_000)
-    publisher_memory_mb: int = Field(256, ge=1, le=1_000_000)
+    publisher_memory_mb: int = Field(0, ge=0, le=1_000_000)
     user_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     address_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     sign_in_tries_per_min: int = Field(20, ge=1, le=100_000)

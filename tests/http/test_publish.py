@@ -25,12 +25,12 @@ SHOP = Publisher("shop", ("user:*", "news"), ("t", "orders.*"))
 class Server:
     """The route over a hub with a broker in memory."""
 
-    def __init__(self, limit: Policy = AMPLE, broker: MemoryBroker | None = None) -> None:
+    def __init__(self, limit: Policy = AMPLE, broker: MemoryBroker | None = None, memory: Policy = ROOMY) -> None:
         ledger = MemoryLedger()
         self.broker = broker or MemoryBroker(history_events=2000, ledger=ledger)
         hub = Hub(self.broker, ledger, Metrics(), HubSettings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "billing:key-2", "shop:key-3"], {"shop": SHOP})
-        self.client = client_of(routes(hub, Publishers(keys), rates_of(ledger), limit, ROOMY))
+        self.client = client_of(routes(hub, Publishers(keys), rates_of(ledger), limit, lambda: memory))
 
     async def post(self, body: Any, key: str = "key-1", **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -284,3 +284,14 @@ async def test_a_refused_content_type_and_key_cost_the_rate() -> None:
         good = await server.post(GOOD)
 
     assert [text.status_code, key.status_code, good.status_code] == [415, 422, 429]
+
+
+async def test_a_publisher_over_its_memory_is_refused_and_stores_nothing() -> None:
+    server = Server(memory=Policy("publish-memory", 10_000, 3600))
+    async with server.client:
+        first, second, third = [await server.post({**GOOD, "topic": f"a:{number}"}) for number in range(3)]
+        other = await server.post({**GOOD, "topic": "a:3"}, key="key-2")
+
+    assert [answer.status_code for answer in (first, second, third, other)] == [202, 202, 429, 202]
+    assert int(third.headers["retry-after"]) > 1000
+    assert await server.stored("a:2") == []

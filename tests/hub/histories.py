@@ -16,6 +16,7 @@ class History:
     """A broker whose history can be read, and whose announcements are up to the test."""
 
     durability = "memory"
+    memory_max_bytes = 0
 
     def __init__(self) -> None:
         self.kept: dict[str, list[Event]] = {}

@@ -61,7 +61,7 @@ class Server:
         self.took: list[bool] = []
         hub = Hub(self.broker, MemoryLedger(), self.metrics, HubSettings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "shop:key-3"], {"shop": SHOP})
-        resources = publish.routes(hub, Publishers(keys), rates_of(ledger), limit, ROOMY)
+        resources = publish.routes(hub, Publishers(keys), rates_of(ledger), limit, lambda: ROOMY)
         known = Starlette(routes=resources, exception_handlers=handlers)
         self.app = Requests(
             UnexpectedErrors(Origins(Paths(known, resources), listed=listed)), offer=ANSWER, leaving=leaving

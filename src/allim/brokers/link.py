@@ -32,7 +32,7 @@ class Link:
 
     Shape: `greet(lead)` is awaited on each new connection, before it subscribes; `hear(channel, messages)` gets the
     bytes as they came, in order, at most `TOGETHER` of one channel that stand together at once; nothing more is read
-    before `room()` returns.
+    before `room()` returns. `stands` while every wanted channel is confirmed.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Link:
         self._something_to_send = asyncio.Event()
         self._session: asyncio.Task[None] | None = None
         self._listening = False  # somebody sends what is to be sent
-        self._standing = False
+        self.stands = False
         self._keeper: asyncio.Task[None] | None = None
 
     def start(self, channels: Collection[str]) -> None:
@@ -138,9 +138,9 @@ class Link:
                 log.exception("redis link failed")
             if _being_cancelled():  # the session ended with an error, in the place of the cancellation: see `_end`
                 raise asyncio.CancelledError
-            if self._standing:
+            if self.stands:
                 delay_s = RETRY_MIN_S
-            self._session, self._standing = None, False
+            self._session, self.stands = None, False
             self._unconfirmed = dict.fromkeys(self._wanted, 1)
             self._down()
             await asyncio.sleep(random.uniform(0, delay_s))
@@ -203,7 +203,7 @@ class Link:
                     self._confirm(channel.decode())
                     outstanding -= 1
                     if outstanding == 0:
-                        self._standing = True
+                        self.stands = True
                         self._up()
                 if clock() > turn_ends_at:
                     await asyncio.sleep(0)

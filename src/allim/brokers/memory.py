@@ -48,6 +48,7 @@ class MemoryBroker:
     """
 
     durability = "memory"
+    memory_max_bytes = 0
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class MemoryWatch:
         self._report = report
         self._script = Script("memory")
         self._level = 0
+        self.max_bytes = 0  # that Redis may use; 0 for no limit, and before the first look
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -49,6 +50,7 @@ class MemoryWatch:
         """Raises: Unavailable; ValueError or KeyError when Redis says something else than we read."""
         info = info_fields(await self._calls.call(self._script, [], []))
         used, most = int(info["used_memory"]), int(info["maxmemory"])
+        self.max_bytes = most
         self._report(used, most)
         level = level_of(used / most if most else 0.0, self._level)
         if level != self._level:

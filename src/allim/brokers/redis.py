@@ -124,6 +124,10 @@ class RedisBroker:
         await self._reads.close()
         await self._server.close()
 
+    @property
+    def memory_max_bytes(self) -> int:
+        return self._memory.max_bytes
+
     def publish(self, publication: Publication) -> "asyncio.Future[Outcome]":
         keys = [self._clock_key, self._key(publication.key)]
         args: list[Any] = [*self._kept, str(publication.keep_s), publication.fingerprint]
@@ -193,7 +197,7 @@ class RedisBroker:
         if isinstance(pulsed, BaseException):
             raise pulsed
         run_id, time_ms = pulsed
-        if self._followed not in ("", run_id.decode()):
+        if self._link.stands and self._followed != run_id.decode():  # one that is being made finds the present one
             log.warning("the link leads to another redis process than the commands")
             await self._leave()
         elif await self._server.moved():

@@ -96,7 +96,6 @@ class ScriptCalls:
         late = partial(Unavailable, "Redis did not answer in time")
         self._deadlines = None if within_s is None else Deadlines(within_s, late)
         self._answer_limit = TimeLimit(ANSWER_TIMEOUT_S)
-        self._pipeline_limit = TimeLimit(ANSWER_TIMEOUT_S * 2)
         self._paused: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}  # who is called for again, later
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
@@ -187,8 +186,7 @@ class ScriptCalls:
         if not batch:
             return
         try:
-            with self._pipeline_limit:
-                await self._execute(lead, batch)
+            await self._execute(lead, batch)
         except (RedisError, OSError) as error:
             log.warning("redis connection lost", error=str(error) or type(error).__name__)
             await self.drop()
@@ -239,10 +237,10 @@ class ScriptCalls:
         """What Redis answers to each: a value, or the error it refuses with."""
         context = self._context(lead.run_id)
         commands = [("EVALSHA", c.script.sha, len(c.keys), *c.keys, *context, *c.args) for c in batch]
-        await write(lead.connection, commands)
         replies: list[Any] = []
-        while len(replies) < len(batch):
-            with self._answer_limit:
+        with self._answer_limit:
+            await write(lead.connection, commands)
+            while len(replies) < len(batch):
                 replies += await receive(lead.connection)
         if len(replies) > len(batch):
             raise RedisConnectionError("more answers than questions")

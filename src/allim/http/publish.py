@@ -5,7 +5,7 @@ A request is judged in this order: its key, its body, what the key may publish, 
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -58,14 +58,23 @@ class StoredBatch(Body):
     durability: Durability
 
 
-def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy, memory: Policy) -> list[Resource]:
-    """The publishers' route. Shape: `limit` counts events, `memory` the bytes that they add to what is kept."""
+def routes(
+    hub: Hub, publishers: Publishers, rates: Rates, limit: Policy, memory: Callable[[], Policy | None]
+) -> list[Resource]:
+    """The publishers' route.
 
-    limits = (limit, memory)
+    Shape: `limit` counts events; `memory` gives the policy that counts the bytes which they add to what is kept, or
+    None while they are not limited.
+    """
 
-    def store(publisher: Publisher, entries: Sequence[Entry], key: str | None) -> "asyncio.Future[Outcome]":
-        demand = limit.demand(publisher.name, len(entries))
-        return hub.store(entries, key, demand, memory.demand(publisher.name))
+    def store(
+        publisher: Publisher, entries: Sequence[Entry], key: str | None
+    ) -> "tuple[asyncio.Future[Outcome], tuple[Policy, ...]]":
+        """Begin to store, and return what is charged as well."""
+        demand, kept = limit.demand(publisher.name, len(entries)), memory()
+        if kept is None:
+            return hub.store(entries, key, demand), (limit,)
+        return hub.store(entries, key, demand, kept.demand(publisher.name)), (limit, kept)
 
     @operation(
         caller=Caller.PUBLISHER,
@@ -97,7 +106,8 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy, memory
             # To find a fault takes as long as to store what has none.
             await rates.take(request, (limit, publisher.name), cost=_events_in(body))
             raise
-        outcome = await store(publisher, entries, _scoped(publisher, key))
+        storing, limits = store(publisher, entries, _scoped(publisher, key))
+        outcome = await storing
         rates.tell(request, limits[: len(outcome.quotas)], outcome.quotas)
         return Response(_stored(hub.stored(outcome), body), ACCEPTED, media_type=JSON)
 
@@ -111,6 +121,8 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy, memory
         body = parse_json(content)
         entries = _entries(hub, publisher, body)
 
+        storing, limits = store(publisher, entries, scoped)
+
         def answer(outcome: Outcome) -> Success | Judged:
             policies = limits[: len(outcome.quotas)]
             headers = told(policies, outcome.quotas)
@@ -120,7 +132,7 @@ def routes(hub: Hub, publishers: Publishers, rates: Rates, limit: Policy, memory
             except (Conflict, TooMany) as error:
                 return Judged(error, headers)
 
-        return Pending(store(publisher, entries, scoped), answer)
+        return Pending(storing, answer)
 
     return [route("/api/publish", tag="Events", post=publish).with_shortcuts(post=publish_at_once)]
 

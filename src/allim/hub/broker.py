@@ -111,6 +111,11 @@ class Broker(Protocol):
     @property
     def durability(self) -> str: ...
 
+    @property
+    def memory_max_bytes(self) -> int:
+        """The memory that the store may use; 0 where it has no limit, or it is not known yet."""
+        ...
+
     async def start(self, listener: Listener) -> None:
         """Begin to listen. Returns at once; `link_up` tells when the link stands."""
 

@@ -39,7 +39,7 @@ class Replica:
         hub = Hub(MemoryBroker(), MemoryLedger(), Metrics(), HubSettings())
         publishers = Publishers(SettingsKeys([], {}), service.publisher, clock)
         self.client = client_of(
-            [*keys.routes(service, gate_of()), *publish.routes(hub, publishers, rates_of(), AMPLE, ROOMY)]
+            [*keys.routes(service, gate_of()), *publish.routes(hub, publishers, rates_of(), AMPLE, lambda: ROOMY)]
         )
         self.client.headers.update(bearer("op1", OPERATOR))
 
