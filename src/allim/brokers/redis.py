@@ -64,7 +64,7 @@ class RedisBroker:
         self._clock_key = shard + "clock"
         self._history_key = shard + "history:"
         self._idempotency_key = shard + "key:"
-        self._rate_key = shard + "rate:"
+        self._rate_key = shard + "used:"  # the ledger's: a refused body is charged there
         self._topic_channel = shard + "topic:"
         self._pulse_channel = f"{shard}pulse:{replica}"
         self._origin_channel = shard + "origin"
