@@ -1,6 +1,7 @@
 """A Redis user who lacks rights: nothing is stored half, and readiness says what is missing."""
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from structlog.testing import capture_logs
 import allim.brokers
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis_ledger import RedisLedger
-from allim.brokers.rights import SCRIPTS, Rights
+from allim.brokers.rights import ASK_ANEW_S, SCRIPTS, Rights
 from allim.errors import Unavailable
 from allim.hub import Demand, Entry, Hub, HubSettings, Publication
 from allim.telemetry import Metrics
@@ -55,8 +56,8 @@ class Limited:
         with self.server.client() as client:
             client.execute_command("ACL", "SETUSER", self.user, *rules)
 
-    def start(self) -> None:
-        rights = Rights(self.prefix)
+    def start(self, clock: Callable[[], float] = time.monotonic) -> None:
+        rights = Rights(self.prefix, clock=clock)
         url = self.server.url.replace("redis://", f"redis://{self.user}:secret@")
         self.broker = RedisBroker(url, "r", Metrics(), prefix=self.prefix, rights=rights)
         self.ledger = RedisLedger(url, "r", prefix=self.prefix, rights=rights)
@@ -155,6 +156,17 @@ async def test_a_right_taken_away_while_it_runs_costs_at_most_the_publish_that_f
         limited.set(f"+{rule}")
         await until(lambda: well(limited))
         assert len((await limited.broker.publish(BATCH._replace(key="k:9"))).positions) == 3
+
+
+async def test_a_right_taken_away_while_it_runs_is_missed_before_it_is_needed(limited: Limited) -> None:
+    passed_s = 0.0
+    limited.start(clock=lambda: passed_s)
+    async with limited.hub.running():
+        await until(lambda: ready(limited.hub))
+        limited.set("-xrange")  # which only a reader that returns needs
+
+        passed_s += ASK_ANEW_S
+        await until(lambda: limited.says("+xrange"))
 
 
 @pytest.mark.parametrize("rule", ["subscribe", "info", "eval", "evalsha", "wait", "xreadgroup", "config|get"])

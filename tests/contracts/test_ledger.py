@@ -188,7 +188,8 @@ async def test_all_demands_are_granted_or_none_is_charged(ledger: Ledger) -> Non
 
     both = await ledger.take([roomy, tight])
 
-    assert [quota.granted for quota in both.quotas] == [True, False]
+    assert [(quota.granted, quota.remaining) for quota in both.quotas] == [(True, 10), (False, 0)]
+    assert both.quotas[0].reset_s == 0
     assert (await ledger.take([roomy])).quotas[0].remaining == 9
 
 

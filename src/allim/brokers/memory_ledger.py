@@ -82,11 +82,16 @@ class MemoryLedger:
             return Grant(standing, ())
         now = self._now()
         used = [max(0.0, self._until.get(("rate", demand.name), 0.0) - now) for demand in demands]
-        quotas = [_quota(demand, used_s) for demand, used_s in zip(demands, used, strict=True)]
-        if all(quota.granted for quota in quotas):
-            for demand, quota in zip(demands, quotas, strict=True):
-                self._keep(("rate", demand.name), quota.reset_s)
-        return Grant(standing, quotas)
+        after = [
+            used_s + demand.cost * demand.period_s / demand.limit
+            for demand, used_s in zip(demands, used, strict=True)
+        ]
+        granted = [_fits(*one) for one in zip(demands, used, after, strict=True)]
+        if all(granted):
+            for demand, after_s in zip(demands, after, strict=True):
+                self._keep(("rate", demand.name), after_s)
+        left = after if all(granted) else used  # what is refused charges none of them
+        return Grant(standing, [_quota(*one) for one in zip(demands, granted, used, after, left, strict=True)])
 
     def _standing(self, holder: Holder) -> Standing:
         if self._is_kept(("signed out", holder.subject, holder.session)):
@@ -107,11 +112,13 @@ class MemoryLedger:
         return self._until.get(key, 0.0) > self._now()
 
 
-def _quota(demand: Demand, used_s: float) -> Quota:
-    """Units: `used_s` is how long it takes until all of the limit is there again."""
-    after_s = used_s + demand.cost * demand.period_s / demand.limit
-    granted = after_s <= demand.period_s or used_s == 0
-    reset_s = after_s if granted else used_s
+def _fits(demand: Demand, used_s: float, after_s: float) -> bool:
+    """Units: seconds until all of the limit is there again, without this demand and with it."""
+    return after_s <= demand.period_s or used_s == 0
+
+
+def _quota(demand: Demand, granted: bool, used_s: float, after_s: float, reset_s: float) -> Quota:
+    """Units: as `_fits`; `reset_s` is the one of both that holds from now on."""
     remaining = max(0, math.floor((demand.period_s - reset_s) * demand.limit / demand.period_s + 1e-9))
     wait_s = 0.0 if granted else min(used_s, after_s - demand.period_s)
     return Quota(granted, remaining, reset_s, wait_s)

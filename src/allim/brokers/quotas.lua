@@ -26,7 +26,7 @@ end
 -- {granted, remaining, reset_us, retry_after_us} of each to the reply, or nothing when they cannot be counted; gives
 -- whether to go on, and the error when Redis failed in another way.
 local function take(reply, key, arg, demands, now)
-  local quotas, stepped_back, all = {}, {}, true
+  local wanted, stepped_back, all = {}, {}, true
   for demand = 1, demands do
     local at = arg + (demand - 1) * 3
     local limit, period, cost = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
@@ -36,18 +36,12 @@ local function take(reply, key, arg, demands, now)
     end
     local after = used + cost * period / limit
     local granted = after <= period or used == 0
-    local reset = granted and after or used
-    quotas[demand] = {
-      granted and 1 or 0,
-      math.max(0, math.floor((period - reset) * limit / period + 0.000001)),
-      math.ceil(reset),
-      granted and 0 or math.ceil(math.min(used, after - period)),
-    }
+    wanted[demand] = {limit = limit, period = period, used = used, after = after, granted = granted}
     all = all and granted
   end
   if all then
     for demand = 1, demands do
-      local kept = write_used(KEYS[key + demand - 1], quotas[demand][3], now)
+      local kept = write_used(KEYS[key + demand - 1], math.ceil(wanted[demand].after), now)
       if kept.err then
         return takes_no_write(kept), kept
       end
@@ -58,7 +52,14 @@ local function take(reply, key, arg, demands, now)
     end
   end
   for demand = 1, demands do
-    reply[#reply + 1] = quotas[demand]
+    local want = wanted[demand]
+    local reset = all and want.after or want.used  -- what is refused charges none of them
+    reply[#reply + 1] = {
+      want.granted and 1 or 0,
+      math.max(0, math.floor((want.period - reset) * want.limit / want.period + 0.000001)),
+      math.ceil(reset),
+      want.granted and 0 or math.ceil(math.min(want.used, want.after - want.period)),
+    }
   end
   return all
 end

@@ -21,6 +21,7 @@ from allim.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 ASK_AGAIN_S = 1.0  # while rights are missing
+ASK_ANEW_S = 10.0  # while none is: one that was taken away may be needed only when a reader returns
 ASK_TIMEOUT_S = 5.0
 
 # Commands as they are sent, by the file of the script that runs them; `@` stands for `<prefix>:{0}:`. A test compares
@@ -73,7 +74,6 @@ CONNECTIONS = (
     "INFO server",
     "EVAL script 0",
     "EVALSHA digest 0",
-    "SCRIPT|LOAD script",
     "SUBSCRIBE @topic:t",
     "SUBSCRIBE @origin",
     "SUBSCRIBE @pulse:r",
@@ -85,6 +85,7 @@ QUEUE = (
     "XREADGROUP GROUP g c STREAMS @work >",
     "XACK @work g 1-0",
     "XAUTOCLAIM @work g c 1 0",
+    "SCRIPT|LOAD script",
     "SCRIPT|EXISTS digest",
     "MULTI",
     "EXEC",
@@ -144,11 +145,12 @@ class Rights:
         self._learned(refused)
 
     async def renew(self, connection: AbstractConnection) -> None:
-        """Ask again when Redis has refused a command, and now and then while rights are missing.
+        """Ask again when Redis has refused a command, and now and then, more often while rights are missing.
 
         Raises: RedisError, OSError.
         """
-        if self._doubtful or (self._refused and self._clock() - self._asked_at >= ASK_AGAIN_S):
+        every_s = ASK_AGAIN_S if self._refused else ASK_ANEW_S
+        if self._doubtful or self._clock() - self._asked_at >= every_s:
             await self.ask(connection)
 
     def doubt(self, refusal: Exception) -> None:

@@ -16,7 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
-from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, ask, receive, write
+from allim.brokers.server import ANSWER_TIMEOUT_S, Lead, RedisServer, receive, write
 from allim.deadlines import Deadlines, TimeLimit
 from allim.errors import Unavailable
 
@@ -221,9 +221,7 @@ class ScriptCalls:
         replies = await self._replies(lead, batch)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # those calls had no effect
-            for script in {batch[i].script for i in unknown}:
-                await ask(lead.connection, "SCRIPT", "LOAD", script.source)
-            again = await self._replies(lead, [batch[i] for i in unknown])
+            again = await self._replies(lead, [batch[i] for i in unknown], whole=True)
             for i, reply in zip(unknown, again, strict=True):
                 replies[i] = reply
         stored = not all(isinstance(reply, Exception) for reply in replies)
@@ -233,10 +231,18 @@ class ScriptCalls:
         if any(isinstance(reply, ReadOnlyError | RedisConnectionError) for reply in replies):
             await self.drop()  # it was the master once, or knows us no more; the next connection may find better
 
-    async def _replies(self, lead: Lead, batch: Sequence[Call]) -> list[Any]:
-        """What Redis answers to each: a value, or the error it refuses with."""
+    async def _replies(self, lead: Lead, batch: Sequence[Call], *, whole: bool = False) -> list[Any]:
+        """What Redis answers to each: a value, or the error it refuses with.
+
+        Shape: `whole` sends each script itself with its first call, so that Redis cannot forget it between the two.
+        """
         context = self._context(lead.run_id)
-        commands = [("EVALSHA", c.script.sha, len(c.keys), *c.keys, *context, *c.args) for c in batch]
+        named = set() if whole else {call.script for call in batch}
+        commands = []
+        for script, keys, args, *_ in batch:
+            which = ("EVALSHA", script.sha) if script in named else ("EVAL", script.source)
+            named.add(script)
+            commands.append((*which, len(keys), *keys, *context, *args))
         replies: list[Any] = []
         with self._answer_limit:
             await write(lead.connection, commands)
