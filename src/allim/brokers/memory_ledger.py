@@ -11,7 +11,7 @@ SWEEP_S = 60.0
 
 
 class MemoryLedger:
-    """Source: the promise in `allim.hub.ledger`; the rates are GCRA (ITU-T I.371), as in `take.lua`.
+    """Source: the promise in `allim.hub.ledger`; the rates are GCRA (ITU-T I.371), as in `quotas.lua`.
 
     Shape: what expires stands in `_until`, by its key, with the second of the monotonic clock in which it does.
     """
