@@ -63,7 +63,7 @@ class Refused(Exception):
 
 
 class Held(NamedTuple):
-    """What the replica and Redis hold at rest. `keys` are those that no time limit removes."""
+    """The memory, files and keys of the replica and Redis at rest. `keys` are those that no time limit removes."""
 
     resident_kib: int
     files: int

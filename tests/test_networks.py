@@ -1,4 +1,4 @@
-"""What something from an address counts against."""
+"""The networks that an address counts against."""
 
 import pytest
 

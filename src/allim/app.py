@@ -305,7 +305,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _publisher_memory(settings: Settings, broker: Broker) -> Policy | None:
-    """What a publisher may add to what is kept: as set, or half of what the store may use."""
+    """The limit of a publisher's memory: the setting, or half of the store's memory; None while neither is known."""
     granted = settings.publisher_memory_mb * 1_000_000 or broker.memory_max_bytes // 2
     return Policy("publish-memory", granted, settings.history_ttl_s) if granted else None
 

@@ -137,7 +137,7 @@ def _redis_version(info: Mapping[str, str], took_ms: float) -> Finding:
 
 
 def _redis_rights(rights: Rights, refused: str = "") -> Finding:
-    """Shape: `refused` is what Redis said when it could not even be asked."""
+    """Shape: `refused` is the answer of Redis when it refused even the question."""
     try:
         rights.check()
     except Unavailable as error:
@@ -153,7 +153,7 @@ def _redis_clock(ahead_s: float) -> Finding:
 
 
 def _redis_room(info: Mapping[str, str]) -> Finding:
-    """How full Redis is: at its limit it takes no publish."""
+    """Return how full Redis is: at its limit it takes no publish."""
     used, most = int(info["used_memory"]), int(info.get("maxmemory", "0"))
     if not most:
         advice = (
@@ -167,7 +167,7 @@ def _redis_room(info: Mapping[str, str]) -> Finding:
 
 
 def _redis_confirms(info: Mapping[str, str], settings: Settings, no_disk: str | None) -> Finding:
-    """Whether this Redis can confirm what ALLIM_DURABILITY asks for."""
+    """Return whether this Redis can confirm writes as ALLIM_DURABILITY demands."""
     detail = f"ALLIM_DURABILITY is {settings.durability}"
     if no_disk is not None:
         return Finding(

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 CLOCK_LEEWAY_S = 300.0
-"""How far apart the clocks of two machines may be before what one wrote is refused by the other. With NTP they are
-within a second; five minutes is what Kerberos allows as well (RFC 4120, 8.2)."""
+"""The difference between two machines' clocks from which on one refuses the other's times. With NTP they are within a
+second; Kerberos allows five minutes as well (RFC 4120, 8.2)."""
 
 SYSTEM_TOPIC = "system"
 USER, OPERATOR = "user", "operator"  # roles

@@ -8,7 +8,7 @@ from functools import lru_cache
 from ipaddress import IPv6Network
 from typing import NamedTuple
 
-SUBSCRIBER_PREFIX = 64  # the least that one subscriber gets: counting single addresses would limit nobody
+SUBSCRIBER_PREFIX = 64  # the least that one subscriber gets: a limit per single address would have no effect
 WIDER_PREFIXES = (56, 48)  # a /48 holds 65,536 of the former, and may be one subscriber's as well
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]{1,255}|\[[0-9A-Za-z:.%_~-]{2,64}\])(?::[0-9]{0,5})?\Z")
 TIMES = 4  # as much as a network is granted, the next wider one is granted so many times

@@ -22,7 +22,7 @@ MIN_SECRET_CHARS = 32
 COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by `allim publish` and `allim tail`
 
 
-# What every replica over one Redis must have the same; the secret keys besides. Replicas compare them.
+# Settings that must be equal on all replicas over one Redis, beside the secret keys. Replicas compare them.
 EQUAL = (
     *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),

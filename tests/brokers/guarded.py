@@ -22,7 +22,7 @@ PASSWORD = "a-password-of-the-tests"
 
 @dataclass
 class Guarded:
-    """A Redis with the user of docker-compose.yml. `admin` may do everything and stands for nobody."""
+    """A Redis with the user of docker-compose.yml. `admin` may do everything, and no replica uses it."""
 
     url: str
     service: dict[str, Any]
@@ -31,14 +31,14 @@ class Guarded:
     process: "subprocess.Popen[bytes]"
 
     def denied(self) -> list[tuple[str, str]]:
-        """What somebody tried and may not: why, and the command or key."""
+        """Return the refused commands: the reason, and the command or key."""
         return [(str(entry["reason"]), str(entry["object"])) for entry in self.admin.acl_log()]
 
     def do(self, *command: str) -> str:
         return str(self.admin.execute_command(*command))  # type: ignore[no-untyped-call]
 
     def restart(self, by: signal.Signals) -> None:
-        """End the process by a signal and start another on what it left."""
+        """End the process by a signal and start another on its data."""
         self.process.send_signal(by)
         self.process.wait(20)
         self.process = _spawn(self.service, self.environ)
@@ -53,7 +53,7 @@ class Guarded:
 def guarded_redis(program: str = "redis-server", **environ: str) -> Iterator[Guarded]:
     """The very command line of Compose's Redis, on a port and in a folder of ours, and with an admin.
 
-    Shape: `program` is what runs where Compose runs `redis-server`; `environ` holds Compose's variables.
+    Shape: `program` runs where Compose runs `redis-server`; `environ` holds Compose's variables.
     """
     parts = compose.services({"REDIS_PASSWORD": PASSWORD, **environ})
     service, port = parts["redis"], lasting_port()

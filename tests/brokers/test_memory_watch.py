@@ -1,4 +1,4 @@
-"""Whether an alarm is raised before Redis is full, and once."""
+"""An alarm is raised before Redis is full, and once."""
 
 import asyncio
 import re

@@ -28,7 +28,7 @@ def running(
 
 
 async def said(replica: Replica) -> str:
-    """What readiness says, with `!` in front when it is red."""
+    """Return the text of readiness, with `!` in front when it is red."""
     try:
         return await replica.broker.check() or "ok"
     except Unavailable as error:

@@ -1,4 +1,4 @@
-"""A Redis user who lacks rights: nothing is stored half, and readiness says what is missing."""
+"""A Redis user that lacks rights: nothing is stored half, and readiness names the missing rights."""
 
 import re
 import time
@@ -43,7 +43,7 @@ def test_the_rights_of_each_script_are_those_of_the_commands_in_it(script: Path)
 
 
 class Limited:
-    """A replica, whose Redis user may do everything but what it is deprived of."""
+    """A replica, whose Redis user has all rights but those that a test takes away."""
 
     def __init__(self, server: Redis) -> None:
         self.server = server
@@ -64,7 +64,7 @@ class Limited:
         self.hub = Hub(self.broker, self.ledger, Metrics(), HubSettings(heartbeat_s=1, pulse_s=0.2))
 
     def stored(self) -> dict[str, int]:
-        """Everything under the prefix but what replicas tell of themselves: key, and how much of it."""
+        """Return all keys under the prefix but those of clock and replicas, with their sizes."""
         sizes = {b"stream": "XLEN", b"list": "LLEN", b"zset": "ZCARD", b"hash": "HLEN", b"string": "STRLEN"}
         with self.server.client() as client:
             keys = [key for key in client.scan_iter(f"{self.prefix}:*") if not key.endswith((b"replicas", b"clock"))]

@@ -1,4 +1,4 @@
-"""What the Redis of docker-compose.yml keeps over a restart, with its user rules and its append-only file."""
+"""The Redis of docker-compose.yml keeps its data over a restart, with its user rules and its append-only file."""
 
 import signal
 from collections.abc import Iterator

@@ -366,7 +366,7 @@ async def test_history_of_a_silent_topic_expires(make_broker: MakeBroker) -> Non
 
 
 async def removed(broker: Broker, *topics: str) -> bool:
-    """Whether the topics have no history any more. A pulse removes what is due."""
+    """Return whether the topics have no history any more. A pulse removes due histories."""
     await broker.pulse()
     heads = await broker.heads(topics)
     return all(newest == ZERO for newest in heads.newest)
@@ -386,7 +386,7 @@ async def test_who_stands_before_what_a_removed_history_held_is_told_and_nobody_
         return list((await brief.read(["kept", "a", "never"], after, 10, PAGE_BYTES)).expired)
 
     assert kept < first < last
-    assert await expired(first) == [*gone, "never"]  # `never` had no history, and nobody can know that any more
+    assert await expired(first) == [*gone, "never"]  # `never` had no history, and that cannot be known any more
     assert await expired(last) == []
     assert (await brief.heads(["a"])).expired == last
 

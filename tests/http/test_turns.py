@@ -1,4 +1,4 @@
-"""Who may do what only a few may do at once, and when."""
+"""Turns at work that only a few may do at once."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Client:
 
 
 class Work:
-    """What is done in turns: it ends when it is told to, and notes who did it."""
+    """Work that is done in turns: it ends when a test says so, and notes its name."""
 
     def __init__(self, at_once: int = 1, now: Callable[[], float] = lambda: 0.0) -> None:
         self.refusals = 0
@@ -167,7 +167,7 @@ async def test_a_wait_that_would_be_too_long_is_not_begun() -> None:
     work = Work(now=lambda: seconds[0])
     slow = work.start("slow", "192.0.2.1")
     await settle()
-    seconds[0] = 2.0  # what runs has taken so long already
+    seconds[0] = 2.0  # the running turn has taken so long already
     waiting = [work.start("waits", f"192.0.2.{number}") for number in (2, 3)]
     await settle()
 

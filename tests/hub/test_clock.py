@@ -92,6 +92,6 @@ async def test_a_step_of_the_wall_clock_neither_ends_a_stream_nor_keeps_it(machi
         machine.wall += step_s
 
         await until(lambda: brief.ended)
-        await asyncio.sleep(0.5)  # what is waited for is that nothing happens
+        await asyncio.sleep(0.5)  # the time in which nothing must happen
 
         assert (brief.close_reason, lasting.ended) == (CloseReason.TOKEN_EXPIRED, False)

@@ -1,4 +1,4 @@
-"""Redis has used up its memory: what ends sessions works all the same, and one account does not fill it."""
+"""Redis has used up its memory: sessions can be ended all the same, and one account does not fill it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def pair(small_redis: Redis) -> Iterator[tuple[Replica, Replica]]:
 
 @contextmanager
 def filled(server: Redis) -> Iterator[None]:
-    """Keys of somebody else take all that is left."""
+    """Fill the rest of the memory with other keys."""
     with server.client() as redis:
         size = 1 << 20
         for number in range(10_000):

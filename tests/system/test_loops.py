@@ -1,4 +1,4 @@
-"""Clients that are refused and come back all the same: what they use up is theirs."""
+"""Clients that are refused and come back all the same use up no limits of others."""
 
 import httpx
 import pytest

@@ -18,7 +18,7 @@ Connect = Callable[[], Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.S
 
 
 def uncounted(refused: Callable[[str], None] = lambda _: None) -> Connections:
-    """What connections share where no address is counted."""
+    """Return shared limits that count no address."""
     return Connections(1, lambda _: "", refused)
 
 

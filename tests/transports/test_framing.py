@@ -1,4 +1,4 @@
-"""Where a request ends, and how much one connection may send ahead of its answers."""
+"""A request ends where it says, and one connection may send only a little ahead of its answers."""
 
 import asyncio
 from collections import Counter
@@ -21,7 +21,7 @@ ASK = b"GET /asked HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Server:
-    """An application that answers with what it was asked, and remembers it."""
+    """An application that answers with the request's method and length, and remembers it."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bytes]] = []

@@ -1,7 +1,7 @@
--- When histories are removed, and what is known of those that were. Put after clock.lua.
--- Redis' own expiry would delete a history without a trace, so that nobody could say afterwards whether it held something.
+-- Removal of histories, and a record of it. Put after clock.lua.
+-- Redis' own expiry would delete a history without a trace, so that it would not be known afterwards whether it held something.
 -- Here a history is removed by a script, which in the same step raises `expired` of the clock to the newest position that
--- the history held: whoever stands at or after `expired` has lost nothing by any removal.
+-- the history held: a reader that stands at or after `expired` has lost nothing by any removal.
 -- The sorted set `expiry` holds each topic that has a history, by the millisecond of the server's clock in which the
 -- history is due. The last publisher's TTL counts.
 
@@ -35,7 +35,7 @@ end
 
 -- Histories were written: they are due so long from now. A topic that had none makes the store larger, so for each of those
 -- two that are due go: the number of histories does not depend on how often they are looked for.
--- newest: by history, what publish.lua knows of it; its third item says that it is new.
+-- newest: the table of publish.lua, by history; the third item of an entry says that the history is new.
 local function note_expiry(clock, newest, server_ms, ttl_s)
   local due, made = string.format('%.0f', server_ms + ttl_s * 1000), 0
   for history, last in pairs(newest) do

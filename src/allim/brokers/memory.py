@@ -44,7 +44,7 @@ class _History:
 class MemoryBroker:
     """Source: the promise in `allim.hub.broker`.
 
-    Positions go by the wall clock, and never back; what is kept for a time goes by the monotonic clock.
+    Positions go by the wall clock, and never back; times to keep something go by the monotonic clock.
     """
 
     durability = "memory"
@@ -61,7 +61,7 @@ class MemoryBroker:
     ) -> None:
         self._history_events = history_events
         self._history_ttl_s = history_ttl_s
-        self._ledger = ledger or MemoryLedger()  # charges what publishes demand
+        self._ledger = ledger or MemoryLedger()  # charges the demands of publishes
         self._now_ms = now_ms
         self._monotonic = monotonic
         self._last = ZERO.after(now_ms())
@@ -146,7 +146,7 @@ class MemoryBroker:
         return (await self._ledger.take(demands)).quotas
 
     def _added_bytes(self, publication: Publication) -> int:
-        """How much more is kept after this publish, as `publish.lua` reckons."""
+        """Return the bytes that this publish adds to the store, as `publish.lua` counts them."""
         added = 0
         for topic, entries in groupby(sorted(publication.entries), key=attrgetter("topic")):
             kept = len(self._history[topic].events) if topic in self._history else 0
@@ -202,7 +202,7 @@ class MemoryBroker:
             tell(self._listener)
 
     def _is_removed(self, topic: str, after: Position) -> bool:
-        """Whether a removed history of the topic may have held something after this position."""
+        """Return whether a removed history of the topic may have held an event after this position."""
         history = self._history.get(topic)
         if history is None:
             return after < self._expired

@@ -13,7 +13,7 @@ SWEEP_S = 60.0
 class MemoryLedger:
     """Source: the promise in `allim.hub.ledger`; the rates are GCRA (ITU-T I.371), as in `quotas.lua`.
 
-    Shape: what expires stands in `_until`, by its key, with the second of the monotonic clock in which it does.
+    Shape: `_until` holds, by key, the second of the monotonic clock in which the key expires.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -90,7 +90,7 @@ class MemoryLedger:
         if all(granted):
             for demand, after_s in zip(demands, after, strict=True):
                 self._keep(("rate", demand.name), after_s)
-        left = after if all(granted) else used  # what is refused charges none of them
+        left = after if all(granted) else used  # a refusal charges none of them
         return Grant(standing, [_quota(*one) for one in zip(demands, granted, used, after, left, strict=True)])
 
     def _standing(self, holder: Holder) -> Standing:

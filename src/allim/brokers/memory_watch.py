@@ -1,4 +1,4 @@
-"""How full Redis is: asked now and then, for the metrics, and for an alarm in the log before it takes no more."""
+"""A watch on Redis' memory: metrics, and an alarm in the log before Redis is full."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ WARN_SHARE, ERROR_SHARE = 0.75, 0.9  # of `maxmemory`
 CALM_SHARE = 0.05  # below a level's share, the level is left: around it there would be an alarm for each look
 
 Report = Callable[[int, int], None]
-"""Is told the bytes that Redis uses, and those that it may use; 0 for as many as there are."""
+"""Takes the bytes that Redis uses, and its limit; 0 for no limit."""
 
 
 class MemoryWatch:

@@ -1,7 +1,7 @@
-"""What replicas tell each other about their settings, so that a difference that loses something is noticed.
+"""Replicas compare their settings, so that a difference that loses events is noticed.
 
 Each replica keeps a card in Redis: which key it signs with, which keys it believes, and the settings that must be
-equal. Keys stand there as digests under themselves: whoever reads them learns no more than from a token.
+equal. Keys stand there as digests under themselves: a reader of Redis learns no more from them than from a token.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ class Other(NamedTuple):
 
 
 class Peers:
-    """This replica's card, and what is wrong between it and the others."""
+    """This replica's card, and its differences from the others."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Peers:
         return False
 
     def check(self) -> str | None:
-        """For readiness: give what is wrong and leaves the replica ready.
+        """Return, for readiness, the differences that leave the replica ready.
 
         Raises: Unavailable when the tokens of replicas that were here before are not valid here.
         """

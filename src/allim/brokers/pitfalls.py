@@ -1,4 +1,4 @@
-"""How a Redis is set up, where that loses events without a word."""
+"""Settings of a Redis that lose events silently."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ class Pitfall(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What a Redis tells about itself.
+    """The settings that a Redis reports.
 
-    Shape: `info` as INFO writes it. `settings` are those of `*append*`, and `replay` is what Redis says against
-    replaying its append-only file, or ''; each None when the user may not ask.
+    Shape: `info` as INFO writes it. `settings` are those of `*append*`, and `replay` is why Redis could not replay
+    its append-only file, or ''; each None when the user may not ask.
     """
 
     info: Mapping[str, str]
@@ -85,8 +85,8 @@ def pitfalls(setup: Setup, *, durable: bool) -> list[Pitfall]:
         found.append(
             Pitfall(
                 "replay",
-                f"Redis replays its append-only file as the user `default`, who may not: {setup.replay}",
-                "give it the rights and nobody the password: user default off resetpass ~* &* +@all",
+                f"Redis replays its append-only file as the user `default`, which may not: {setup.replay}",
+                "give it all rights and no password: user default off resetpass ~* &* +@all",
             )
         )
     return found
@@ -97,12 +97,14 @@ def keeps_a_file(info: Mapping[str, str]) -> bool:
 
 
 def _replays_without_rights(info: Mapping[str, str]) -> bool:
-    """Valkey 9 does, as the tests see; what versions between it and Redis 7 do is not known here."""
+    """Return whether this is Valkey 9 or later, which the tests see replay without rights; of versions between it and
+    Redis 7 nothing is known here.
+    """
     return int(info.get("valkey_version", "0").partition(".")[0]) >= 9
 
 
 def _loses_its_end(setup: Setup) -> str:
-    """Why a restart may lose what was written last; '' when it does not, or when that cannot be known."""
+    """Return why a restart may lose the last writes; '' when it does not, or when that cannot be known."""
     if not keeps_a_file(setup.info):
         return "this Redis has no append-only file"
     if setup.settings is None:

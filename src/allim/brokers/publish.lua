@@ -89,7 +89,7 @@ end
 if known[1] and known[1] ~= fingerprint then
   return {'conflict', quotas}
 elseif known[1] then
-  redis.call('EXPIRE', KEYS[2], window_s)  -- a write, so that WAIT after it waits for what the first try wrote
+  redis.call('EXPIRE', KEYS[2], window_s)  -- a write, so that WAIT after it waits for the writes of the first try
   known[1] = quotas
   table.insert(known, 1, 'ok')
   return known

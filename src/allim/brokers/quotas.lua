@@ -8,7 +8,7 @@ local function takes_no_write(reply)
   return code == 'OOM' or code == 'MISCONF' or code == 'NOREPLICAS'
 end
 
--- What of a limit is used now, and whether the clock is behind the moment at which that was written.
+-- The used part of a limit, and whether the clock is behind the moment at which it was written.
 local function read_used(key, now)
   local used, at = (redis.call('GET', key) or ''):match('^(%d+) (%d+)$')
   if not used then
@@ -53,7 +53,7 @@ local function take(reply, key, arg, demands, now)
   end
   for demand = 1, demands do
     local want = wanted[demand]
-    local reset = all and want.after or want.used  -- what is refused charges none of them
+    local reset = all and want.after or want.used  -- a refusal charges none of them
     reply[#reply + 1] = {
       want.granted and 1 or 0,
       math.max(0, math.floor((want.period - reset) * want.limit / want.period + 0.000001)),

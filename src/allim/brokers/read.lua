@@ -1,4 +1,4 @@
--- A page of what several topics hold after a position, in order, in one atomic step. It ends where it is full, and says
+-- A page of the entries of several topics after a position, in order, in one atomic step. It ends where it is full, and says
 -- where: everything up to there is in it.
 -- KEYS: clock, then one history per topic. ARGV: run_id, heard, durable; after ('' reads only the clock), max_events,
 -- max_bytes.
@@ -23,7 +23,7 @@ local function number(entry)
 end
 
 -- A merge of all topics. Each reads a few entries ahead: its share of the space that is left in the page, by the size
--- of those before. So entries that are read for nothing are no more than those in the page, whatever their order.
+-- of those before. So entries that are read for nothing are no more than those in the page, in any order.
 local waiting = {}  -- topics with an entry ahead, the one with the earliest entry last
 
 local function read_ahead(topic, wanted)
@@ -70,7 +70,7 @@ local function is_text_after(position)
   return ms and is_after(ms, seq, after_ms, after_seq)
 end
 
--- What is lost shows in the first entry after the position. Its `prev` is after the position too: those between were
+-- A loss shows in the first entry after the position. Its `prev` is after the position too: those between were
 -- trimmed. It is the first of its history, and `e` is after the position: a removed history may have held some. Where
 -- there is no history at all, the newest mark of a removal says so.
 local kept, trimmed, expired = 0, {}, {}

@@ -105,7 +105,7 @@ class RedisBroker:
         self._memory.start()
 
     async def check(self) -> str | None:
-        """For readiness: give what is wrong with Redis or between replicas, and leaves this one ready.
+        """Return, for readiness, the faults of Redis and between replicas that leave this one ready.
 
         Raises: Unavailable when the Redis user lacks rights, or this replica's secret key is not that of the others.
         """
@@ -241,7 +241,7 @@ class RedisBroker:
         self._warn(pitfalls(await look(lead.connection, self._prefix), durable=bool(self._durable)))
 
     def _warn(self, found: list[Pitfall]) -> None:
-        """Log what loses events in this Redis, once."""
+        """Log each pitfall of this Redis once."""
         for pitfall in found:
             if pitfall not in self._pitfalls:
                 log.warning("redis may lose events", detail=pitfall.detail, advice=pitfall.advice)

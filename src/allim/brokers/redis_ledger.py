@@ -116,7 +116,7 @@ class RedisLedger:
 
 
 def _issued(holder: Holder) -> str:
-    """When the holder's token was issued, in the form that standing.lua reads."""
+    """Return the moment at which the holder's token was issued, in the form that standing.lua reads."""
     return str(holder.issued_at) if holder.after_kick is None else f"kick {holder.after_kick}"
 
 

@@ -94,14 +94,14 @@ QUEUE = (
     "DEL autoclaim:snapshots:@work",
 )
 CONFIRMATIONS: Final[Mapping[str, Sequence[str]]] = {"replica": ("WAIT 1 1",), "disk": ("WAITAOF 1 0 1",)}
-"""What a publish runs after its script, by durability."""
+"""Commands that a publish runs after its script, by durability."""
 MAY_BE_UNKNOWN = frozenset({"WAITAOF 1 0 1"})  # before Redis 7.2; durability.py knows another way
 
 _IN_SCRIPTS = ("The user executing the script can't", "ACL failure in script")  # Redis 7, Valkey: their code is ERR
 
 
 class Rights:
-    """What a replica's Redis user may not do, as one of its connections learned last: rights are the user's."""
+    """The rights that a replica's Redis user lacks, as one of its connections learned last: rights are the user's."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Rights:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Shape: `quiet` leaves it to the caller to tell what is missing; otherwise it is logged."""
+        """Shape: `quiet` leaves it to the caller to report missing rights; otherwise they are logged."""
         self._shard = f"{prefix}:{{0}}:"
         self._of_scripts = {**SCRIPTS, "publish": (*SCRIPTS["publish"], *CONFIRMATIONS.get(durability, ()))}
         self._commands = list(dict.fromkeys([*CONNECTIONS, *_joined(self._of_scripts.values()), *QUEUE]))
@@ -123,7 +123,7 @@ class Rights:
         self._asked_at = clock()
 
     async def ask(self, connection: AbstractConnection) -> None:
-        """Learn from Redis what this connection's user may not do.
+        """Learn from Redis which rights this connection's user lacks.
 
         Raises: RedisError, OSError. NoPermissionError when the user may not even ask.
         """

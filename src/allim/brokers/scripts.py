@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 MAX_BATCH = 512  # calls in one pipeline: bounds what one failure can take with it
 MAX_WAITING = 20_000  # calls that wait while Redis hangs
-VITAL = "#!lua flags=allow-oom"  # what ends sessions is little, and must not wait until others have made room
+VITAL = "#!lua flags=allow-oom"  # for scripts that end sessions: they write little and must not wait for memory
 
 
 NO_EFFECT = frozenset({"BUSY", "LOADING", "MASTERDOWN", "NOSCRIPT", "READONLY"})
@@ -44,7 +44,7 @@ def _as_it_is(reply: Any) -> Any:
 
 
 class Script:
-    """A Lua script with what it shares with others in front, called by its digest.
+    """A Lua script with the parts that it shares with others in front, called by its digest.
 
     Shape: one that is `vital` writes also while Redis has used up its memory. A full disk refuses it as a whole, and
     any other at its first write.
@@ -232,7 +232,7 @@ class ScriptCalls:
             await self.drop()  # it was the master once, or knows us no more; the next connection may find better
 
     async def _replies(self, lead: Lead, batch: Sequence[Call], *, whole: bool = False) -> list[Any]:
-        """What Redis answers to each: a value, or the error it refuses with.
+        """Return the answer of Redis to each call: a value, or the error that refuses it.
 
         Shape: `whole` sends each script itself with its first call, so that Redis cannot forget it between the two.
         """

@@ -1,7 +1,7 @@
 -- Whether a session may still be used. Put before the scripts that ask.
 -- signed_out: exists when the session was ended. kicked: holds the moment of the user's last kick.
 -- issued: "kick <moment>", the last kick before the token was issued, which no clock can make wrong; or, when the token does
--- not say, the Unix second in which it was issued by the clock of whoever did.
+-- not say, the Unix second in which it was issued by the clock of its issuer.
 
 local function is_kicked(kicked_at, issued)
   local after_kick = issued:match('^kick (.+)$')

@@ -204,9 +204,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_co
 
 
 def _check_structure(body: bytes) -> None:
-    """Judge depth and number of containers on the bytes: to build them first would cost what the limits are to save.
+    """Judge depth and number of containers on the bytes: building them first would cost as much as a body may cost.
 
-    It is exact for JSON. Of anything else it sees at least what the parser sees before that finds the fault.
+    It is exact for JSON. Of anything else it counts at least the containers before the fault that the parser finds.
     Raises: Invalid.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:

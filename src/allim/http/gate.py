@@ -26,9 +26,8 @@ HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 
 class Limits(NamedTuple):
-    """How often each may call: a signed-in user; an address without a session; one who tries to be a certain user; an
-    address that makes accounts; an address with a session that has ended; an address with a publish key that is not
-    known here.
+    """Rates: calls of a signed-in user; calls of an address without a session; tries to sign in as one user; accounts
+    made from an address; calls of an address with an ended session; calls of an address with an unknown publish key.
     """
 
     user_calls: Policy
@@ -50,7 +49,7 @@ class Gate:
         self._hashing = Turns(HASHING_AT_ONCE, partial(rates.refused, "hashing"))
 
     async def recognise(self, request: Request) -> Identity:
-        """Return whose token this is, whether or not its session has ended and whatever its times say: it is for
+        """Return the token's identity, also if its session has ended and if its times are wrong: it is for
         ending the session, and this machine's clock may be wrong. So the call is counted against its address.
 
         Raises: Unauthenticated; TooMany; Unavailable when it cannot be known now.
@@ -69,7 +68,7 @@ class Gate:
         return identity
 
     async def limit(self, request: Request, identity: Identity, policy: Policy) -> None:
-        """Count what a user asks for that has a limit of its own, beside that of all calls.
+        """Count a user's call that has a limit of its own, beside that of all calls.
 
         Raises: TooMany.
         """
@@ -132,7 +131,7 @@ class Gate:
 
     async def count_ended(self, request: HTTPConnection) -> None:
         """Count a call whose session has ended. The count is of the address, and apart from that of sign-ins: pages
-        that come back after a sign-out, again and again, keep nobody at their address from signing in.
+        that come back after a sign-out, again and again, use up no sign-ins of their address.
 
         Raises: TooMany.
         """

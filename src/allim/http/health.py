@@ -19,7 +19,7 @@ CHECK_TIMEOUT_S = 2.0
 KEEP_S = 1.0  # a result of another process
 
 Check = Callable[[], Awaitable[str | None]]
-"""Gives None when all is well, or what is wrong and leaves the replica ready; raises when it is not ready."""
+"""Returns None when all is well, or a fault that leaves the replica ready; raises when it is not ready."""
 
 
 class Alive(Body):
@@ -51,7 +51,7 @@ class Question:
         now = asyncio.get_running_loop().time()
         if self._asked is None or (self._asked.done() and now - self._asked_at >= self._keep_s):
             self._asked, self._asked_at = asyncio.create_task(self._ask(), name="allim readiness"), now
-        return await asyncio.shield(self._asked)  # a caller that leaves takes it from nobody else
+        return await asyncio.shield(self._asked)  # a caller that leaves does not cancel it for others
 
 
 def routes(
@@ -100,7 +100,7 @@ def _answer(status: int, content: Body) -> Response:
 
 
 async def _result(name: str, check: Check, timeout_s: float) -> tuple[bool, str]:
-    """Whether the check leaves the replica ready; and `ok`, or what is safe to show to anyone."""
+    """Return whether the check leaves the replica ready; and `ok`, or a reason that is safe to show to anyone."""
     try:
         async with asyncio.timeout(timeout_s):
             return True, await check() or "ok"

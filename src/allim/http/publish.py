@@ -63,14 +63,14 @@ def routes(
 ) -> list[Resource]:
     """The publishers' route.
 
-    Shape: `limit` counts events; `memory` gives the policy that counts the bytes which they add to what is kept, or
+    Shape: `limit` counts events; `memory` gives the policy that counts the bytes that they add to the store, or
     None while they are not limited.
     """
 
     def store(
         publisher: Publisher, entries: Sequence[Entry], key: str | None
     ) -> "tuple[asyncio.Future[Outcome], tuple[Policy, ...]]":
-        """Begin to store, and return what is charged as well."""
+        """Begin to store, and return the charged policies as well."""
         demand, kept = limit.demand(publisher.name, len(entries)), memory()
         if kept is None:
             return hub.store(entries, key, demand), (limit,)
@@ -103,7 +103,7 @@ def routes(
             body = await read_json(request, MAX_BODY_BYTES)
             entries = _entries(hub, publisher, body)
         except (Forbidden, Invalid, TooLarge, UnsupportedMediaType):
-            # To find a fault takes as long as to store what has none.
+            # Finding a fault takes as long as storing a sound body.
             await rates.take(request, (limit, publisher.name), cost=_events_in(body))
             raise
         storing, limits = store(publisher, entries, _scoped(publisher, key))
@@ -162,7 +162,7 @@ def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:
 
 
 def _events_in(body: object) -> int:
-    """How many events a refused body counts as: at least one, and no more than are accepted."""
+    """Return how many events a refused body counts as: at least one, and no more than are accepted."""
     return min(max(len(body), 1), MAX_BATCH) if isinstance(body, list) else 1
 
 

@@ -82,7 +82,7 @@ class Rates:
         self.tell(connection, (policy,), quotas)
 
     def tell(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
-        """Add the headers that say what was granted, to those of an earlier charge.
+        """Add the headers of these quotas to those of an earlier charge.
 
         Raises: TooMany.
         """

@@ -143,7 +143,7 @@ class Requests:
 
 
 def _refusal(scope: Scope, fields: Fields) -> AllimError | None:
-    """What no route need look at."""
+    """Return why no route handles this request, or None."""
     if not fields.one_host():
         return BadRequest("Host: must be one host, with or without a port, of at most 255 characters.")
     # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,

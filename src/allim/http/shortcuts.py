@@ -1,9 +1,9 @@
 """Past ASGI: a plain request that came whole, and whose answer waits for a reply or two, needs no task and no layers.
 
 A shortcut judges a request at once, by the functions of its handler and in their order, and begins what is asked for.
-It answers by itself only what goes well. What comes up before anything has begun is left to the usual way, which
-judges from the start; what comes up afterwards is told in the usual way, as `Judged`. So each refusal, and each
-layer's work on it, stands in one place. Source: docs/decisions/0012-shortcuts.md.
+It answers only successful requests by itself. A fault that shows before anything has begun is left to the usual way,
+which judges from the start; one that shows afterwards is told in the usual way, as `Judged`. So each refusal, and
+each layer's work on it, stands in one place. Source: docs/decisions/0012-shortcuts.md.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ Fields = Mapping[bytes, bytes]
 
 
 class Success(NamedTuple):
-    """What went well, all there. Shape: `headers` are those of this answer beside its media type."""
+    """A complete answer to a successful request. Shape: `headers` are those of this answer beside its media type."""
 
     status: int
     media_type: str
@@ -48,7 +48,8 @@ class Success(NamedTuple):
 class Pending(NamedTuple):
     """What a shortcut has begun.
 
-    Shape: `answer` makes of what is done the answer, or what the usual way tells; it raises what the handler would.
+    Shape: `answer` makes the answer from the result of `done`, or an outcome for the usual way to tell; it raises the
+    errors that the handler would raise.
     """
 
     done: "asyncio.Future[Any]"
@@ -63,7 +64,7 @@ Shortcut = Callable[[Fields, bytes], Pending | None]
 
 
 class Judged(NamedTuple):
-    """How a request ended that has been judged, for the usual way to tell. Shape: `headers` go into the answer."""
+    """The outcome of a judged request, for the usual way to tell. Shape: `headers` go into the answer."""
 
     answer: Success | Exception
     headers: Mapping[str, str]
@@ -138,7 +139,7 @@ class Shortcuts:
         try:
             made = pending.answer(done.result())
         except asyncio.CancelledError:
-            made = Judged(Unavailable("The replica stops; it is not known what came of this."), {})
+            made = Judged(Unavailable("The replica stops; the outcome of this call is not known."), {})
         except Exception as error:  # noqa: BLE001 - it is raised again where errors become answers
             # Without this frame, which holds the error.
             trace = error.__traceback__ and error.__traceback__.tb_next

@@ -121,7 +121,7 @@ class Tokens:
         return self._signed({**kept, "sid": identity.session}, started_at, lifetime_s, after_kick)
 
     def may_renew(self, token: str) -> Identity:
-        """Who the token speaks for, when it may be renewed here.
+        """Return the token's identity, if the token may be renewed here.
 
         Raises: as `renew`.
         """
@@ -145,7 +145,7 @@ class Tokens:
         return self._identity(token, await self._signed_claims(token))
 
     async def verify_signature(self, token: str) -> Identity:
-        """Who the token speaks for, or will, or did: it is signed, and its times are not judged.
+        """Return the token's identity by its signature; its times are not judged.
 
         Raises: as `verify`.
         """
@@ -158,7 +158,7 @@ class Tokens:
         envelope = _opened(token)
         if envelope.protected["alg"] == OURS:
             return self._claims_by_us(envelope)
-        # What the outside issuer means by a `kick` is not ours.
+        # A `kick` of the outside issuer has another meaning.
         return {**await self._claims_by_issuer(envelope), "kick": None}
 
     def _signed(
@@ -304,7 +304,7 @@ def _is_meant_for(audience: str, claims: Mapping[str, object]) -> bool:
 
 
 def _identity_of(token: str, claims: Mapping[str, object]) -> Identity:
-    """What the claims say, whenever that is true."""
+    """Return the identity in the claims, without judging their times."""
     return Identity(
         subject=_matching(_SUBJECT, claims.get("sub")),
         session=_matching(_SUBJECT, claims["sid"]) if "sid" in claims else _own_session(token),

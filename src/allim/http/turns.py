@@ -109,7 +109,7 @@ class Turns:
         if not line:
             del self._lines[network]
 
-    # Who may wait ----------------------------------------------------------------------------------------------
+    # The limits of waiting -------------------------------------------------------------------------------------
 
     def _make_room(self, shares: Sequence[Share]) -> None:
         """Return when one more may wait. While the wait is long, the longest line gives its last place to a shorter.

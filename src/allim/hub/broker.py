@@ -21,8 +21,8 @@ class Publication(NamedTuple):
     """What one publish call stores: all entries or none.
 
     Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither. `demand` is
-    what the call is charged in the ledger, None when it is not limited; `memory` is charged the bytes that the call
-    adds to what is kept, which the broker finds out. A `vital` publish ends sessions: it is stored also while the
+    the charge of the call in the ledger, None when it is not limited; `memory` is charged the bytes that the call
+    adds to the store, which the broker computes. A `vital` publish ends sessions: it is stored also while the
     store has used up its memory.
     Units: `keep_s` is how long the key is known, counted from its last use.
     """
@@ -37,9 +37,9 @@ class Publication(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a publish.
+    """The outcome of a publish.
 
-    Shape: `quotas` are what its demand got, and its memory if it adds something. `positions` has one for each entry;
+    Shape: `quotas` are those of its demand, and of its memory if it adds something. `positions` has one per entry;
     none when one of them was not granted, or in a `conflict`: the key is known with another fingerprint. Then nothing
     is stored.
     """

@@ -15,7 +15,7 @@ class SharedClock:
     """Unix seconds by the broker's clock; by this machine's until the first pulse was answered.
 
     Between two pulses it goes by the monotonic clock, so a step of this machine's wall clock does not move it. It is
-    for what one replica writes and another compares with the time.
+    for moments that one replica writes and another compares with the time.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class SharedClock:
         return self._monotonic() + self._offset_s
 
     def set(self, broker_s: float, asked_at: float) -> float:
-        """Go by what the broker answered to a question; gives how far this machine's clock is ahead of it.
+        """Go by the broker's answer to a question; gives how far this machine's clock is ahead of it.
 
         Units: `broker_s` in Unix seconds of the broker's clock, `asked_at` in seconds of the monotonic clock.
         """

@@ -224,7 +224,7 @@ class Dispatcher:
             topic = self._registry.topic(name)
             if topic is None or topic.last is None:
                 continue  # left meanwhile, or joining: it reads by itself
-            # The history that held what was missed since the last pulse may have been removed.
+            # The history that held the events since the last pulse may have been removed.
             removed = newest == ZERO and max(topic.last, self._heard) < heads.expired
             if newest > topic.last or removed:
                 until = heads.now if removed else newest

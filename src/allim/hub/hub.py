@@ -246,7 +246,7 @@ class Hub:
         return outcome if isinstance(outcome, asyncio.Future) else asyncio.ensure_future(outcome)
 
     def stored(self, outcome: Outcome) -> Published:
-        """Count and return what was stored. The demand, if there was one, has been granted.
+        """Count and return the stored events. The demand, if there was one, has been granted.
 
         Raises: Conflict for a known key with other drafts.
         """
@@ -565,7 +565,7 @@ class Hub:
             self._plan(stream)
 
     def _left_s(self, stream: Stream) -> float:
-        """Until its token expires, whatever was done to the wall clock since the stream opened."""
+        """Return the seconds until its token expires, without steps of the wall clock since the stream opened."""
         return stream.expires_at - stream.unix_s - self._clock()
 
     # Audit ----------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Holder(Protocol):
 
 
 def is_kicked(holder: Holder, moment: float) -> bool:
-    """Whether a kick at this moment ends the holder's session."""
+    """Return whether a kick at this moment ends the holder's session."""
     return holder.issued_at <= moment if holder.after_kick is None else holder.after_kick < moment
 
 
@@ -87,7 +87,7 @@ class Quota(NamedTuple):
 
     @classmethod
     def read(cls, reply: Sequence[int]) -> "Quota":
-        """What a script says: granted (1 or 0), remaining, reset and retry after in microseconds."""
+        """Read a script's reply: granted (1 or 0), remaining, reset and retry after in microseconds."""
         granted, remaining, reset_us, retry_after_us = reply
         return cls(bool(granted), remaining, reset_us / 1e6, retry_after_us / 1e6)
 
@@ -127,7 +127,7 @@ class Ledger(Protocol):
         """End every session of the user from before now; gives the moment of the kick.
 
         Units: Unix seconds; `now` by the caller's clock. Each kick of a user has a later moment than the one before,
-        whatever the clocks do.
+        also when clocks are stepped.
         """
         ...
 

@@ -47,7 +47,7 @@ class Backlog:
 
     def put(self, event: Event) -> None:
         if not self.whole:
-            return  # it is read from history, with what came before it
+            return  # it is read from history, with the events before it
         if self.events and event.position <= self.events[-1].position:
             return  # a broadcast that was put here before its turn, because something newer came
         self.size += len(event.wire)
@@ -75,8 +75,8 @@ class Stream(ABC):
     heartbeat round it belongs to; `deadline` is the wheel's slot in which it is looked at again; `warned` when the
     reader was told that its token expires; `address` is the network it is counted under, "" when it is not counted.
     Units: `opened_at` and `ends_at`, when its lifetime is over, in seconds of the hub's clock; `expires_at` and
-    `issued_at`, its token's, in Unix seconds; `after_kick` as in `Identity`; `unix_s` is what had to be added to the
-    hub's clock, when the stream opened, to get Unix seconds: a later step of the wall clock does not move its end.
+    `issued_at`, its token's, in Unix seconds; `after_kick` as in `Identity`; `unix_s` is the difference of Unix
+    seconds and the hub's clock when the stream opened: a later step of the wall clock does not move its end.
     """
 
     __slots__ = (

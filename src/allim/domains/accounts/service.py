@@ -25,7 +25,7 @@ ExtendSession = Callable[[Identity, float], Awaitable[None]]
 """Lets the live streams of the identity's session go on until then (Unix seconds)."""
 
 Turn = Callable[[], AbstractAsyncContextManager[None]]
-"""Around what hashes a password: waits for the caller's turn; what it raises ends the wait, and nothing is hashed."""
+"""Stands around the hashing of a password and waits for the caller's turn. If it raises, nothing is hashed."""
 
 
 LastKick = Callable[[str], Awaitable[float | None]]
@@ -88,7 +88,7 @@ class Service:
     async def register(self, new: NewAccount, turn: Turn = nullcontext) -> Session:
         """Store the account and the request for its first snapshot, both or neither, and sign in.
 
-        Raises: Conflict naming `email`; what `turn` raises.
+        Raises: Conflict naming `email`; the errors of `turn`.
         """
         async with turn():
             async with reading(self._engine) as connection:
@@ -109,7 +109,7 @@ class Service:
         """A new session.
 
         Raises: Unauthenticated, in the same words and after the same work whether the address is unknown or
-        the password is wrong; what `turn` raises.
+        the password is wrong; the errors of `turn`.
         """
         async with turn():  # also around the look-up: a flood is not to reach the database either
             account = await self._find(email)

@@ -120,7 +120,7 @@ async def lock_account(connection: AsyncConnection, account_id: str) -> None:
 
 
 async def owed(connection: AsyncConnection, account_id: str) -> int:
-    """How many of the account's snapshots are not generated and announced yet."""
+    """Return the number of the account's snapshots that are not generated and announced yet."""
     mine = (snapshots.c.account_id == account_id) & snapshots.c.announced_at.is_(None)
     return await connection.scalar(select(func.count()).select_from(snapshots).where(mine)) or 0
 

@@ -1,4 +1,4 @@
-"""What the connections of a replica share: how many one address may hold, and one timer that finds the slow ones.
+"""Limits that the connections of a replica share: their number per address, and one timer that finds the slow ones.
 
 A timer for each connection would cost more than most requests. Source: docs/decisions/0015-one-client.md.
 """

@@ -1,6 +1,6 @@
 """One HTTP connection: uvicorn's protocol, with limits that uvicorn lacks and the offer to hand the connection over.
 
-Source: docs/decisions/0002-handover.md, with what is bent in uvicorn and why; docs/decisions/0015-one-client.md.
+Source: docs/decisions/0002-handover.md, with the changes to uvicorn and their reasons; 0015-one-client.md.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from allim.transports.sse.refusals import Refusal
 ANSWER = "allim.answer"
 HEAD_TIMEOUT_S = 20.0  # from the connection, or the first byte of a later request, to the end of its head
 MAX_HEAD_BYTES = 64 * 1024
-MAX_BODY_BYTES = 3 * 1024 * 1024  # above the limit of every route, which names it; this one ends what no route reads
+MAX_BODY_BYTES = 3 * 1024 * 1024  # above the limit of every route, which names it; for bodies that no route reads
 BODY_GRACE_S, BODY_BYTES_PER_S = 20.0, 1024  # a body takes no longer than this, and a second for so many bytes,
 BODY_TIMEOUT_S = 120.0  # and no longer than this in all
 SEND_TIMEOUT_S = 20.0  # for a client that reads nothing of an answer; as in nginx
@@ -39,13 +39,13 @@ WriteAtOnce = Callable[[int, bytes, bytes], bool]
 Take = Callable[[Any, bytes, WriteAtOnce, Callable[[], None], Any], bool]
 """Answers a request that came whole, now or later, without an ASGI task; False when it is for the application.
 
-Shape: the scope as far as `Plain` has it, the body, `HandoverProtocol.answer_at_once`, what hands the request to the
-application later, all that a server waits for when it stops.
+Shape: the scope as far as `Plain` has it, the body, `HandoverProtocol.answer_at_once`, a callback that hands the
+request to the application later, and the tasks that a server waits for when it stops.
 """
 
 
 def address_of(transport: asyncio.Transport, end: str) -> tuple[str, Any] | None:
-    """As it stands in a scope: host and port, or the path of a Unix socket, which its client has not.
+    """Return an address as a scope holds it: host and port, or the path of a Unix socket, which its client has not.
 
     Shape: `end` is `peername` or `sockname`.
     """
@@ -58,7 +58,7 @@ def address_of(transport: asyncio.Transport, end: str) -> tuple[str, Any] | None
 class Plain:
     """A request that may be taken, in the place of the cycle that uvicorn would make for it, until one is needed.
 
-    Shape: what uvicorn and this protocol look at and tell in a cycle. `scope` has what need not be made.
+    Shape: the attributes of a cycle that uvicorn and this protocol use. `scope` has the keys that cost nothing.
     """
 
     __slots__ = (
@@ -71,7 +71,7 @@ class Plain:
         "scope",
         "waiting_for_100_continue",
     )
-    message_event = asyncio.Event()  # nobody waits for it
+    message_event = asyncio.Event()  # no task waits for it
 
     def __init__(self, scope: dict[str, Any]) -> None:
         self.scope = scope
@@ -94,12 +94,12 @@ class Reading(FlowControl):
 class HandoverProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which offers in the scope to hand its connection over.
 
-    It also limits what one client may do where no proxy stands in front that does: heads and bodies end in time and
+    It also limits each client, as a proxy in front would: heads and bodies end in time and
     in size, a client reads its answers, and only a few requests wait for an earlier answer. uvicorn has none of these
     limits.
 
     Shape: `shared` is the same for all connections of a server. `knows` returns whether a request has a route;
-    without one it is 404 or 405, whatever else is wrong. `take` is asked before a request of one of these
+    without one it is 404 or 405, also when something else is wrong. `take` is asked before a request of one of these
     methods and `paths` goes to the application, if it came whole. `held` is the request that has come and not gone
     there, `running` the one that is being answered. `unread` has come behind the requests in the pipeline, and is
     parsed when that is empty. `network` is the one this connection is counted for, "" for none.
@@ -110,7 +110,7 @@ class HandoverProtocol(HttpToolsProtocol):
     network = ""
     body_bytes = 0
     body_since = 0.0  # from when on the rest of a body has been waited for; 0 while none is
-    unsent = 0  # what waited to be sent when it last became less
+    unsent = 0  # bytes that waited to be sent when they last became fewer
     unsent_since = 0.0
     kept_alive = True
 
@@ -196,7 +196,7 @@ class HandoverProtocol(HttpToolsProtocol):
         if not self.body_since:
             return self.flow.write_paused
         if self.flow.read_paused:
-            self.body_since = now  # the application has not read what came: the client cannot go on
+            self.body_since = now  # the application has not read the last bytes: the client cannot go on
         elif now - self.body_since > min(BODY_GRACE_S + self.body_bytes / BODY_BYTES_PER_S, BODY_TIMEOUT_S):
             self.refuse_body(refusals.SLOW_BODY)
             return False
@@ -250,7 +250,7 @@ class HandoverProtocol(HttpToolsProtocol):
         lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] not in _NO_PROTOCOL]
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn: what follows is dropped
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn: later bytes are dropped
         self.parse(b"".join([*lines, b"connection: close\r\n\r\n", rest]))
 
     def on_message_begin(self) -> None:
@@ -260,7 +260,7 @@ class HandoverProtocol(HttpToolsProtocol):
         self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_body(self, body: bytes) -> None:
-        self.head_bytes = 0  # what comes behind a chunked body, its trailers, has the same limit as a head
+        self.head_bytes = 0  # the trailers behind a chunked body have the same limit as a head
         self.body_bytes += len(body)
         super().on_body(body)
 
@@ -276,8 +276,8 @@ class HandoverProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_headers_complete(self) -> None:
-        # Divergence: uvicorn makes a scope when a message begins, and a cycle for each; a twelfth of what a request
-        # costs that is taken. May go when it asks a server before it makes anything.
+        # Divergence: uvicorn makes a scope when a message begins, and a cycle for each; a twelfth of the cost
+        # of a request that is taken. May go when it asks a server before it makes anything.
         self.head_came()
         if self.parser.should_upgrade():
             return  # it is read again
@@ -340,7 +340,7 @@ class HandoverProtocol(HttpToolsProtocol):
             super()._start_asgi_task(*held)
 
     def hand_on(self, request: Plain) -> None:
-        """Let the application answer what might have been taken, or tell what became of it. Source: uvicorn's
+        """Let the application answer a request that was held for `take`, or tell its outcome. Source: uvicorn's
         `on_headers_complete`, for a path without a question or an escaped byte."""
         scope: Any = request.scope
         scope |= {
@@ -376,9 +376,10 @@ class HandoverProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, self.app)
 
     def on_response_complete(self) -> None:
-        # Divergence: uvicorn winds its clock for an idle connection anew with every request, and what belongs to none
-        # (an empty line, the rest of a body after its answer) stops it for ever. Here it is wound once, and looks.
-        # And uvicorn reads on after each answer, so that what a client sends and does not read piles up in memory.
+        # Divergence: uvicorn starts its timer for an idle connection anew with every request, and bytes that belong
+        # to none (an empty line, the rest of a body after its answer) stop it for ever. Here it is started once, and
+        # looks.
+        # And uvicorn reads on after each answer, so that requests of a client that reads nothing pile up in memory.
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -431,7 +432,7 @@ class HandoverProtocol(HttpToolsProtocol):
             self.head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn for what is no HTTP."""
+        """Called by uvicorn for bytes that are no HTTP."""
         self.refuse(refusals.BAD_REQUEST)
 
     def refuse(self, refusal: Refusal) -> None:
@@ -442,7 +443,7 @@ class HandoverProtocol(HttpToolsProtocol):
         self.flow.waiting = False
         self.flow.resume_reading()
         self.connection_lost(HandedOver())
-        transport.set_protocol(asyncio.Protocol())  # throws away what comes
+        transport.set_protocol(asyncio.Protocol())  # drops all that comes
         transport.write(refusal.answer)
         transport.write_eof()
         asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
@@ -467,13 +468,15 @@ class HandoverProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def offer_answer(self, send: Send) -> WriteAtOnce | None:
-        """What writes an answer as one, for who stands outermost: who wraps `send` wants to see what is sent."""
+        """Return `answer_at_once` if the caller holds this connection's own `send`. A middleware that wrapped `send`
+        must see every message, so it gets None.
+        """
         running = self.running
         return self.answer_at_once if isinstance(running, RequestResponseCycle) and send == running.send else None
 
     def answer_at_once(self, status: int, lines: bytes, body: bytes) -> bool:
-        """Write an answer that is all there in one write, which costs half of uvicorn's two; False, with nothing
-        written, when it takes uvicorn's own way, which knows every other case.
+        """Write a complete answer in one write, which costs half of uvicorn's two. Returns False, having written
+        nothing, if uvicorn's own way must send it, which knows every other case.
 
         Shape: `lines` are its fields, known to be sound, without the length of the body.
         """
