@@ -396,8 +396,8 @@ MUTANTS = (
         "a full Redis takes no sign-out",
         8,
         "brokers/redis_ledger.py",
-        'Script("sign_out", "standing", vital=True)',
-        'Script("sign_out", "standing")',
+        'Script("sign_out", vital=True)',
+        'Script("sign_out")',
         (FULL_REDIS,),
     ),
     Mutant(

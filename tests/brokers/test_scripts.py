@@ -39,7 +39,7 @@ def calls_to(server: Nowhere, within_s: float | None = None) -> ScriptCalls:
     return ScriptCalls(cast(RedisServer, server), lambda _: (), within_s=within_s)
 
 
-PULSE = Script("pulse", "clock", "expiry")
+PULSE = Script("pulse", "time", "clock", "expiry")
 PAUSES: Sequence[float] = (0.01, 0.02)
 
 

@@ -136,13 +136,14 @@ async def test_a_ticket_opens_one_stream(hubs: tuple[Hub, Hub]) -> None:
         await there.join(ListStream(), None, Ticket("one", 60))
 
 
+def from_address(address: str) -> ListStream:
+    stream = ListStream()
+    stream.address = address
+    return stream
+
+
 async def test_an_address_has_so_many_streams_and_one_that_left_makes_room(make_hub: MakeHub) -> None:
     hub = await make_hub(streams_per_address=2)
-
-    def from_address(address: str) -> ListStream:
-        stream = ListStream()
-        stream.address = address
-        return stream
 
     first = await opened(hub, from_address("192.0.2.1"))
     await opened(hub, from_address("192.0.2.1"))
@@ -159,11 +160,6 @@ async def test_an_address_has_so_many_streams_and_one_that_left_makes_room(make_
 
 async def test_addresses_of_one_wider_network_have_more_streams_and_not_without_end(make_hub: MakeHub) -> None:
     hub = await make_hub(streams_per_address=1)
-
-    def from_address(address: str) -> ListStream:
-        stream = ListStream()
-        stream.address = address
-        return stream
 
     streams = [await opened(hub, from_address(f"2001:db8:0:{number}::/64")) for number in range(4)]
     with pytest.raises(TooMany):

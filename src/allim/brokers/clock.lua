@@ -1,5 +1,5 @@
--- The shard's hybrid clock, and where its history begins. Prepended to every script: positions are given out inside the
--- atomic step only, and whatever a script does, it does knowing which Redis process it runs in.
+-- The shard's hybrid clock, and where its history begins. Put after time.lua, and before every script that deals with
+-- positions: they are given out inside the atomic step only, and the script knows which Redis process it runs in.
 -- KEYS[1]: the clock, a hash {ms, seq: the last position; floor: where the origin begins; run_id: its Redis process;
 -- expired: the newest position that a removed history held (expiry.lua); accounted: the last position given out by a
 -- version that keeps `expired`}.
@@ -8,11 +8,6 @@
 -- Doubles hold milliseconds exactly until the year 287,396.
 
 local LEAP_MS = 60000  -- a link that brings nothing for so long has been replaced
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
 
 local function text(ms, seq)
   return string.format('%.0f-%.0f', ms, seq)

@@ -36,12 +36,12 @@ class RedisLedger:
         self._ticket_key = shard + "ticket:"
         self._rate_key = shard + RATE_KEY
         self._standings = Script("standings", "standing")
-        self._kick = Script("kick", "standing", vital=True)
+        self._kick = Script("kick", "time", vital=True)
         self._last_kick = Script("last_kick")
-        self._admit = Script("admit", "standing", "quotas")
-        self._leave = Script("leave", "standing")
-        self._take = Script("take", "standing", "quotas")
-        self._sign_out = Script("sign_out", "standing", vital=True)
+        self._admit = Script("admit", "time", "standing", "quotas")
+        self._leave = Script("leave")
+        self._take = Script("take", "time", "standing", "quotas")
+        self._sign_out = Script("sign_out", vital=True)
         self._server = RedisServer(url, f"allim-{replica}", rights or Rights(prefix))
         self._calls = ScriptCalls(self._server, lambda _run_id: ())
         self._left: list[tuple[str, str]] = []

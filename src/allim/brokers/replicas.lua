@@ -4,8 +4,7 @@
 -- of each other...}. Stores nothing while Redis takes no write.
 
 local replica, nonce, keep_ms, card = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local since, others = now, {}
 local found = redis.call('HGETALL', KEYS[1])
 for at = 1, #found, 2 do

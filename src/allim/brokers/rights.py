@@ -27,7 +27,8 @@ ASK_TIMEOUT_S = 5.0
 # Commands as they are sent, by the file of the script that runs them; `@` stands for `<prefix>:{0}:`. A test compares
 # them with the scripts.
 SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
-    "clock": ("TIME", "HMGET @clock ms", "HSET @clock ms 1", "PUBLISH @origin 1-0"),
+    "time": ("TIME",),
+    "clock": ("HMGET @clock ms", "HSET @clock ms 1", "PUBLISH @origin 1-0"),
     "heads": ("XREVRANGE @history:t + -",),
     "read": ("XREVRANGE @history:t + -", "XRANGE @history:t - +"),
     "publish": (
@@ -51,8 +52,8 @@ SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
     "memory": ("INFO memory",),
     "pulse": ("PUBLISH @pulse:r 1-0",),
     "origin": (),
-    "replicas": ("TIME", "HGETALL @replicas", "HSET @replicas r card", "HDEL @replicas r", "PEXPIRE @replicas 1"),
-    "standing": ("TIME", "EXISTS @signed_out:u/s", "GET @kicked:u"),
+    "replicas": ("HGETALL @replicas", "HSET @replicas r card", "HDEL @replicas r", "PEXPIRE @replicas 1"),
+    "standing": ("EXISTS @signed_out:u/s", "GET @kicked:u"),
     "quotas": ("GET @used:r", "SET @used:r 1"),
     "admit": (
         "EXISTS @ticket:t",

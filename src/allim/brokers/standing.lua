@@ -21,8 +21,3 @@ local function standing(signed_out, kicked, issued)
   end
   return 'good'
 end
-
-local function now_us()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000000 + tonumber(time[2])
-end
