@@ -1,4 +1,4 @@
-"""What is known of a connection when it is made."""
+"""What is known of a connection when it is made, and how many there may be."""
 
 import asyncio
 import socket
@@ -11,6 +11,7 @@ import pytest
 import uvloop
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
+from allim.transports.sse.connections import Connections
 from allim.transports.sse.protocol import address_of
 
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [uvloop.new_event_loop, asyncio.new_event_loop]
@@ -69,3 +70,17 @@ def test_addresses_are_those_that_uvicorn_finds(
 
     assert ours == uvicorns
     assert (ours[1] is None) == (where[0] == "\0")
+
+
+def test_the_wider_networks_of_an_address_have_a_limit_of_their_own() -> None:
+    connections = Connections(2, lambda host: f"2001:db8:0:{host}::/64", lambda _: None)
+    entered = [connections.enter(f"{subnet:x}") for subnet in (1, 1, 1, *range(2, 9))]
+
+    assert entered.count(None) == 2  # the third of one /64, and of eight /64 in one /56 the last
+    assert entered[2] is entered[-1] is None
+    assert connections.enter("100") is not None  # another /56 of the same /48
+
+    for network in entered:
+        if network is not None:
+            connections.leave(network)
+    assert connections.enter("8") is not None

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+from allim.networks import shares_of
+
 SWEEP_S = 1.0  # between two looks at the connections that are watched
 
 
@@ -20,7 +22,7 @@ class Watched(Protocol):
 
 
 class Connections:
-    """Counts connections by address, and ends those whose clients are too slow.
+    """Counts connections by address and the wider networks it is in, and ends those whose clients are too slow.
 
     A stream is no connection in this sense: the hub counts streams.
 
@@ -40,16 +42,18 @@ class Connections:
         """Count a connection. Returns the network that `leave` is called with, or None if it has too many."""
         network = self._network(host)
         if network:
-            if self._open[network] >= self._per_address:
+            shares = shares_of(network)
+            if any(self._open[share.network] >= self._per_address * share.times for share in shares):
                 return None
-            self._open[network] += 1
+            self._open.update([share.network for share in shares])
         return network
 
     def leave(self, network: str) -> None:
         """Forget a connection of a network that is counted."""
-        self._open[network] -= 1
-        if not self._open[network]:
-            del self._open[network]
+        for share in shares_of(network):
+            self._open[share.network] -= 1
+            if not self._open[share.network]:
+                del self._open[share.network]
 
     def watch(self, connection: Watched) -> None:
         """Check the connection's progress with every sweep, until it says that this is no longer needed."""
