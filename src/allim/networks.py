@@ -4,6 +4,7 @@ Source: RFC 6177 (a site gets a /64 to a /48).
 """
 
 import re
+from collections import Counter
 from functools import lru_cache
 from ipaddress import IPv6Network
 from typing import NamedTuple
@@ -37,6 +38,33 @@ def shares_of(address: str) -> tuple[Share, ...]:
             wider = IPv6Network(address).supernet(new_prefix=prefix)
             shares.append(Share(str(wider), shares[-1].times * TIMES, f"/{prefix}"))
     return tuple(shares)
+
+
+class Places:
+    """Counts by address and by the wider networks it is in, against a limit. The address "" is not counted.
+
+    Shape: `per_address` is the limit of one address.
+    """
+
+    def __init__(self, per_address: int) -> None:
+        self._per_address = per_address
+        self.taken: Counter[str] = Counter()
+
+    def has_room(self, address: str) -> bool:
+        """Return whether one more may come from this address."""
+        shares = shares_of(address) if address else ()
+        return all(self.taken[share.network] < self._per_address * share.times for share in shares)
+
+    def enter(self, address: str) -> None:
+        if address:
+            self.taken.update([share.network for share in shares_of(address)])
+
+    def leave(self, address: str) -> None:
+        """Forget one that has entered."""
+        for share in shares_of(address) if address else ():
+            self.taken[share.network] -= 1
+            if not self.taken[share.network]:
+                del self.taken[share.network]
 
 
 @lru_cache(maxsize=256)

@@ -213,7 +213,7 @@ async def test_an_address_has_so_many_connections_and_no_more(refused: Counter[s
     assert answer.startswith(b"HTTP/1.1 429 ")
     assert b"\r\nretry-after: 5\r\n" in answer
     assert refused["connections_per_address"] >= 1
-    assert not counting._open
+    assert not counting.open.taken
 
 
 PROXIES = ("127.0.0.1", "10.0.0.0/8", "2001:db8:1::/64")

@@ -7,14 +7,14 @@ one address. A client that has gone is dropped before its turn. Source: docs/dec
 import asyncio
 import math
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
 from allim.errors import TooMany, Unavailable
-from allim.networks import Share, shares_of
+from allim.networks import Places, shares_of
 
 WAITING = 8  # of one address; of wider networks more
 PATIENCE_S = 5.0  # no longer wait is begun
@@ -37,7 +37,7 @@ class Turns:
         self._running: list[float] = []  # when each began
         # By widest network; the line whose turn is next stands first. A future is set to when its turn began.
         self._lines: dict[str, deque[asyncio.Future[float]]] = {}
-        self._waiting: Counter[str] = Counter()
+        self._waiting = Places(WAITING)
         self._turn_s = FIRST_GUESS_S
 
     @asynccontextmanager
@@ -48,7 +48,7 @@ class Turns:
         Raises: TooMany when the address has too many waiting; Unavailable when the wait would be too long;
         ClientDisconnect when the client has gone before its turn.
         """
-        began = await self._place(request, shares_of(address))
+        began = await self._place(request, address)
         try:
             if await request.is_disconnected():
                 raise ClientDisconnect
@@ -59,13 +59,14 @@ class Turns:
         finally:
             self._leave(began)
 
-    async def _place(self, request: Request, shares: Sequence[Share]) -> float:
+    async def _place(self, request: Request, address: str) -> float:
         if not self._lines and len(self._running) < self._at_once:
             return self._begin()
-        self._make_room(shares)
+        network = shares_of(address)[-1].network
+        self._make_room(address, network)
         turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(shares[-1].network, deque()).append(turn)
-        self._waiting.update([share.network for share in shares])
+        self._lines.setdefault(network, deque()).append(turn)
+        self._waiting.enter(address)
         gone = asyncio.create_task(_gone(request), name="allim client waits for its turn")
         try:
             await asyncio.wait((turn, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -73,14 +74,11 @@ class Turns:
                 raise ClientDisconnect
             return turn.result()
         except BaseException:
-            self._withdraw(shares[-1].network, turn)
+            self._withdraw(network, turn)
             raise
         finally:
             gone.cancel()
-            for share in shares:
-                self._waiting[share.network] -= 1
-                if not self._waiting[share.network]:
-                    del self._waiting[share.network]
+            self._waiting.leave(address)
 
     def _begin(self) -> float:
         began = self._now()
@@ -111,12 +109,12 @@ class Turns:
 
     # The limits of waiting -------------------------------------------------------------------------------------
 
-    def _make_room(self, shares: Sequence[Share]) -> None:
+    def _make_room(self, address: str, network: str) -> None:
         """Return when one more may wait. While the wait is long, the longest line gives its last place to a shorter.
 
         Raises: TooMany, Unavailable.
         """
-        if any(self._waiting[share.network] >= WAITING * share.times for share in shares):
+        if not self._waiting.has_room(address):
             self._refused()
             raise TooMany("Too many sign in from this address at this moment.", RETRY_S)
         wait_s = self._expected_wait_s()
@@ -125,7 +123,7 @@ class Turns:
         self._refused()
         refusal = Unavailable("Too many sign in at this moment.", math.ceil(wait_s))
         longest = max(self._lines, key=lambda network: len(self._lines[network]), default="")
-        if not self._lines or len(self._lines[longest]) <= len(self._lines.get(shares[-1].network, ())) + 1:
+        if not self._lines or len(self._lines[longest]) <= len(self._lines.get(network, ())) + 1:
             raise refusal
         last = self._lines[longest][-1]
         self._take_out(longest, last)

@@ -5,7 +5,6 @@ import hashlib
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from allim.hub.registry import Registry
 from allim.hub.stream import Backlog, Stream
 from allim.hub.wheel import SLOT_S, Wheel
 from allim.identity import CLOCK_LEEWAY_S, Ticket, user_topic
-from allim.networks import shares_of
+from allim.networks import Places
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
@@ -117,7 +116,7 @@ class Hub:
         self._rng = rng or random.Random()
         self._registry = Registry()
         metrics.count_topics(self._registry.count_topics)
-        self._networks: Counter[str] = Counter()  # streams, by address and by the networks it is in
+        self._places = Places(self.settings.streams_per_address)
         self._join_limit = TimeLimit(JOIN_TIMEOUT_S)
         self._load = Load(self.settings.memory_max_bytes)
         self._wheel = Wheel()
@@ -321,7 +320,7 @@ class Hub:
         """
         self.check_room(stream.address)
         self._registry.add(stream)
-        self._networks.update([share.network for share in shares_of(stream.address)])
+        self._places.enter(stream.address)
         try:
             with self._join_limit:
                 await self._broker.subscribe(stream.topics)
@@ -359,8 +358,7 @@ class Hub:
         if excess is not None:
             self._metrics.refused(excess)
             raise Unavailable("this replica has no room for another stream")
-        shares, most = shares_of(address), settings.streams_per_address
-        if address and any(self._networks[share.network] >= most * share.times for share in shares):
+        if not self._places.has_room(address):
             self._metrics.refused("streams_per_address")
             raise TooMany("There are too many streams from this address.", ADDRESS_RETRY_S)
 
@@ -443,10 +441,7 @@ class Hub:
         self._wheel.forget(stream)
         for name in self._registry.remove(stream):
             self._broker.unsubscribe(name)
-        for share in shares_of(stream.address):
-            self._networks[share.network] -= 1
-            if not self._networks[share.network]:
-                del self._networks[share.network]
+        self._places.leave(stream.address)
         self._ledger.leave(stream.subject, stream.id)
         self._note_empty()
 

@@ -4,11 +4,10 @@ A timer for each connection would cost more than most requests. Source: docs/dec
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from allim.networks import shares_of
+from allim.networks import Places
 
 SWEEP_S = 1.0  # between two looks at the connections that are watched
 
@@ -31,29 +30,23 @@ class Connections:
     """
 
     def __init__(self, per_address: int, network: Callable[[str], str], refused: Callable[[str], None]) -> None:
-        self._per_address = per_address
         self._network = network
         self.refused = refused
-        self._open: Counter[str] = Counter()
+        self.open = Places(per_address)
         self._watched: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, host: str) -> str | None:
         """Count a connection. Returns the network that `leave` is called with, or None if it has too many."""
         network = self._network(host)
-        if network:
-            shares = shares_of(network)
-            if any(self._open[share.network] >= self._per_address * share.times for share in shares):
-                return None
-            self._open.update([share.network for share in shares])
+        if not self.open.has_room(network):
+            return None
+        self.open.enter(network)
         return network
 
     def leave(self, network: str) -> None:
         """Forget a connection of a network that is counted."""
-        for share in shares_of(network):
-            self._open[share.network] -= 1
-            if not self._open[share.network]:
-                del self._open[share.network]
+        self.open.leave(network)
 
     def watch(self, connection: Watched) -> None:
         """Check the connection's progress with every sweep, until it says that this is no longer needed."""
