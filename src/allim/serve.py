@@ -22,12 +22,12 @@ from allim.http.addresses import network_of_peer
 from allim.http.shortcuts import Shortcuts
 from allim.settings import Settings
 from allim.transports.sse import Connections, HandoverProtocol
+from allim.transports.sse.handover import USER_TIMEOUT_MS
 
 log = structlog.get_logger(__name__)
 
-# Accepted sockets inherit both. A reader that vanished is gone this long after the first unanswered byte, and a
-# frozen one holds no more of the kernel's memory than this (the kernel doubles it).
-USER_TIMEOUT_MS = 20_000
+# Accepted sockets inherit it, as they do the user timeout: a frozen reader holds no more of the kernel's memory than
+# this (the kernel doubles it).
 SEND_BUFFER_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75  # above nginx's keepalive_timeout of 60 s, so that it is nginx that closes
 BACKLOG = 4096

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from allim.client import Message
-from allim.serve import USER_TIMEOUT_MS
+from allim.transports.sse.handover import USER_TIMEOUT_MS
 from tests.followers import quantile
 from tests.replicas import PUBLISH_KEY, Reader, Replica, replica, token
 from tests.servers import Redis
@@ -198,6 +198,19 @@ async def test_readers_that_stop_one_after_the_other_leave_no_memory_behind(serv
 
     _show(f"ten frozen readers, one after the other: {grown_kib:+d} KiB")
     assert grown_kib < 1024
+
+
+@pytest.mark.timeout(90)
+async def test_a_reader_at_a_kilobyte_per_second_stays_open_for_longer_than_the_kernel_waits(server: Replica) -> None:
+    async with await Reader.open(server.url, token("slow-reader"), receive_bytes=TINY) as slow:
+        async with a_megabyte_per_second(server, "user:slow-reader"):
+            began = time.monotonic()
+            while time.monotonic() - began < USER_TIMEOUT_S + 15:
+                await slow.sip(1000)
+                await asyncio.sleep(1)
+
+        assert log_of(server, "stream closed", "slow-reader") == []
+        check_complete_or_told(slow.messages, -1)
 
 
 # -- A reader nobody hears of -----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from allim.transports.sse.stream import Proven, SseStream
 
 EXTENSION = "allim.handover"
 CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
+USER_TIMEOUT_MS = 20_000  # after which the kernel ends the connection of a reader that acknowledges nothing
 READ_PATIENCE_S = 10.0  # with a reader whose buffer is full and that takes not a byte
 FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
 FIRST_BYTES = 16 * 1024  # what may go out together at the beginning; less than a stream's buffer
@@ -123,10 +124,14 @@ class HandoverStream(SseStream, asyncio.Protocol):
         """The stream's buffer is full: from here on the reader gets history, at its own pace."""
         if self.waiter is None and not self.ended:
             self.waiter = asyncio.get_running_loop().create_future()
+            _end_unacknowledged(
+                self.transport, 0
+            )  # `drained` judges: the kernel ends a reader that reads slowly, too
             if self.live:
                 self.hub.bring_back(self)
 
     def resume_writing(self) -> None:
+        _end_unacknowledged(self.transport, USER_TIMEOUT_MS)
         self._wake()
 
     def shutdown(self) -> None:
@@ -151,6 +156,13 @@ def _unread(transport: asyncio.Transport | None) -> int:
         return 0
     (unacknowledged,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
     return transport.get_write_buffer_size() + int(unacknowledged)
+
+
+def _end_unacknowledged(transport: asyncio.Transport | None, after_ms: int) -> None:
+    """Let the kernel end the connection when its reader has acknowledged nothing for so long; 0 for never."""
+    sock: socket.socket | None = transport.get_extra_info("socket") if transport else None
+    if sock is not None and sock.fileno() >= 0 and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, after_ms)
 
 
 def _reset(transport: asyncio.Transport) -> None:
