@@ -130,12 +130,12 @@ async def test_a_body_that_the_application_does_not_read_is_not_late(
 async def test_a_body_in_time_leaves_the_connection_as_it_was(
     shared: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "BODY_GRACE_S", 0.3)
+    monkeypatch.setattr(protocol, "BODY_GRACE_S", 1.0)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         for _ in range(3):
             writer.write(HEAD % (b"/", 2) + b"1")
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.4)
             writer.write(b"2")
             await reader.readuntil(b"2 bytes")
 
@@ -175,7 +175,7 @@ async def test_a_client_that_does_not_read_its_answer_is_ended(
 async def test_a_client_that_reads_slowly_gets_all_of_its_answer(
     shared: Connections, refused: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 1.5)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
