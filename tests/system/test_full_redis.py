@@ -81,7 +81,7 @@ async def test_how_full_redis_is_stands_in_the_metrics(small_redis: Redis, pair:
 
 async def test_an_account_has_few_snapshots_pending_a_rate_and_keys_that_end_soon(redis: Redis) -> None:
     url = redis.url
-    with replica(redis_url=url, redis_prefix="quotas", snapshots_per_min=7, snapshot_step_ms=2500) as running:
+    with replica(redis_url=url, redis_prefix="quotas", snapshots_per_min=7, snapshot_step_ms=4000) as running:
         account = {"email": "ada@example.org", "name": "Ada", "password": "correct horse"}
         async with httpx.AsyncClient(base_url=running.url) as client:
             made = (await client.post("/api/accounts", json=account)).json()
