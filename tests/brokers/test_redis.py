@@ -7,12 +7,11 @@ import time
 import pytest
 
 from allim.brokers.redis import RedisBroker
-from allim.brokers.redis_ledger import RedisLedger
 from allim.brokers.rights import Rights
 from allim.brokers.scripts import Refused
 from allim.brokers.server import RedisServer
 from allim.errors import Unavailable
-from allim.hub import ZERO, Demand, Entry, Hub, Outcome, Position, Publication
+from allim.hub import ZERO, Entry, Hub, Outcome, Position, Publication
 from allim.hub.reads import PAGE_BYTES
 from allim.telemetry import Metrics
 from tests.brokers.brokers import Replica, fresh_prefix, ready, running
@@ -61,21 +60,6 @@ async def test_topics_published_in_turn_are_read_at_the_cost_of_topics_published
 
     assert commands["in turn"] <= 1.5 * commands["one after the other"]
     assert commands["in turn"] <= len(in_turn)
-
-
-async def test_what_a_publish_is_charged_is_charged_in_the_ledger(redis: Redis) -> None:
-    prefix = fresh_prefix()
-    broker = RedisBroker(redis.url, "replica-1", Metrics(), prefix=prefix)
-    ledger = RedisLedger(redis.url, "replica-1", prefix=prefix)  # where a publish that is refused is charged
-    entries = [Entry("user:42", bytes(Lines("test", number))) for number in range(3)]
-    demand = Demand("publish:tests", 10, 60, cost=3)
-
-    stored = await broker.publish(Publication(entries, None, "", demand))
-    refused = await ledger.take([demand])
-
-    assert [quota.remaining for quota in (*stored.quotas, *refused.quotas)] == [7, 4]
-    await broker.close()
-    await ledger.close()
 
 
 async def test_each_killed_link_is_one_repair(redis: Redis) -> None:

@@ -116,12 +116,12 @@ class Turns:
         """
         if not self._waiting.has_room(address):
             self._refused()
-            raise TooMany("Too many sign in from this address at this moment.", RETRY_S)
+            raise TooMany("Too many sign-ins from this address at this moment.", RETRY_S)
         wait_s = self._expected_wait_s()
         if wait_s <= PATIENCE_S:
             return
         self._refused()
-        refusal = Unavailable("Too many sign in at this moment.", math.ceil(wait_s))
+        refusal = Unavailable("Too many sign-ins at this moment.", math.ceil(wait_s))
         longest = max(self._lines, key=lambda network: len(self._lines[network]), default="")
         if not self._lines or len(self._lines[longest]) <= len(self._lines.get(network, ())) + 1:
             raise refusal
