@@ -174,7 +174,9 @@ async def _settle(world: World, problems: list[str]) -> None:
     await until(lambda: not behind(), SETTLE_S)
     if late := behind():
         problems.append(f"never caught up: {late}")
-    await asyncio.sleep(LINGER_S)
+    # Replicas see each other again with the second pulse after a clock was set or Redis was emptied.
+    longest_pulse_s = max(plan.pulse_s for plan in world.schedule.replicas)
+    await asyncio.sleep(max(LINGER_S, 2.5 * longest_pulse_s))
     problems += await _untold(world)
     if endless := _without_end(world):
         problems.append(f"keys without an end: {endless[:5]}")
