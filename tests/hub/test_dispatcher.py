@@ -661,3 +661,55 @@ async def test_a_late_event_that_a_broadcast_puts_into_the_backlog_is_told(
 
     assert (both.data, both.gaps) == ([2], [(("b",), "trimmed")])
     assert (other.data, other.gaps) == ([1], [])
+
+
+async def test_of_a_run_of_late_events_the_last_counts_as_the_first(bench: Bench) -> None:
+    both = bench.stream("a", "b")
+    run = [bench.history.add("a", 1), bench.history.add("a", 2)]
+    bench.dispatcher.on_events([bench.history.add("b", 3)])
+    both.covered = Position(1, 0)  # it read the first from history
+
+    bench.dispatcher.on_events(run)
+    await until(lambda: both.live)
+
+    assert (both.data, both.gaps) == ([3], [(("a",), "trimmed")])
+
+
+async def test_what_the_link_brought_during_a_catch_up_does_not_count_as_read(bench: Bench) -> None:
+    both = bench.stream("a", "b")
+    newer = Event("b", Position(3, 0), ZERO, encode("t", 3))
+    await _catch_up_until_it_reads(bench, both)
+    bench.dispatcher.on_events([newer])
+    bench.history.open.set()
+    await until(lambda: both.live)
+
+    bench.dispatcher.on_events([bench.history.add("a", 2)])
+    await until(lambda: both.live)
+
+    assert (both.data, both.gaps) == ([3], [(("a",), "trimmed")])
+
+
+async def test_an_event_that_is_late_for_a_catch_up_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, goes_live = bench.stream("a", "b"), asyncio.Event()
+
+    async def drained() -> None:
+        if both.data:
+            await goes_live.wait()
+
+    monkeypatch.setattr(both, "drained", drained)
+    await _catch_up_until_it_reads(bench, both)
+    bench.dispatcher.on_events([Event("b", Position(3, 0), ZERO, encode("t", 3))])
+    bench.history.open.set()
+    await until(lambda: both.data == [3])
+
+    bench.dispatcher.on_events([bench.history.add("a", 2)])
+    goes_live.set()
+    await until(lambda: both.live)
+
+    assert (both.data, both.gaps) == ([3], [(("a",), "trimmed")])
+
+
+async def _catch_up_until_it_reads(bench: Bench, stream: ListStream) -> None:
+    bench.history.open.clear()
+    bench.dispatcher.bring_back(stream)
+    await until(lambda: bench.history.asked)

@@ -43,12 +43,13 @@ class Chain:
     """Each event names its topic's previous one: whether one is missing that cannot come in order any more.
 
     Shape: `seen` is the newest position of each topic that the stream is known to have, None when the reader was just
-    told that something is lost; a topic that is not in it was judged by the verdict. `since` is where catch-up began.
+    told that something is lost; a topic that is not in it was judged by the verdict. History was read last after
+    `since`, and without a break from `read_from` to `read_until`.
     """
 
     def __init__(self, seen: Mapping[str, Position], since: Position) -> None:
         self.seen: dict[str, Position | None] = {**seen}
-        self.since = since
+        self.since = self.read_from = self.read_until = since
 
     def breaks_before(self, stream: Stream, event: Event) -> bool:
         seen = self.seen.get(event.topic)
@@ -58,8 +59,14 @@ class Chain:
         if event.topic in self.seen:
             self.seen[event.topic] = max(self.seen[event.topic] or ZERO, event.position)
 
+    def note_read(self, until: Position) -> None:
+        """History was read until there: what the link brought since the reading before is not known to be all."""
+        if self.since > self.read_until:
+            self.read_from = self.since
+        self.read_until = until
+
     def never_read(self, stream: Stream, dispatched: Mapping[str, Position]) -> list[str]:
-        """The topics with something older than where catch-up began that neither it nor the link brought."""
+        """The topics with something older than what was read last that neither a reading nor the link brought."""
         return [
             topic
             for topic, last in dispatched.items()
@@ -146,6 +153,7 @@ class CatchUp:
             await stream.drained()  # also before it goes live: a full buffer would never be seen to be full
             if not (complete and backlog.whole):
                 backlog.clear()  # whatever it held is announced, so it is in the history read next
+                chain.since = stream.last
                 reading = await self._read_patiently(stream)
                 if reading is None:
                     return
@@ -164,14 +172,13 @@ class CatchUp:
             elif missing := chain.never_read(stream, seen()):
                 self._tell(stream, chain, missing, "trimmed")
             else:
-                if chain.since > stream.covered:  # else it joins what was read before
-                    stream.covered_from = chain.since
-                stream.covered = stream.last
+                stream.note_read(chain.read_from, chain.read_until)
                 stream.backlog = None
                 break
         self._metrics.caught_up(written)
 
     async def _write_page(self, stream: Stream, chain: Chain, reading: Reading) -> int:
+        chain.note_read(reading.until)
         written = await self._write(stream, chain, reading.events)
         stream.last = max(stream.last, reading.until)
         return written

@@ -70,7 +70,7 @@ class Dispatcher:
             return  # its last stream left while the announcement was on its way
         # The first stream's history may end before what came last before this: nobody knows yet what the topic has.
         doubt = self._in_doubt or topic.last is None
-        if not doubt and (late := self._late(events, topic)):
+        for late in () if doubt else self._late(events, topic):
             self._bring_back(topic, late)
         run: list[Event] = []  # what is dispatched together
         size = 0
@@ -142,17 +142,18 @@ class Dispatcher:
 
     # Straight on ----------------------------------------------------------------------------------------------
 
-    def _late(self, events: Sequence[Event], topic: Topic) -> Position | None:
-        """Return where the first of these events stands that the link brought behind something newer.
+    def _late(self, events: Sequence[Event], topic: Topic) -> set[Position]:
+        """Return where the first and the last of these events stand that the link brought behind something newer.
 
-        A link promises one order. Where one breaks it, a stream may stand after the event already, and would drop it.
+        A link promises one order. Where one breaks it, a stream may stand after the events, and would drop them.
         """
-        first = next((event.position for event in events if topic.last is None or event.position > topic.last), None)
-        if first is None or first > self._newest:
-            return None
+        known = topic.last or ZERO
+        late = [event.position for event in events if known < event.position <= self._newest]
+        if not late:
+            return set()
         self._metrics.came_late()
-        log.warning("an event came out of order", topic=events[0].topic, position=str(first))
-        return first
+        log.warning("events came out of order", topic=events[0].topic, position=str(late[0]), events=len(late))
+        return {late[0], late[-1]}
 
     def _obey(self, control: Control, topic: Topic) -> None:
         for stream in topic.streams:

@@ -157,6 +157,12 @@ class Stream(ABC):
             self.expires_at = control.expires_at
             self.warned = False
 
+    def note_read(self, after: Position, until: Position) -> None:
+        """All of its topics between these positions has been read from history."""
+        if after > self.covered:  # else it joins what was read before
+            self.covered_from = after
+        self.covered = max(self.covered, until)
+
     def has_read(self, position: Position) -> bool:
         """Whether the event at this position was read from history, if it is one of its topics'.
 
