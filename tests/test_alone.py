@@ -95,10 +95,10 @@ with alone(folder):
             with alone(folder):
                 os._exit(1)
         except SettingsError:
-            print("refused", flush=True)
+            os.write(1, b"refused\\n")
             time.sleep(30)
             os._exit(0)
-    print(child, flush=True)
+    os.write(1, b"%d\\n" % child)
     sys.stdin.read()
 """
     with subprocess.Popen(

@@ -6,6 +6,7 @@ Keys: `<prefix>:{0}:signed_out:<user>/<session>`, `…:kicked:<user>`, `…:stre
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ from allim.identity import CLOCK_LEEWAY_S, Ticket
 
 log = structlog.get_logger(__name__)
 
+TRY_AGAIN_S = (0.1,)  # before a second try of what had no effect: the connection may lead to what was the master once
 CLOSE_S = 1.0  # for noting the last ended streams
 RATE_KEY = "used:"  # the broker charges under it as well: a publisher has one rate, whichever of the two counts
 MAX_LEAVING = 1000  # streams whose end is noted in one call
@@ -44,6 +46,7 @@ class RedisLedger:
         self._sign_out = Script("sign_out", vital=True)
         self._server = RedisServer(url, f"allim-{replica}", rights or Rights(prefix))
         self._calls = ScriptCalls(self._server, lambda _run_id: ())
+        self._call = partial(self._calls.call, pauses=TRY_AGAIN_S)
         self._left: list[tuple[str, str]] = []
         self._leaver: asyncio.Task[None] | None = None
 
@@ -55,18 +58,18 @@ class RedisLedger:
 
     async def sign_out(self, holder: Holder, keep_s: float) -> None:
         signed_out, _ = self._keys(holder)
-        await self._calls.call(self._sign_out, [signed_out], [_ms(keep_s)])
+        await self._call(self._sign_out, [signed_out], [_ms(keep_s)])
 
     async def kick(self, subject: str, keep_s: float, now: float) -> float:
         args = [_ms(keep_s), now, CLOCK_LEEWAY_S]
-        return float(await self._calls.call(self._kick, [self._kicked_key + subject], args))
+        return float(await self._call(self._kick, [self._kicked_key + subject], args))
 
     async def last_kick(self, subject: str) -> float:
-        return float(await self._calls.call(self._last_kick, [self._kicked_key + subject], []))
+        return float(await self._call(self._last_kick, [self._kicked_key + subject], []))
 
     async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
         keys = [key for holder in holders for key in self._keys(holder)]
-        found = await self._calls.call(self._standings, keys, [_issued(holder) for holder in holders])
+        found = await self._call(self._standings, keys, [_issued(holder) for holder in holders])
         return [Standing(standing.decode()) for standing in found]
 
     def admit(
@@ -84,7 +87,7 @@ class RedisLedger:
             keys.append(self._ticket_key + ticket.id)
             args[-1] = _ms(ticket.keep_s)
         args += _limits(demands)
-        return self._calls.call(self._admit, keys, args, read=_admission)
+        return self._call(self._admit, keys, args, read=_admission)
 
     def leave(self, subject: str, stream: str) -> None:
         self._left.append((self._streams_key + subject, stream))
@@ -94,7 +97,7 @@ class RedisLedger:
     def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> asyncio.Future[Grant]:
         keys = [*(() if holder is None else self._keys(holder)), *self._rate_keys(demands)]
         args = ["" if holder is None else _issued(holder), *_limits(demands)]
-        return self._calls.call(self._take, keys, args, read=_grant)
+        return self._call(self._take, keys, args, read=_grant)
 
     def _rate_keys(self, demands: Sequence[Demand]) -> list[str]:
         return [self._rate_key + demand.digest for demand in demands]
@@ -108,7 +111,7 @@ class RedisLedger:
             while self._left:
                 some, self._left = self._left[:MAX_LEAVING], self._left[MAX_LEAVING:]
                 keys, streams = zip(*some, strict=True)
-                await self._calls.call(self._leave, keys, streams)
+                await self._call(self._leave, keys, streams)
         except Unavailable as error:
             log.warning("ended streams not noted; they will be in time", error=error.detail)
         finally:
