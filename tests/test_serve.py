@@ -11,7 +11,9 @@ from allim import serve
 async def leave(seconds): ...
 
 class App:
-    state = SimpleNamespace(leave=leave, shortcuts=lambda look_through: SimpleNamespace(take=None, paths=()))
+    state = SimpleNamespace(
+        leave=leave, refused=print, shortcuts=lambda look_through: SimpleNamespace(take=None, paths=())
+    )
 
     async def __call__(self, scope, receive, send):
         while True:
@@ -24,7 +26,8 @@ class App:
 first = serve.listen("127.0.0.1", 0)
 second = serve.listen(*first.getsockname())
 first.listen()
-serve.serve(App(), SimpleNamespace(drain_s=1, trusted_proxies=[], clustered=False), second)
+settings = SimpleNamespace(drain_s=1, trusted_proxies=[], clustered=False, connections_per_address=10)
+serve.serve(App(), settings, second)
 """
 
 
