@@ -404,7 +404,7 @@ class World:
                     if other is not stream and other.backlog is not None:
                         other.backlog.spoil()
         if not stream.ended:
-            await self.bench.catch_up.follow(stream, begin)
+            await self.bench.catch_up.follow(stream, begin, dict)
 
     async def settle(self) -> None:
         """Everything that can still come."""

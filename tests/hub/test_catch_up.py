@@ -33,7 +33,7 @@ async def test_a_new_stream_covers_all_until_it_goes_live(broker: MemoryBroker, 
     positions = await publish(broker, 1, 2)
     stream = ListStream()
 
-    await catch_up.follow(stream, await catch_up.start(stream, None))
+    await catch_up.follow(stream, await catch_up.start(stream, None), dict)
 
     assert (stream.data, stream.live, stream.last) == ([], True, positions[1])
     assert stream.has_read(positions[1])
@@ -47,7 +47,7 @@ async def test_a_resumed_one_gets_the_rest_and_what_came_meanwhile(broker: Memor
     stream.backlog.spoil()  # the link was lost here
     await publish(broker, 4)
 
-    await catch_up.follow(stream, start)
+    await catch_up.follow(stream, start, dict)
 
     assert (stream.data, stream.gaps) == ([2, 3, 4], [])
     assert start.opening.replayed == 2
@@ -59,7 +59,7 @@ async def test_an_origin_that_begins_meanwhile_is_told_before_live(broker: Memor
     assert stream.backlog is not None
     stream.backlog.floor = start.reading.now.after(start.reading.now.ms + 10)
 
-    await catch_up.follow(stream, start)
+    await catch_up.follow(stream, start, dict)
 
     assert stream.gaps == [(("user:42", "system"), "origin")]
 
@@ -72,7 +72,7 @@ async def test_what_is_trimmed_between_two_pages_is_told(broker: MemoryBroker, c
     stream.backlog.spoil()
     await publish(broker, *range(2, 9))
 
-    await catch_up.follow(stream, start)
+    await catch_up.follow(stream, start, dict)
 
     assert (stream.data, stream.gaps) == ([4, 5, 6, 7, 8], [(("user:42",), "trimmed")])
 
@@ -84,7 +84,7 @@ async def test_the_verdict_is_not_told_again_as_a_gap(broker: MemoryBroker, catc
     assert stream.backlog is not None
     stream.backlog.spoil()
 
-    await catch_up.follow(stream, start)
+    await catch_up.follow(stream, start, dict)
 
     assert stream.gaps == []
 
@@ -98,7 +98,7 @@ async def test_a_trimmed_topic_is_told_once_over_many_pages(
     await publish(broker, *range(10), topic="system")
     stream = ListStream()
 
-    await catch_up.follow(stream, await catch_up.start(stream, str(seen)))
+    await catch_up.follow(stream, await catch_up.start(stream, str(seen)), dict)
 
     assert (stream.data, stream.gaps) == ([1, 2, 3, 5, 6, 7, 8, 9], [])  # the verdict has told of `system`
 
@@ -116,7 +116,7 @@ class FullStream(ListStream):
 
 async def test_a_stream_goes_live_with_a_buffer_that_is_not_full(broker: MemoryBroker, catch_up: CatchUp) -> None:
     stream = FullStream()
-    following = asyncio.create_task(catch_up.follow(stream, await catch_up.start(stream, None)))
+    following = asyncio.create_task(catch_up.follow(stream, await catch_up.start(stream, None), dict))
     await asyncio.sleep(0.05)
     assert not stream.live
 

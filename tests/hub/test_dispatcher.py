@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 import pytest
 
@@ -67,7 +68,7 @@ async def test_a_hole_that_is_seen_while_the_first_stream_joins_is_filled(bench:
     bench.history.add("a", 2)
     bench.dispatcher.on_events([bench.history.add("a", 3)])
 
-    await bench.catch_up.follow(stream, start)
+    await bench.catch_up.follow(stream, start, dict)
     bench.dispatcher.on_events([bench.history.add("a", 4)])
 
     assert stream.data == [2, 3, 4]
@@ -713,3 +714,26 @@ async def _catch_up_until_it_reads(bench: Bench, stream: ListStream) -> None:
     bench.history.open.clear()
     bench.dispatcher.bring_back(stream)
     await until(lambda: bench.history.asked)
+
+
+async def test_an_event_that_is_late_for_a_join_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.stream("a", "b")
+    joining, goes_live = ListStream("a", "b"), asyncio.Event()
+
+    async def drained() -> None:
+        if joining.data:
+            await goes_live.wait()
+
+    monkeypatch.setattr(joining, "drained", drained)
+    bench.history.now = Position(1, 0)
+    bench.registry.add(joining)
+    start = await bench.catch_up.start(joining, "1-0")
+    following = asyncio.create_task(bench.catch_up.follow(joining, start, partial(bench.dispatcher.seen, joining)))
+    bench.dispatcher.on_events([bench.history.add("b", 3)])
+    await until(lambda: joining.data == [3])
+
+    bench.dispatcher.on_events([Event("a", Position(2, 0), ZERO, encode("t", 2))])
+    goes_live.set()
+    await following
+
+    assert (joining.data, joining.gaps) == ([3], [(("a",), "trimmed")])

@@ -7,7 +7,7 @@ A stream catches up when it joins, and again whenever its replica may have misse
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -40,11 +40,11 @@ Seen = Callable[[], dict[str, Position]]
 
 
 class Chain:
-    """Each event names its topic's previous one: whether one is missing that cannot come in order any more.
+    """What a stream has of each topic while it catches up, so that what cannot come in order any more is told.
 
     Shape: `seen` is the newest position of each topic that the stream is known to have, None when the reader was just
-    told that something is lost; a topic that is not in it was judged by the verdict. History was read last after
-    `since`, and without a break from `read_from` to `read_until`.
+    told that something is lost. History was read last after `since`, and without a break from `read_from` to
+    `read_until`.
     """
 
     def __init__(self, seen: Mapping[str, Position], since: Position) -> None:
@@ -73,7 +73,7 @@ class Chain:
             if (seen := self.seen.get(topic)) is not None and seen < last <= self.since and not stream.has_read(last)
         ]
 
-    def told(self, topics: Sequence[str]) -> None:
+    def told(self, topics: Collection[str]) -> None:
         """Of what is missing until here the reader knows."""
         self.seen.update(dict.fromkeys(self.seen.keys() & set(topics)))
 
@@ -103,10 +103,11 @@ class CatchUp:
             return Start(Opening(verdict, reading.now, 0), reading)
         return Start(Opening(verdict, verdict.after, reading.kept), reading)
 
-    async def follow(self, stream: Stream, start: Start) -> None:
+    async def follow(self, stream: Stream, start: Start, seen: Seen) -> None:
         """Write the pages from the first to the last and go live. Returns early when the stream ends meanwhile."""
         stream.last = start.opening.position
-        await self._go_on(stream, Chain({}, ZERO), start.reading)
+        known = dict.fromkeys(stream.topics, start.reading.until)  # of what lacks until there the verdict tells
+        await self._go_on(stream, Chain(known, ZERO), start.reading, seen)
 
     def bring_back(self, stream: Stream, seen: Seen) -> None:
         """Let a stream read what it may miss, in the background. It stays open, whatever the broker does."""
@@ -133,9 +134,7 @@ class CatchUp:
             log.exception("catch-up failed", stream=stream.id)
             stream.close(CloseReason.LINK_FAILED)  # or it would wait for ever, neither live nor ended
 
-    async def _go_on(
-        self, stream: Stream, chain: Chain, first: Reading | None, seen: Seen = dict[str, Position]
-    ) -> None:
+    async def _go_on(self, stream: Stream, chain: Chain, first: Reading | None, seen: Seen) -> None:
         """Read and write until nothing is left, at the reader's pace, then go live.
 
         Shape: the `first` reading has been judged, and what the verdict says need not be told again.
@@ -148,6 +147,7 @@ class CatchUp:
         if first is not None:
             told, complete = first.floor, first.complete
             lost = _still_lost(first)
+            chain.told(lost)
             written = await self._write_page(stream, chain, first)
         while not stream.ended:
             await stream.drained()  # also before it goes live: a full buffer would never be seen to be full

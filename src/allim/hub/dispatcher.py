@@ -133,7 +133,7 @@ class Dispatcher:
     def bring_back(self, stream: Stream) -> None:
         """Let a live stream, whose connection takes no more, read on from history."""
         self._metrics.fell_behind()
-        self._catch_up.bring_back(stream, partial(self._seen, stream))
+        self._catch_up.bring_back(stream, partial(self.seen, stream))
 
     def stop(self) -> None:
         if self._repair is not None:
@@ -237,10 +237,10 @@ class Dispatcher:
         """Let the topic's streams read what may be missing up to there; how many have not read it yet."""
         behind = [stream for stream in topic.streams if not stream.has_read(until)]
         for stream in behind:
-            self._catch_up.bring_back(stream, partial(self._seen, stream))
+            self._catch_up.bring_back(stream, partial(self.seen, stream))
         return len(behind)
 
-    def _seen(self, stream: Stream) -> dict[str, Position]:
+    def seen(self, stream: Stream) -> dict[str, Position]:
         """How far each of the stream's topics has been dispatched."""
         known = ((name, self._registry.topic(name)) for name in stream.topics)
         return {name: topic.last for name, topic in known if topic is not None and topic.last is not None}

@@ -389,7 +389,7 @@ class Hub:
         self._begin(stream)
         stream.open(begin.opening)
         try:
-            await self._catch_up.follow(stream, begin)
+            await self._catch_up.follow(stream, begin, partial(self._dispatcher.seen, stream))
         except asyncio.CancelledError:
             stream.close(CloseReason.CLIENT_LEFT)
             raise
