@@ -24,6 +24,7 @@ from allim.brokers.redis_ledger import RATE_KEY
 from allim.brokers.rights import Rights
 from allim.brokers.scripts import VITAL, Script, ScriptCalls
 from allim.brokers.server import Lead, RedisServer, ask
+from allim.errors import Unavailable
 from allim.hub import (
     ZERO,
     Event,
@@ -192,7 +193,7 @@ class RedisBroker:
         pulsed: Any
         others: Any
         pulsed, others = await asyncio.gather(pulse, seen, return_exceptions=True)
-        if not isinstance(others, BaseException):
+        if not isinstance(others, Unavailable):  # the log has the reason
             self._peers.learn(others)
         if isinstance(pulsed, BaseException):
             raise pulsed

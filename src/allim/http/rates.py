@@ -73,7 +73,7 @@ class Rates:
             raise TooMany("There were too many of these calls; wait a little.", wait_s)
 
     async def settle(self, connection: HTTPConnection, policy: Policy, who: str, quotas: Sequence[Quota]) -> None:
-        """Tell what somebody got who was granted it together with something else; no quotas when it was not counted.
+        """Tell the quota of a demand that was granted together with something else; no quotas: it was not counted.
 
         Raises: TooMany.
         """
@@ -112,7 +112,7 @@ class Rates:
 
 
 def told(policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> dict[str, str]:
-    """The headers that tell what somebody got. Shape: of each policy, in order."""
+    """Return the headers that tell these quotas. Shape: one per policy, in order."""
     return {"ratelimit-policy": _policies(policies), "ratelimit": ", ".join(map(_left, policies, quotas))}
 
 

@@ -54,7 +54,7 @@ class Metrics:
             registry=r,
         )
         self._late = Counter(
-            "allim_link_out_of_order_total", "Events that the link brought behind newer ones", registry=r
+            "allim_link_out_of_order_total", "Times the link brought an event behind a newer one", registry=r
         )
         self._redis_memory: tuple[Gauge, Gauge] | None = None
         self._clock_skew = Gauge(

@@ -124,9 +124,7 @@ class HandoverStream(SseStream, asyncio.Protocol):
         """The stream's buffer is full: from here on the reader gets history, at its own pace."""
         if self.waiter is None and not self.ended:
             self.waiter = asyncio.get_running_loop().create_future()
-            _end_unacknowledged(
-                self.transport, 0
-            )  # `drained` judges: the kernel ends a reader that reads slowly, too
+            _end_unacknowledged(self.transport, 0)  # `drained` judges: the kernel would end a slow reader as well
             if self.live:
                 self.hub.bring_back(self)
 

@@ -94,9 +94,8 @@ class Reading(FlowControl):
 class HandoverProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which offers in the scope to hand its connection over.
 
-    It also limits each client, as a proxy in front would: heads and bodies end in time and
-    in size, a client reads its answers, and only a few requests wait for an earlier answer. uvicorn has none of these
-    limits.
+    It also limits each client, as a proxy in front would: heads and bodies end in time and in size, a client reads
+    its answers, and only a few requests wait for an earlier answer. uvicorn has none of these limits.
 
     Shape: `shared` is the same for all connections of a server. `knows` returns whether a request has a route;
     without one it is 404 or 405, also when something else is wrong. `take` is asked before a request of one of these
@@ -306,7 +305,6 @@ class HandoverProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers += headers  # the list that stands in the scope
-        # ASGI allows any value
         self.scope["extensions"] = self.extensions()
         super().on_headers_complete()
         if expects:
