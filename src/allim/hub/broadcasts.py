@@ -1,9 +1,9 @@
-"""Events for many streams, written a slice at a time, so that nobody else waits for the whole.
+"""Write events to many streams in slices, so that the event loop stays free between them.
 
 A broadcast to 10,000 streams takes the kernel most of a tenth of a second. It is written in slices, and before each
-the event loop is free. Events of one topic that come meanwhile are joined: each stream gets them in one write, in its
-next turn.
-What must hold until a broadcast is written: docs/decisions/0010-broadcasts-in-slices.md.
+slice other tasks run. Events of one topic that arrive meanwhile are joined: each stream gets them in one write, in
+its next turn.
+Source: docs/decisions/0010-broadcasts-in-slices.md, with the invariants that hold until a broadcast is written.
 """
 
 import asyncio
@@ -27,8 +27,9 @@ MAX_WAITING = 16  # broadcasts, each of one topic; with more than that the link 
 
 
 def after_others(go_on: Callable[[], None]) -> None:
-    """Go on when everybody else has had some turns of the event loop, or one and their time. A request is answered in
-    a dozen of them: one for each thing that it waits for.
+    """Call `go_on` after other tasks have had TURNS_LEFT turns of the event loop, or OTHERS_S and at least one turn.
+
+    A request needs about a dozen turns: one for each thing that it waits for.
     """
     _leave_turns(go_on, TURNS_LEFT, time.perf_counter() + OTHERS_S)
 
@@ -57,12 +58,14 @@ class _Due:
 
 
 class _Broadcast:
-    """Events of one topic. The streams take turns, round after round, and each gets in one write what has come since
-    its last turn; an event is done when the round has come back to where it began.
+    """Events of one topic that are being written to its streams.
 
-    Shape: the streams are taken when the writing begins, and then an event joins only if they are still the same:
-    who joins a topic after an event was announced has it from history. `turns` gives the streams round after round,
-    `turn` counts them, and `writes` those that were written all that was due.
+    The streams take turns, round after round. In its turn a stream gets, in one write, all events that arrived since
+    its last turn. An event is done when every stream has had a turn after the event arrived.
+
+    Shape: the list of streams is fixed when the writing begins; after that an event joins only if the list is still
+    the same, because a stream that joins the topic after an announcement reads the event from history. `turns` gives
+    the streams round after round, `turn` counts them, `writes` counts the streams that got everything due.
     """
 
     __slots__ = ("due", "name", "size", "streams", "topic", "turn", "turns", "wire", "writes")
@@ -77,7 +80,7 @@ class _Broadcast:
         self.join(event)
 
     def takes(self, topic: Topic) -> bool:
-        """Whether another event of this topic may join."""
+        """Return whether another event of this topic may join."""
         return (
             topic is self.topic
             and self.size < JOINED_BYTES
@@ -98,7 +101,7 @@ class _Broadcast:
         self._gather()
 
     def go_on(self, ends_at: float, done: Callable[[Event, int, Position | None], None]) -> bool:
-        """Write until then; True when nothing is due any more."""
+        """Write until the time `ends_at`. Returns True when nothing is due any more."""
         while self.due:
             oldest = self.due[0]
             while self.turn < oldest.until:
@@ -112,7 +115,7 @@ class _Broadcast:
         return True
 
     def _write(self, streams: int) -> None:
-        """Let so many streams have their turn. Everything is counted also when one fails, which has had it."""
+        """Give the next `streams` streams their turn. If writing to one fails, its turn is counted too."""
         wire, first, last = self.wire, self.due[0].event.position, self.due[-1].event.position
         turns = writes = 0
         try:
@@ -129,7 +132,7 @@ class _Broadcast:
             self.writes += writes
 
     def settle(self, stream: Stream) -> None:
-        """Give a stream what it has not had of these events."""
+        """Write those of these events that the stream does not have yet."""
         if not stream.ended:
             for due in self.due:
                 due.by_itself += stream.deliver([due.event], due.event.wire)
@@ -139,7 +142,7 @@ class _Broadcast:
 
 
 class Broadcasts:
-    """What is announced and not yet written to all of its streams, in the order of the link.
+    """Broadcasts that are announced and not yet written to all of their streams, in the order of the link.
 
     Shape: `written(ms, streams)` is called when an event was written to so many streams, with the milliseconds of its
     position; `heard` with a pulse when everything before it was.
@@ -165,7 +168,7 @@ class Broadcasts:
             self._room.clear()
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Return whether anything waits."""
         return bool(self._waiting)
 
     def hear(self, pulse: Position) -> None:
@@ -176,7 +179,7 @@ class Broadcasts:
             self._heard(pulse)
 
     def settle(self, stream: Stream) -> None:
-        """Write what waits for this stream, so that something newer can follow."""
+        """Write the waiting events of this stream, so that something newer can follow."""
         for broadcast in self._waiting:
             if broadcast.name in stream.topics:
                 broadcast.settle(stream)
@@ -186,7 +189,7 @@ class Broadcasts:
         await self._room.wait()
 
     def _begin(self) -> None:
-        """By now whatever was published with the first has come, and is written together with it."""
+        """Start the first broadcast. Events published together with its first event have arrived by now."""
         self._waiting[0].begin()
         self._write_slice()
 

@@ -1,9 +1,9 @@
-"""The promise a broker makes. Implementations: `allim.brokers.memory`, `allim.brokers.redis`.
+"""The contract of a broker. Implementations: `allim.brokers.memory`, `allim.brokers.redis`.
 
-Promised: positions rise strictly over all topics; one publish is atomic (all its entries or none); what is
-announced is in history first; announcements on one link arrive in the order of their positions; a new origin is
+Promised: positions rise strictly over all topics; one publish is atomic (all its entries or none); an event is in
+history before it is announced; announcements on one link arrive in the order of their positions; a new origin is
 announced before anything that follows it.
-Not promised: that an announcement arrives. A link may break and lose some; it then says so (`link_down`,
+Not promised: that an announcement arrives. A link may break and lose some; it then reports it (`link_down`,
 `link_up`) and history is the truth.
 """
 
@@ -18,7 +18,7 @@ IDEMPOTENCY_WINDOW_S = 24 * 3600
 
 
 class Publication(NamedTuple):
-    """What one publish call stores: all entries or none.
+    """The entries of one publish call, stored all or none.
 
     Shape: `key` names the publisher and its idempotency key, `fingerprint` the content; both or neither. `demand` is
     the charge of the call in the ledger, None when it is not limited; `memory` is charged the bytes that the call
@@ -50,13 +50,12 @@ class Outcome(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A page of what several topics hold after a position, read in one atomic step.
+    """A page of the history of several topics after a position, read in one atomic step.
 
-    Shape: `events` in order, everything there is up to `until`; `complete` when nothing is left after it, and then
-    `until` is `now`, the newest position given out. `floor` is where the history's origin begins. `kept` counts the
-    entries after the position asked for, in this page and after it. `trimmed` names the topics whose history has lost
-    entries after that position, `expired` those of which a history that was removed may have held some; no topic is
-    in both.
+    Shape: `events` are all events up to `until`, in order; if `complete`, no event follows, and `until` is `now`, the
+    newest position given out. `floor` is where the history's origin begins. `kept` counts the entries after the
+    requested position, on this page and after it. `trimmed` names the topics whose history has lost entries after
+    that position, `expired` the topics whose removed history may have held some; no topic is in both.
     """
 
     now: Position
@@ -70,9 +69,9 @@ class Reading(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """How far each of several topics has come: its newest kept position, or the first of all when nothing is kept.
+    """The newest kept position of each of several topics; ZERO for a topic without history.
 
-    Shape: `now` and `floor` as in `Reading`; `expired` is the newest position that a history held which was removed.
+    Shape: `now` and `floor` as in `Reading`; `expired` is the newest position that any removed history held.
     """
 
     now: Position
@@ -82,24 +81,24 @@ class Heads(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who hears what the link brings. Called in the order of the link, never concurrently."""
+    """Receives everything that arrives over the link, in its order. Never called concurrently."""
 
     def on_events(self, events: Sequence[Event]) -> None:
-        """One or more, of one topic and in order, that came together."""
+        """Receive one or more events of one topic, in order, that arrived together."""
 
     def on_pulse(self, position: Position) -> None: ...
 
     def on_origin(self, floor: Position) -> None:
-        """The history has a new origin: of what is older, what was not heard yet may be lost."""
+        """The history has a new origin: older events that did not arrive yet may be lost."""
 
     def link_down(self) -> None:
         """The link is lost; from here on announcements may be missing."""
 
     def link_up(self) -> None:
-        """Every wanted topic is subscribed again; what was missed must be read from history."""
+        """Every subscribed topic is subscribed again; missed events must be read from history."""
 
     async def room(self) -> None:
-        """Return when there is room for what the link brings next: it is read no faster than streams are written."""
+        """Return when more may be read from the link: it is read no faster than the streams are written."""
 
 
 class Broker(Protocol):
@@ -117,7 +116,7 @@ class Broker(Protocol):
         ...
 
     async def start(self, listener: Listener) -> None:
-        """Begin to listen. Returns at once; `link_up` tells when the link stands."""
+        """Start the link. Returns at once; `link_up` is called when the link is up."""
 
     async def close(self) -> None: ...
 
@@ -130,15 +129,15 @@ class Broker(Protocol):
         ...
 
     async def subscribe(self, topics: Collection[str]) -> None:
-        """Hear these topics from now on; returns when the broker has confirmed. Repeating it is harmless."""
+        """Subscribe topics; returns when the broker has confirmed it. Idempotent."""
 
     def unsubscribe(self, topic: str) -> None: ...
 
     def read(
         self, topics: Sequence[str], after: Position | None, max_events: int, max_bytes: int
     ) -> Awaitable[Reading]:
-        """History after a position, up to a number of events and about a number of bytes, and at least one event if
-        there is any; None reads only the clock.
+        """Return the history after a position: at most `max_events` and about `max_bytes`, but at least one event if
+        there is one. With None as the position, read only the clock.
 
         Raises: Unavailable.
         """
@@ -149,7 +148,7 @@ class Broker(Protocol):
         ...
 
     async def pulse(self) -> float:
-        """Send this replica a position through the whole way; `on_pulse` hears it. Gives the broker's clock.
+        """Send a position to this replica over the broker and the link (`on_pulse`). Returns the broker's clock.
 
         Units: Unix seconds.
         Raises: Unavailable.
@@ -157,4 +156,4 @@ class Broker(Protocol):
         ...
 
     async def replace_link(self) -> None:
-        """Give the present link up and make a new one: it is open, but nothing comes over it."""
+        """Close the present link and make a new one. Called when the link is open but nothing arrives over it."""

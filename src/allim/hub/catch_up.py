@@ -1,8 +1,9 @@
 """Catch-up: history before live, with no hole, no double and no reordering, also while publishers run.
 
-The way: put aside what arrives live, read history in pages from where the stream stands, write it, write what was put
-aside and is newer, go live. Positions are one order over all topics, so one scalar says how far a stream is.
-A stream catches up when it joins, and again whenever its replica may have missed something: it stays open.
+Steps: put events that arrive live into the backlog; read history in pages from the stream's position and write it;
+write the newer events of the backlog; go live. Positions are one order over all topics, so one scalar is enough for
+the state of a stream.
+A stream catches up when it joins, and again whenever its replica may have missed something. It stays open meanwhile.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ RETRY_S = 0.5  # between two reads while the broker does not answer
 
 
 class Start(NamedTuple):
-    """Where a stream begins: the frame it opens with, and the first page."""
+    """The start of a stream: the content of its first frame, and the first page of history."""
 
     opening: Opening
     reading: Reading
@@ -40,10 +41,11 @@ Seen = Callable[[], dict[str, Position]]
 
 
 class Chain:
-    """What a stream has of each topic while it catches up, so that what cannot come in order any more is told.
+    """The newest event a stream has of each topic while it catches up. It finds the events that can no longer be
+    written in order, so that the reader is told of a gap.
 
-    Shape: `seen` is the newest position of each topic that the stream is known to have, None when the reader was just
-    told that something is lost. History was read last after `since`, and without a break from `read_from` to
+    Shape: `seen` is, per topic, the newest position that the stream is known to have; None after a gap of the topic
+    was told. The last page of history began after `since`; history was read without a break from `read_from` to
     `read_until`.
     """
 
@@ -60,13 +62,13 @@ class Chain:
             self.seen[event.topic] = max(self.seen[event.topic] or ZERO, event.position)
 
     def note_read(self, until: Position) -> None:
-        """History was read until there: what the link brought since the reading before is not known to be all."""
+        """Note a page that ended at `until`. Between two pages events may have been missed on the link."""
         if self.since > self.read_until:
             self.read_from = self.since
         self.read_until = until
 
     def never_read(self, stream: Stream, dispatched: Mapping[str, Position]) -> list[str]:
-        """The topics with something older than what was read last that neither a reading nor the link brought."""
+        """Return the topics with an event before the last page that neither history nor the link has delivered."""
         return [
             topic
             for topic, last in dispatched.items()
@@ -74,7 +76,7 @@ class Chain:
         ]
 
     def told(self, topics: Collection[str]) -> None:
-        """Of what is missing until here the reader knows."""
+        """Note that the reader was told of a gap in these topics."""
         self.seen.update(dict.fromkeys(self.seen.keys() & set(topics)))
 
 
@@ -93,7 +95,7 @@ class CatchUp:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, stream: Stream, last_event_id: str | None) -> Start:
-        """Read the first page and judge. The stream's topics must be subscribed.
+        """Read the first page and judge the resume. The stream's topics must be subscribed.
 
         Raises: Unavailable.
         """
@@ -106,11 +108,11 @@ class CatchUp:
     async def follow(self, stream: Stream, start: Start, seen: Seen) -> None:
         """Write the pages from the first to the last and go live. Returns early when the stream ends meanwhile."""
         stream.last = start.opening.position
-        known = dict.fromkeys(stream.topics, start.reading.until)  # of what lacks until there the verdict tells
+        known = dict.fromkeys(stream.topics, start.reading.until)  # the verdict covers gaps up to there
         await self._go_on(stream, Chain(known, ZERO), start.reading, seen)
 
     def bring_back(self, stream: Stream, seen: Seen) -> None:
-        """Let a stream read what it may miss, in the background. It stays open, whatever the broker does."""
+        """Put a stream back into catch-up, in the background. It stays open even if the broker does not answer."""
         if stream.backlog is None:
             stream.backlog = self._new_backlog()
             way = self._go_on(stream, Chain(seen(), stream.last), None, seen)
@@ -137,7 +139,7 @@ class CatchUp:
     async def _go_on(self, stream: Stream, chain: Chain, first: Reading | None, seen: Seen) -> None:
         """Read and write until nothing is left, at the reader's pace, then go live.
 
-        Shape: the `first` reading has been judged, and what the verdict says need not be told again.
+        Shape: the `first` reading has been judged; gaps that its verdict names are not told again.
         """
         backlog = stream.backlog
         assert backlog is not None
@@ -152,7 +154,7 @@ class CatchUp:
         while not stream.ended:
             await stream.drained()  # also before it goes live: a full buffer would never be seen to be full
             if not (complete and backlog.whole):
-                backlog.clear()  # whatever it held is announced, so it is in the history read next
+                backlog.clear()  # its events are announced, so they are in the page read next
                 chain.since = stream.last
                 reading = await self._read_patiently(stream)
                 if reading is None:
@@ -184,7 +186,7 @@ class CatchUp:
         return written
 
     async def _write(self, stream: Stream, chain: Chain, events: Sequence[Event]) -> int:
-        """In writes of several events: each costs as much as all that is in it."""
+        """Write events, several in one write where possible, because each write is a system call."""
         chained = bool(chain.seen)
         written = 0
         wires: list[bytes] = []
@@ -216,15 +218,17 @@ class CatchUp:
         chain.told(topics)
 
     async def _read_patiently(self, stream: Stream) -> Reading | None:
-        """What comes after the stream's place, whenever the broker answers again; None when the stream has ended."""
+        """Return the history after the stream's position, retrying until the broker answers; None if the stream
+        ended.
+        """
         while not stream.ended:
             try:
                 return await self._reads.read(stream.topics, stream.last)
-            except Unavailable:  # told in the log by the broker, once for all that wait
+            except Unavailable:  # the broker has logged it, once for all streams that wait
                 await asyncio.sleep(RETRY_S * random.uniform(1, 2))
         return None
 
 
 def _still_lost(reading: Reading) -> set[str]:
-    """The topics that a reading after this one would name again, because no event of theirs was on this page."""
+    """Return the topics that the next reading would name again, because this page held no event of them."""
     return {*reading.trimmed, *reading.expired} - {event.topic for event in reading.events}

@@ -1,4 +1,4 @@
-"""The clock that all replicas have in common: the broker's, as each replica learns it from its pulses."""
+"""The clock that all replicas share: the broker's, which each replica learns from its pulses."""
 
 import time
 from collections.abc import Callable
@@ -7,15 +7,15 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-SLOW_S = 1.0  # a question that took longer says too little about the time
-SKEW_S = 5.0  # between this machine's clock and the broker's; above it the operator is told
+SLOW_S = 1.0  # a request that took longer is too inexact a measure of the time
+SKEW_S = 5.0  # between this machine's clock and the broker's; a larger one is logged
 
 
 class SharedClock:
-    """Unix seconds by the broker's clock; by this machine's until the first pulse was answered.
+    """Unix seconds by the broker's clock; by this machine's clock until the first pulse was answered.
 
-    Between two pulses it goes by the monotonic clock, so a step of this machine's wall clock does not move it. It is
-    for moments that one replica writes and another compares with the time.
+    Between two pulses it follows the monotonic clock, so a step of this machine's wall clock does not move it. Use it
+    for times that one replica writes and another compares with its own.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class SharedClock:
         return self._monotonic() + self._offset_s
 
     def set(self, broker_s: float, asked_at: float) -> float:
-        """Go by the broker's answer to a question; gives how far this machine's clock is ahead of it.
+        """Set the clock by the broker's answer to a request. Returns how far this machine's clock is ahead of it.
 
         Units: `broker_s` in Unix seconds of the broker's clock, `asked_at` in seconds of the monotonic clock.
         """

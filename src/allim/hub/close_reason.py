@@ -12,7 +12,7 @@ class CloseReason(StrEnum):
     KICKED = "kicked"
     SIGNED_OUT = "signed_out"
     REPLACED = "replaced"  # too many streams of one user: this was the oldest
-    # Endings nobody is left to be told of, or that a broken reader cannot be told:
+    # No frame is written for these: the reader has left, or cannot read it.
     CLIENT_LEFT = "client_left"
     CLIENT_VANISHED = "client_vanished"
     CLIENT_SPOKE = "client_spoke"
@@ -21,12 +21,12 @@ class CloseReason(StrEnum):
 
     @property
     def reconnect(self) -> bool:
-        """Whether the same request, made again, would be welcome."""
+        """Return whether the reader should open the stream again."""
         return self not in _FINAL
 
     @property
     def told(self) -> bool:
-        """Whether the reader gets a `stream.close` frame before the end."""
+        """Return whether the reader gets a `stream.close` frame before the end."""
         return self in _TOLD
 
 

@@ -1,8 +1,8 @@
-"""From the broker's link to this replica's streams, in order.
+"""Dispatch events from the broker's link to this replica's streams, in order.
 
-Normally an announcement goes straight to the streams of its topic, to many of them in slices. When something may be
-missing (the link was lost, or an event's `prev` shows a hole), the streams concerned catch up from history, and stay
-open.
+Normally an announced event is written directly to the streams of its topic, in slices if there are many. When
+something may be missing (the link was lost, or an event's `prev` shows a hole), the affected streams catch up from
+history and stay open.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
-REPAIR_TOPICS = 200  # topics compared in one step of a repair: a bound on what Redis does at a stretch
+REPAIR_TOPICS = 200  # topics compared in one step of a repair: bounds the time of one script in Redis
 REPAIR_RETRY_S = 0.5
 AT_ONCE = 128  # streams that an event is written to without looking at the clock
 
 
 class Dispatcher:
-    """Hears the link and writes to the streams.
+    """Listens to the link and writes to the streams.
 
-    Shape: `alive` is told of a pulse when it arrives, `beat` when everything before it has been dispatched or
-    is being caught up, `repaired` when every stream that is behind is being brought back. `stood_up` is set whenever
-    a link stands anew.
+    Shape: `alive` is called when a pulse arrives; `beat` when everything before the pulse has been dispatched or is
+    being caught up; `repaired` when every stream that is behind has been put into catch-up. `stood_up` is set
+    whenever a new link is up.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Dispatcher:
         self._beat = beat
         self._repaired = repaired
         self._broadcasts = Broadcasts(metrics.dispatched, self._hear)
-        self._in_doubt = False  # something may be missing: nothing is written straight, no pulse proves anything
+        self._in_doubt = False  # something may be missing: nothing is written directly, pulses prove nothing
         self._late_pulse = ZERO
         self._floor = ZERO  # the newest origin heard of
         self._heard = ZERO  # the last own pulse: everything before it has been dispatched
@@ -68,11 +68,11 @@ class Dispatcher:
         topic = self._registry.topic(events[0].topic)
         if topic is None:
             return  # its last stream left while the announcement was on its way
-        # The first stream's history may end before what came last before this: nobody knows yet what the topic has.
+        # While the topic's first stream joins, the topic's newest event is not known yet.
         doubt = self._in_doubt or topic.last is None
         for late in () if doubt else self._late(events, topic):
             self._bring_back(topic, late)
-        run: list[Event] = []  # what is dispatched together
+        run: list[Event] = []  # events that are dispatched together
         size = 0
         for event in events:
             if topic.last is not None and event.position <= topic.last:
@@ -84,7 +84,7 @@ class Dispatcher:
                 run, size = [], 0
             if hole:
                 log.warning("hole in a topic", topic=event.topic, seen=str(topic.last), prev=str(event.prev))
-            if doubt:  # once for all of them: who has read the last has read what comes before
+            if doubt:  # once for all of them: a stream that has read the last one has read the others
                 self._bring_back(topic, events[-1].position)
                 doubt = False
             elif hole:
@@ -131,7 +131,7 @@ class Dispatcher:
         await self._broadcasts.room()
 
     def bring_back(self, stream: Stream) -> None:
-        """Let a live stream, whose connection takes no more, read on from history."""
+        """Put a live stream whose buffer is full back into catch-up."""
         self._metrics.fell_behind()
         self._catch_up.bring_back(stream, partial(self.seen, stream))
 
@@ -143,9 +143,10 @@ class Dispatcher:
     # Straight on ----------------------------------------------------------------------------------------------
 
     def _late(self, events: Sequence[Event], topic: Topic) -> set[Position]:
-        """Return where the first and the last of these events stand that the link brought behind something newer.
+        """Return the first and the last position of those events that arrived after something newer.
 
-        A link promises one order. Where one breaks it, a stream may stand after the events, and would drop them.
+        A link promises the order of positions. If it breaks the order, a stream may be past these events and would
+        drop them.
         """
         known = topic.last or ZERO
         late = [event.position for event in events if known < event.position <= self._newest]
@@ -194,7 +195,7 @@ class Dispatcher:
     # Repair ---------------------------------------------------------------------------------------------------
 
     async def _run_repair(self) -> None:
-        """Every topic is compared with history: its streams that are behind catch up, the others have all."""
+        """Compare every topic with history, and put the streams that are behind into catch-up."""
         names = self._registry.topics()
         behind = 0
         for at in range(0, len(names), REPAIR_TOPICS):
@@ -234,13 +235,13 @@ class Dispatcher:
         return behind
 
     def _bring_back(self, topic: Topic, until: Position) -> int:
-        """Let the topic's streams read what may be missing up to there; how many have not read it yet."""
+        """Put the topic's streams that have not read up to `until` into catch-up. Returns their number."""
         behind = [stream for stream in topic.streams if not stream.has_read(until)]
         for stream in behind:
             self._catch_up.bring_back(stream, partial(self.seen, stream))
         return len(behind)
 
     def seen(self, stream: Stream) -> dict[str, Position]:
-        """How far each of the stream's topics has been dispatched."""
+        """Return the newest dispatched position of each of the stream's topics."""
         known = ((name, self._registry.topic(name)) for name in stream.topics)
         return {name: topic.last for name, topic in known if topic is not None and topic.last is not None}

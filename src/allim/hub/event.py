@@ -1,8 +1,8 @@
-"""Events: what is published, how it is checked, and the bytes it becomes.
+"""Events: validation and encoding.
 
-An event is encoded once in the whole cluster, by its publisher, into the lines of `text/event-stream`
+An event is encoded once in the whole cluster, by the replica that publishes it, into the lines of `text/event-stream`
 (WHATWG HTML, 9.2.5). History keeps these lines and a replica only puts `id:` before them, so no byte is
-made per stream. The lines are the product's stored form; nothing here opens a connection.
+made per stream. The lines are the stored form; nothing here opens a connection.
 """
 
 import json
@@ -20,14 +20,14 @@ _ANY_TYPE = r"[a-z][a-z0-9_.-]{0,127}"
 _TYPE = re.compile(_ANY_TYPE + r"\Z", re.ASCII)
 TYPE_FORM = rf"(?!stream\.|heartbeat){_ANY_TYPE}"
 
-# A control entry travels and is kept like an event, so it is ordered and survives a link repair like one,
-# but it is obeyed and never written to a reader.
+# A control entry is announced and kept like an event, so it is ordered and survives a link repair like one.
+# A stream carries it out and never writes it to a reader.
 _CONTROL = "stream.control"
 _CONTROL_PREFIX = f"event: {_CONTROL}\ndata: ".encode()
 
 
-# What `json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))` makes anew
-# for each value, which takes longer than most values.
+# The encoder that `json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",",
+# ":"))` makes for each value. Making it takes longer than encoding most values.
 _chunks = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
     None, json.JSONEncoder().default, json.encoder.encode_basestring, None, ":", ",", False, False, False
 )
@@ -45,7 +45,7 @@ class Draft(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A draft, checked and encoded: what a broker stores."""
+    """A checked and encoded draft, as a broker stores it."""
 
     topic: str
     lines: bytes
@@ -71,14 +71,14 @@ class Event:
     """One event at its position.
 
     Shape: `prev` is the position of the topic's event before it, `lines` ends with an empty line,
-    `wire` is what every stream writes: `id: <position>` and the lines. `control` is the order it carries, when it is
-    one.
+    `wire` holds the bytes that every stream writes: `id: <position>` and the lines. `control` is the order that a
+    control entry carries, None for any other event.
     """
 
     __slots__ = ("control", "lines", "position", "prev", "topic", "wire")
 
     def __init__(self, topic: str, position: Position, prev: Position, lines: bytes) -> None:
-        """Raises: ValueError when it carries an order that we do not know."""
+        """Raises: ValueError when it carries an unknown order."""
         self.topic = topic
         self.position = position
         self.prev = prev
@@ -89,7 +89,7 @@ class Event:
 
 
 def encode(type_: str, data: object) -> bytes:
-    """The lines of one event: `event:`, `data:` and an empty line.
+    """Return the lines of one event: `event:`, `data:` and an empty line.
 
     Shape: UTF-8; data is one line, because JSON escapes every line end.
     Raises: ValueError when `data` is no JSON value, or not encodable (a lone surrogate, NaN, too deep).
@@ -127,13 +127,13 @@ def _check_type(type_: str) -> None:
 
 
 def encode_control(topic: str, control: Control) -> Entry:
-    """The entry that tells every replica holding this topic's streams what to do."""
+    """Return the entry that carries an order to every replica with streams of this topic."""
     order = {name: value for name, value in control._asdict().items() if value != Control._field_defaults.get(name)}
     return Entry(topic, encode(_CONTROL, order))
 
 
 def _control(order: object) -> Control:
-    """Raises: ValueError when it is no order that we know: what is wrong is what somebody wrote, not our types."""
+    """Raises: ValueError when it is no known order: the entry may come from another version or another program."""
     try:
         control = Control(**order)  # type: ignore[arg-type]
         return control._replace(

@@ -1,4 +1,4 @@
-"""The hub: the one door through which events go in and streams are opened. Knows no domain, no Redis, no HTTP."""
+"""The hub publishes events and opens streams. It knows no domain, no Redis and no HTTP."""
 
 import asyncio
 import hashlib
@@ -50,12 +50,12 @@ LINK_PATIENCE = 2.4  # pulses unheard after which the link is replaced: 12 s at 
 DRAIN_SHARE = 0.6  # of the drain time for ending streams; the rest is for readers to read that
 JOIN_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription and its first page
 LEDGER_TIMEOUT_S = 2.0  # for a call of the ledger by itself
-EXPIRING_S = 60.0  # how long before its token expires a stream is told
+EXPIRING_S = 60.0  # before its token expires a stream is told
 AUDIT_STREAMS = 500  # streams whose sessions are looked up in one step of an audit
 AUDIT_RETRY_S = 0.5
-ADDRESS_RETRY_S = 30  # when a stream that was one too many from its address may be tried again
-LONGEST_S = 10 * 365 * 86400.0  # that the end of a session is remembered, whatever its token says
-SURE_S = 60.0  # beyond a stream's lifetime, when it has certainly ended
+ADDRESS_RETRY_S = 30  # after a refusal because of too many streams from one address
+LONGEST_S = 10 * 365 * 86400.0  # for which the end of a session is kept at most
+SURE_S = 60.0  # after the lifetime of a stream, when it has certainly ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class HubSettings:
 
 
 class Toll(NamedTuple):
-    """What opening a stream takes of its user's limits. `settle` is told what was granted, nothing when it was not
-    counted, and raises TooMany when that is not enough.
+    """The rate-limit charges for opening a stream. `settle` is called with the quotas, with none if they were not
+    counted, and raises TooMany if they were not granted.
     """
 
     demands: Sequence[Demand]
@@ -85,7 +85,7 @@ class Toll(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What a publish earned: a position per draft, and how durably they are stored."""
+    """The result of a publish: a position per draft, and how durably they are stored."""
 
     positions: tuple[Position, ...]
     durability: str
@@ -167,7 +167,7 @@ class Hub:
             await self._ledger.close()
 
     def drain(self) -> None:
-        """Take no new streams and end the present ones at random moments. Repeating it changes nothing."""
+        """Take no new streams and end the present ones at random moments. Idempotent."""
         if self.draining:
             return
         self.draining = True
@@ -181,9 +181,9 @@ class Hub:
         await self._empty.wait()
 
     async def check(self) -> None:
-        """Readiness: our own pulse came back lately, and nothing of ours has died.
+        """Check readiness: the replica's own pulse came back lately, and none of its loops has died.
 
-        Raises: Unavailable saying what is wrong.
+        Raises: Unavailable with the reason.
         """
         if self._failed:
             raise Unavailable(self._failed)
@@ -216,7 +216,7 @@ class Hub:
         return self.stored(await self.store(entries, key, keep_s=keep_s))
 
     def encode(self, draft: Draft, under: str = "") -> Entry:
-        """What a draft is stored as. Shape: `under` is its path, such as `[3]`, where there are several.
+        """Check and encode a draft. Shape: `under` is its path, such as `[3]`, if there are several.
 
         Raises: Invalid or TooLarge naming the field.
         """
@@ -256,15 +256,15 @@ class Hub:
         return Published(tuple(outcome.positions), self._broker.durability)
 
     # Sessions -------------------------------------------------------------------------------------------------
-    # Orders go the way of the user's events, so they reach just the replicas that hold a stream of the user, in
-    # order, and also those whose link is being repaired. The ledger, written before, refuses what comes after.
+    # An order is published on the user's topic, so it reaches exactly the replicas with streams of the user, in
+    # order, and also those whose link is being repaired. The ledger is written before, so it refuses later requests.
 
     async def sign_out(self, holder: Holder) -> None:
-        """End a session: its streams on every replica, and whatever would use it later.
+        """End a session and its streams on every replica.
 
         Raises: Unavailable.
         """
-        # As long as a machine whose clock is behind ours takes the token.
+        # For as long as a machine whose clock is behind ours accepts the token.
         left_s = min(holder.expires_at - self._wall() + CLOCK_LEEWAY_S, LONGEST_S)
         await _in_time(self._ledger.sign_out(holder, max(left_s, self.settings.revocation_s)))
         await self._order(Control(holder.subject, CloseReason.SIGNED_OUT, session=holder.session))
@@ -278,8 +278,8 @@ class Hub:
         await self._order(Control(subject, CloseReason.KICKED, issued_until=moment))
 
     async def last_kick(self, subject: str) -> float | None:
-        """The moment of the user's last kick, for a token that is issued now; 0 when there was none, None when it
-        cannot be known now: the token is then compared with later kicks by when it was issued.
+        """Return the moment of the user's last kick, for a token that is issued now; 0 when there was none, None when
+        the ledger does not answer: the token is then compared with later kicks by its time of issue.
         """
         try:
             return await _in_time(self._ledger.last_kick(subject))
@@ -288,7 +288,7 @@ class Hub:
             return None
 
     async def extend(self, holder: Holder, expires_at: float) -> None:
-        """Let the live streams of a session go on until then.
+        """Extend the live streams of a session until `expires_at`.
 
         Units: Unix seconds.
         Raises: Unavailable.
@@ -302,7 +302,7 @@ class Hub:
     # Streams --------------------------------------------------------------------------------------------------
 
     def new_stream_id(self) -> str:
-        return f"{random.getrandbits(64):016x}"  # not a secret: nothing is granted to who knows it
+        return f"{random.getrandbits(64):016x}"  # not a secret: it grants nothing
 
     def new_backlog(self) -> Backlog:
         return Backlog(self.settings.stream_buffer_bytes)
@@ -310,13 +310,11 @@ class Hub:
     async def join(
         self, stream: Stream, last_event_id: str | None, ticket: Ticket | None = None, toll: Toll | None = None
     ) -> Start:
-        """Subscribe a stream's topics, read where it starts, pay its toll and spend its ticket.
+        """Subscribe a stream's topics, read its first page, charge its limits and spend its ticket. Writes nothing.
 
-        Nothing has been written yet.
-
-        Raises: Unavailable when the broker does not answer, or the replica drains or has no room; TooMany when its
-        address has too many, or its user opens too often; Unauthenticated (SignedOut, Kicked) when its session was
-        ended or its ticket used. The stream is forgotten then.
+        Raises: Unavailable when the broker does not answer, or the replica drains or is full; TooMany when its
+        address has too many streams, or its user opens too often; Unauthenticated (SignedOut, Kicked) when its
+        session has ended or its ticket was used. The stream is removed then.
         """
         self.check_room(stream.address)
         self._registry.add(stream)
@@ -325,7 +323,7 @@ class Hub:
             with self._join_limit:
                 await self._broker.subscribe(stream.topics)
                 begin = await self._catch_up.start(stream, last_event_id)
-                # Only now: an order that is given after this is heard, and a ticket is spent on a stream that opens.
+                # Last: a later order reaches the subscribed stream, and a ticket is spent only if the stream opens.
                 await self._admit(stream, ticket, toll)
         except TimeoutError as error:
             self._forget(stream)
@@ -339,13 +337,13 @@ class Hub:
             topic = self._registry.topic(name)
             if topic is not None and topic.last is None:
                 topic.last = begin.reading.now
-                for other in topic.streams:  # they may have read before that, and are not told of it any more
+                for other in topic.streams:  # their page may be older, and they get no announcement of the difference
                     if other is not stream and other.backlog is not None:
                         other.backlog.spoil()
         return begin
 
     def check_room(self, address: str) -> None:
-        """Return when there is room for one more stream from this address at this moment.
+        """Check that one more stream from this address fits on this replica now.
 
         Raises: Unavailable, TooMany.
         """
@@ -363,7 +361,7 @@ class Hub:
             raise TooMany("There are too many streams from this address.", ADDRESS_RETRY_S)
 
     async def _admit(self, stream: Stream, ticket: Ticket | None, toll: Toll | None) -> None:
-        """Ask the ledger, and end the user's oldest streams when this is one too many."""
+        """Admit the stream in the ledger, and end the user's oldest streams that exceed the limit."""
         settings = self.settings
         keep_s = settings.stream_lifetime_s + SURE_S
         demands = toll.demands if toll else ()
@@ -380,9 +378,9 @@ class Hub:
                 log.warning("displaced streams not told", streams=admission.displaced, error=error.detail)
 
     async def follow(self, stream: Stream, begin: Start) -> None:
-        """Write the first frame and what was missed, then let the stream go live.
+        """Write the first frame and the missed events, then let the stream go live.
 
-        Ends early, without an error, when the reader leaves meanwhile.
+        Returns early, without an error, if the reader leaves meanwhile.
         """
         if stream not in self._registry:
             return
@@ -398,11 +396,11 @@ class Hub:
             raise
 
     def bring_back(self, stream: Stream) -> None:
-        """Let a live stream, whose connection takes no more, read on from history at its reader's pace."""
+        """Put a live stream whose buffer is full back into catch-up, at its reader's pace."""
         self._dispatcher.bring_back(stream)
 
     def leave(self, stream: Stream, reason: CloseReason) -> None:
-        """Forget a stream whose connection has ended. Synchronous, so no cancellation can cut it short."""
+        """Remove a stream whose connection has ended. Synchronous, so that no cancellation can interrupt it."""
         if stream not in self._registry:
             return
         self._forget(stream)
@@ -435,7 +433,7 @@ class Hub:
         return self._rng.uniform(0, self.settings.drain_s * DRAIN_SHARE)
 
     def _forget(self, stream: Stream) -> None:
-        """Once: a stream may end while it joins, and its join then fails as well."""
+        """Remove a stream. May be called twice: a stream may end while it joins, and its join then fails as well."""
         if stream not in self._registry:
             return
         self._wheel.forget(stream)
@@ -452,7 +450,7 @@ class Hub:
     # Pulse and heartbeat --------------------------------------------------------------------------------------
 
     async def _pulse_loop(self) -> None:
-        """A pulse per beat, and one at once over each new link: readiness and repair need not wait for the beat."""
+        """Send a pulse per beat, and one over each new link at once, because readiness and repair wait for it."""
         period_s = self.settings.heartbeat_s / self._beats
         loop = asyncio.get_running_loop()
         while True:
@@ -478,7 +476,9 @@ class Hub:
             self._metrics.clock_skew(self.shared_clock.set(broker_s, self._pulse_sent_at))
 
     async def _watch_link(self) -> None:
-        """A link that brings no pulse is dead, whatever its socket says; a new one gets the same patience."""
+        """Replace a link that brings no pulse: it is dead even if its socket is open. A new link gets the same
+        time.
+        """
         if self._patience_left_s() <= 0:
             log.warning("no pulse heard, replacing the link", silent_s=round(self._silent_s(), 1))
             self._link_at = self._clock()
@@ -488,7 +488,7 @@ class Hub:
         self._link_at = self._clock()
 
     def _turn_beat(self) -> None:
-        """Start the next round. Who got no position in the last one gets its heartbeat without."""
+        """Start the next round. Streams that got no heartbeat in the last one, for want of a pulse, get it now."""
         if not self._beat_served:
             self._send_heartbeats(None)
         self._beat = (self._beat + 1) % self._beats
@@ -508,10 +508,10 @@ class Hub:
         )
 
     def _write_heartbeats(self, due: Iterator[Stream], position: Position | None) -> None:
-        """In slices like a broadcast: the loop is free between them."""
+        """Write heartbeats in slices, like a broadcast, so that the loop is free between them."""
         ends_at = time.perf_counter() + SLICE_S
         for stream in due:
-            # A stream that went live a moment ago, or was written to since, has passed this pulse: ids never go back.
+            # A stream that was written to since may be past this pulse: ids never go back.
             if position is not None and stream.live and position > stream.last:
                 stream.last = position
                 stream.heartbeat(position)
@@ -541,7 +541,7 @@ class Hub:
                 self._look_after(stream)
 
     def _plan(self, stream: Stream) -> None:
-        """Look at the stream again when its lifetime is over, its token expires, or that is to be told."""
+        """Set when to look at the stream again: the end of its lifetime or token, or the warning before that."""
         left_s = self._left_s(stream)
         if not stream.warned:
             left_s = max(0, left_s - EXPIRING_S)
@@ -560,7 +560,9 @@ class Hub:
             self._plan(stream)
 
     def _left_s(self, stream: Stream) -> float:
-        """Return the seconds until its token expires, without steps of the wall clock since the stream opened."""
+        """Return the seconds until its token expires, unaffected by steps of the wall clock since the stream
+        opened.
+        """
         return stream.expires_at - stream.unix_s - self._clock()
 
     # Audit ----------------------------------------------------------------------------------------------------
@@ -569,7 +571,7 @@ class Hub:
         self._audit_due.set()
 
     async def _audit_loop(self) -> None:
-        """After a repair ask the ledger for every stream: the order to end it may be what was lost."""
+        """After each repair of the link, check all sessions in the ledger: an order to end one may have been lost."""
         while True:
             await self._audit_due.wait()
             self._audit_due.clear()
@@ -590,7 +592,7 @@ class Hub:
                 stream.close(CloseReason(standing))
 
     async def _guard(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run a loop that must not end; if it dies, readiness goes with it."""
+        """Run a loop that must not end. If it dies, the replica is not ready any more."""
         try:
             await loop()
         except Exception:

@@ -1,8 +1,9 @@
-"""The promise of a ledger: what all replicas must agree on about people. Implementations: `allim.brokers`.
+"""The contract of a ledger: the state of users and sessions that all replicas share. Implementations:
+`allim.brokers`.
 
-Promised: what one call has written every later call sees, on whatever replica; each call is atomic. Entries keep for
-as long as they mean something, and no longer.
-Not promised: that it outlives its store. A Redis without persistence that restarts has forgotten all of it.
+Promised: every later call, on any replica, sees the writes of a call that returned; each call is atomic. An entry is
+kept for as long as it can change an answer, and no longer.
+Not promised: that it outlives its store. A Redis without persistence that restarts has lost all of it.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from allim.identity import Ticket
 
 
 class Standing(StrEnum):
-    """Whether a session, or a ticket, may still be used."""
+    """The state of a session or a ticket: it may be used (`GOOD`), or the reason why not."""
 
     GOOD = "good"
     SIGNED_OUT = "signed_out"
@@ -23,7 +24,7 @@ class Standing(StrEnum):
 
 
 class Holder(Protocol):
-    """Who holds a session: an identity, or one of its streams.
+    """The holder of a session: an identity, or one of its streams.
 
     Units: Unix seconds; `issued_at` is 0 when the token does not say: then it counts as older than every kick.
     `after_kick` is the moment of the user's last kick before the token was issued, None when the token does not say:
@@ -52,9 +53,9 @@ def is_kicked(holder: Holder, moment: float) -> bool:
 
 
 class Demand(NamedTuple):
-    """A wish to do something that is limited to `limit` per `period_s`, all replicas together, and costs `cost`.
+    """A charge of `cost` against a rate of `limit` per `period_s`, shared by all replicas.
 
-    Shape: `name` says what is limited and for whom: `user:42`. Any text.
+    Shape: `name` identifies the rate and its subject, such as `user:42`. Any text.
     """
 
     name: str
@@ -69,15 +70,15 @@ class Demand(NamedTuple):
 
     @property
     def terms(self) -> tuple[int, int, int]:
-        """Limit, period in microseconds, and cost, as scripts are told."""
+        """The arguments of scripts: limit, period in microseconds, cost."""
         return self.limit, self.period_s * 1_000_000, self.cost
 
 
 class Quota(NamedTuple):
-    """What a demand got.
+    """The result of a demand.
 
-    Units: `remaining` as in the demand's limit; `reset_s` until all of it is there again, `retry_after_s` until the
-    same demand would be granted (0 when it was), both in seconds.
+    Units: `remaining` as in the demand's limit; `reset_s` until the whole limit is available again, `retry_after_s`
+    until the same demand would be granted (0 when it was), both in seconds.
     """
 
     granted: bool
@@ -93,8 +94,8 @@ class Quota(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What demands got. `quotas` are one per demand; none when the session they were made with is not good, or when
-    the store can be read and takes no write at the moment.
+    """The result of several demands. `quotas` has one per demand; none when the session is not good, or when the
+    store can be read but takes no writes at the moment.
     """
 
     standing: Standing
@@ -106,8 +107,8 @@ class Grant(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """What a stream that wants to open is told: what its demands got, as in a grant, and, when all were granted,
-    `displaced`: the IDs of the user's oldest, which are too many.
+    """The result for a stream that is being opened: as in `Grant`, and, when all demands were granted, `displaced`:
+    the IDs of the user's oldest streams that exceed the limit.
     """
 
     standing: Standing
@@ -121,10 +122,10 @@ class Ledger(Protocol):
     async def close(self) -> None: ...
 
     async def sign_out(self, holder: Holder, keep_s: float) -> None:
-        """The holder's session may not be used any more."""
+        """End the holder's session: it may not be used any more."""
 
     async def kick(self, subject: str, keep_s: float, now: float) -> float:
-        """End every session of the user from before now; gives the moment of the kick.
+        """End every session of the user from before now. Returns the moment of the kick.
 
         Units: Unix seconds; `now` by the caller's clock. Each kick of a user has a later moment than the one before,
         also when clocks are stepped.
@@ -132,7 +133,7 @@ class Ledger(Protocol):
         ...
 
     async def last_kick(self, subject: str) -> float:
-        """The moment of the user's last kick that is still remembered, 0 when there is none."""
+        """Return the moment of the user's last remembered kick, 0 when there is none."""
         ...
 
     async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...
@@ -146,18 +147,20 @@ class Ledger(Protocol):
         ticket: Ticket | None = None,
         demands: Sequence[Demand] = (),
     ) -> Awaitable[Admission]:
-        """Note a stream of the user and spend its ticket, when both are good and the demands are granted; of more
-        than `most` the oldest are displaced.
+        """Record a stream of the user and spend its ticket, if both are good and the demands are granted. If the user
+        then has more than `most` streams, the oldest are displaced.
 
-        Units: `keep_s`, after which the stream has certainly ended, also if nobody can say so any more.
+        Units: `keep_s` is the time after which the stream has certainly ended, even if `leave` was never called.
         """
         ...
 
     def leave(self, subject: str, stream: str) -> None:
-        """The stream has ended. Returns at once; if it cannot be noted, `keep_s` does."""
+        """Remove an ended stream. Returns at once; if the store cannot be reached, the stream counts until
+        `keep_s`.
+        """
 
     def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Awaitable[Grant]:
-        """Grant all demands or none, and none to a holder whose session was ended. One that costs more than its limit
-        is granted when nothing of it is used.
+        """Grant all demands or none; none to a holder whose session has ended. A demand that costs more than its
+        limit is granted if nothing of the limit is used.
         """
         ...

@@ -1,4 +1,4 @@
-"""Whether this replica has room for one more stream, before those already here feel it."""
+"""Decides whether this replica can take one more stream without harm to its present ones."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ _CGROUP_MAX = Path("/sys/fs/cgroup/memory.max")
 
 
 class Load:
-    """How late the event loop is, and how much memory the process holds.
+    """The lag of the event loop and the memory of the process.
 
     Units: `max_bytes` of resident memory, 0 for no limit; seconds.
     """
@@ -22,13 +22,15 @@ class Load:
         self._bytes = 0
 
     def note(self, late_s: float) -> None:
-        """Called a few times a second with how late that was. Twice in a row is load; once, something has passed."""
+        """Note by how much a timer was late; called a few times a second. Only two late calls in a row count as
+        load.
+        """
         self._late_s = (self._late_s[1], late_s)
         if self._max_bytes:
             self._bytes = self._resident()
 
     def excess(self) -> str | None:
-        """What there is too much of: `lag` or `memory`."""
+        """Return the limit that is exceeded: `lag` or `memory`, or None."""
         if min(self._late_s) > MAX_LAG_S:
             return "lag"
         if self._bytes > self._max_bytes:
@@ -37,7 +39,7 @@ class Load:
 
 
 def resident_bytes() -> int:
-    """This process's resident memory; 0 where the system does not say."""
+    """Return this process's resident memory; 0 where the system does not tell it."""
     try:
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -45,7 +47,7 @@ def resident_bytes() -> int:
 
 
 def limit_bytes() -> int:
-    """What this process may hold at most: its container's limit, or the machine's memory."""
+    """Return the memory limit of this process: its container's limit, or the machine's memory."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         container = _CGROUP_MAX.read_text().strip()

@@ -1,4 +1,4 @@
-"""Positions: places in the shared order of all events. Pure; knows nothing else.
+"""Positions in the shared order of all events. Pure.
 
 Source: design of the hybrid clock in docs/architecture.md, "Positions".
 """
@@ -11,7 +11,7 @@ _TEXT = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,8})\Z", re.ASCII)
 
 
 class Position(NamedTuple):
-    """A place in the order of all events of a shard; the text form is the SSE `id`.
+    """A position in the order of all events of a shard; the text form is the SSE `id`.
 
     Shape: `<ms>-<seq>`, both without leading zeros.
     Units: `ms` in milliseconds since 1970, never below the broker's clock when it was given out.
@@ -24,7 +24,9 @@ class Position(NamedTuple):
         return f"{self.ms}-{self.seq}"
 
     def after(self, now_ms: int) -> "Position":
-        """The next position of a hybrid clock: the time, or one more than this where time lags."""
+        """Return the next position of a hybrid clock: the time, or this position plus one if the time is not
+        later.
+        """
         return Position(now_ms, 0) if now_ms > self.ms else Position(self.ms, self.seq + 1)
 
     @staticmethod
@@ -32,7 +34,7 @@ class Position(NamedTuple):
     def parse(text: str) -> "Position":
         """Read the text form.
 
-        Raises: ValueError when it is anything but what `str` gives.
+        Raises: ValueError unless it is exactly the text that `str` returns.
         """
         match = _TEXT.match(text)
         if match is None:

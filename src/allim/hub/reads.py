@@ -1,4 +1,4 @@
-"""Reads of history: so many at once, and the same only once, however many streams want it."""
+"""Reads of history: a bounded number at a time, and each page once, however many streams need it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,69 +8,69 @@ from allim.hub.position import Position
 
 PAGE_EVENTS = 256
 PAGE_BYTES = 256 * 1024
-READS_AT_ONCE = 8  # bounds, with the size of a page, how long Redis and this replica do nothing else
+READS_AT_ONCE = 8  # with the size of a page, this bounds how long other requests wait in Redis and here
 
-_Wish = tuple[tuple[str, ...], Position | None]
+_Request = tuple[tuple[str, ...], Position | None]
 
 
 class Reads:
     """Pages of history after a position, for streams that are subscribed already.
 
-    What is being read may be too old for a stream that subscribed meanwhile. So who wants what is being read waits,
-    and all who wait for the same get one reading, made after that.
+    A page that is being read may be too old for a stream that subscribed meanwhile. So a stream that needs the same
+    page waits, and all streams that wait for it get one reading, made after the present one.
     """
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._slots = asyncio.Semaphore(READS_AT_ONCE)
-        self._lines: dict[_Wish, list[asyncio.Future[Reading]]] = {}  # who waits for what is being read
+        self._waiting: dict[_Request, list[asyncio.Future[Reading]]] = {}  # per page that is being read
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def read(self, topics: tuple[str, ...], after: Position | None) -> Reading:
-        """One page.
+        """Read one page.
 
         Raises: Unavailable.
         """
-        wish = (topics, after) if after is not None else ((), None)  # the clock is the same for all
-        line = self._lines.get(wish)
-        if line is not None:
+        request = (topics, after) if after is not None else ((), None)  # the clock is the same for all
+        waiting = self._waiting.get(request)
+        if waiting is not None:
             answer: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
-            line.append(answer)
+            waiting.append(answer)
             return await answer
-        self._lines[wish] = []
+        self._waiting[request] = []
         try:
-            return await self._ask(wish)
+            return await self._ask(request)
         finally:
-            if self._lines[wish]:
-                task = asyncio.create_task(self._serve(wish), name="allim history read")
+            if self._waiting[request]:
+                task = asyncio.create_task(self._serve(request), name="allim history read")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             else:
-                del self._lines[wish]
+                del self._waiting[request]
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, wish: _Wish) -> None:
-        """Runs until nobody waits for this."""
+    async def _serve(self, request: _Request) -> None:
+        """Read the page again and again until no stream waits for it."""
         waiting: Sequence[asyncio.Future[Reading]] = ()
         try:
-            while waiting := [answer for answer in self._lines[wish] if not answer.done()]:  # some may have gone
-                self._lines[wish] = []
-                outcome = await asyncio.gather(self._ask(wish), return_exceptions=True)
-                _settle(waiting, outcome[0])
+            while waiting := [answer for answer in self._waiting[request] if not answer.done()]:
+                self._waiting[request] = []
+                outcome = await asyncio.gather(self._ask(request), return_exceptions=True)
+                _resolve(waiting, outcome[0])
         finally:
-            for answer in (*waiting, *self._lines.pop(wish)):
-                answer.cancel()  # nobody reads for them any more; those that are answered stay so
+            for answer in (*waiting, *self._waiting.pop(request)):
+                answer.cancel()  # has no effect on those that are answered
 
-    async def _ask(self, wish: _Wish) -> Reading:
+    async def _ask(self, request: _Request) -> Reading:
         async with self._slots:
-            return await self._broker.read(*wish, PAGE_EVENTS, PAGE_BYTES)
+            return await self._broker.read(*request, PAGE_EVENTS, PAGE_BYTES)
 
 
-def _settle(waiting: Sequence["asyncio.Future[Reading]"], outcome: Reading | BaseException) -> None:
+def _resolve(waiting: Sequence["asyncio.Future[Reading]"], outcome: Reading | BaseException) -> None:
     for answer in waiting:
         if answer.done():
             continue

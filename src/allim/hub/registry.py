@@ -1,4 +1,4 @@
-"""Which streams of this replica wait for which topic."""
+"""The streams of this replica, by topic."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ class Topic:
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """The streams as they are now, in the order they came: the caller's loop may end some."""
+        """The present streams in the order they joined. A copy: the caller's loop may end some."""
         if self._many is None:
             return () if self._one is None else (self._one,)
         if self._now is None:
@@ -69,7 +69,7 @@ class Registry:
             topic.add(stream)
 
     def remove(self, stream: Stream) -> list[str]:
-        """Forget a stream; gives the topics that nobody here waits for any more."""
+        """Remove a stream. Returns the topics that have no stream here any more."""
         if stream not in self._streams:
             return []
         self._streams.remove(stream)
@@ -92,7 +92,7 @@ class Registry:
         return list(self._topics)
 
     def __iter__(self) -> Iterator[Stream]:
-        """Every stream, as it was when asked: the loop may end streams."""
+        """Iterate over a copy of the streams: the loop may end some."""
         return iter(tuple(self._streams))
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The resume verdict: what a (re)connecting stream is told about completeness. Pure.
+"""The resume verdict: whether a stream with a last event ID gets everything it missed. Pure.
 
 Source: docs/protocol.md, "Resume".
 """
@@ -13,14 +13,14 @@ ResetReason = Literal["malformed", "ahead", "origin", "expired", "trimmed"]
 
 
 class Reset(NamedTuple):
-    """A topic whose events since the last event ID are not all there."""
+    """A topic with lost events after the last event ID."""
 
     topic: str
     reason: ResetReason
 
 
 class Verdict(NamedTuple):
-    """Shape: `after` is where to read history from, or None when the last event ID gives no such place."""
+    """Shape: `after` is the position to read history from, None when the last event ID gives none."""
 
     resume: Literal["new", "complete", "reset"]
     resets: tuple[Reset, ...]
@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
 
 
 def parse_last_event_id(text: str | None) -> Position | None:
-    """The position in a last event ID, or None when there is none or it is unreadable."""
+    """Return the position in a last event ID, or None if it is missing or malformed."""
     if not text:
         return None
     try:
@@ -38,7 +38,7 @@ def parse_last_event_id(text: str | None) -> Position | None:
 
 
 def judge(last_event_id: str | None, topics: Sequence[str], reading: Reading) -> Verdict:
-    """Say what a stream with this last event ID has missed for good, topic by topic.
+    """Return which topics have lost events for a stream with this last event ID.
 
     Shape: the reading is of history after the last event ID.
     """

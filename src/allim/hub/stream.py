@@ -1,6 +1,6 @@
-"""A stream: one open client connection and its topics. Transports say how bytes leave; the order is kept here.
+"""A stream: one open client connection and its topics. Transports write the bytes; the order is kept here.
 
-A stream is either catching up (what arrives live is put aside) or live (what arrives is written at once).
+A stream is either catching up (arriving events go to its backlog) or live (arriving events are written at once).
 """
 
 from abc import ABC, abstractmethod
@@ -16,9 +16,9 @@ from allim.identity import Identity
 
 
 class Opening(NamedTuple):
-    """What the first frame says.
+    """The content of the first frame.
 
-    Shape: `position` is where the stream stands before anything else is written.
+    Shape: `position` is the stream's position before anything else is written.
     """
 
     verdict: Verdict
@@ -27,10 +27,10 @@ class Opening(NamedTuple):
 
 
 class Backlog:
-    """What arrives live while a stream catches up, up to a limit of bytes.
+    """The events that arrive live while a stream catches up, up to a limit of bytes.
 
-    Shape: `whole` until something that was announced is not in it; it is in history, and catch-up reads on. `floor`
-    is the newest origin announced meanwhile.
+    Shape: `whole` is False once an announced event is not in it; the event is in history then, and catch-up reads on.
+    `floor` is the newest origin announced meanwhile.
     """
 
     __slots__ = ("events", "floor", "max_bytes", "size", "whole")
@@ -49,7 +49,7 @@ class Backlog:
         if not self.whole:
             return  # it is read from history, with the events before it
         if self.events and event.position <= self.events[-1].position:
-            return  # a broadcast that was put here before its turn, because something newer came
+            return  # a broadcast put it here before its turn, because something newer arrived
         self.size += len(event.wire)
         if self.size <= self.max_bytes:
             self.events.append(event)
@@ -62,18 +62,18 @@ class Backlog:
         return events
 
     def spoil(self) -> None:
-        """Something announced may not have arrived here."""
+        """Note that an announced event may be missing here."""
         self.whole = False
         self.events.clear()
 
 
 class Stream(ABC):
-    """What the hub knows of an open connection. No task, no queue and no timer of its own.
+    """The hub's state of an open connection. It has no task, no queue and no timer of its own.
 
-    Shape: `last` is the position up to which everything of its topics has been written, or told as lost; what lies
-    after `covered_from` and up to `covered` was read from history, so nothing is missing there; `beat` is the
-    heartbeat round it belongs to; `deadline` is the wheel's slot in which it is looked at again; `warned` when the
-    reader was told that its token expires; `address` is the network it is counted under, "" when it is not counted.
+    Shape: `last` is the position up to which all events of its topics were written, or told as lost; the events after
+    `covered_from` and up to `covered` were read from history, so none is missing there; `beat` is its heartbeat
+    round; `deadline` is the wheel's slot in which the hub looks at it again; `warned` is whether the reader was told
+    that its token expires; `address` is the network that it is counted under, "" if it is not counted.
     Units: `opened_at` and `ends_at`, when its lifetime is over, in seconds of the hub's clock; `expires_at` and
     `issued_at`, its token's, in Unix seconds; `after_kick` as in `Identity`; `unix_s` is the difference of Unix
     seconds and the hub's clock when the stream opened: a later step of the wall clock does not move its end.
@@ -124,10 +124,10 @@ class Stream(ABC):
         self.close_reason: CloseReason | None = None
 
     def deliver(self, run: Sequence[Event], wire: bytes) -> int:
-        """Take events from the dispatcher, in order; how many of them, the last ones, were written, in one write.
+        """Take events from the dispatcher, in order. Returns how many of them, the last ones, were written at once.
 
-        Shape: `wire` is what they are together, the same bytes for every stream.
-        What the stream already has is dropped here, so positions on it strictly rise.
+        Shape: `wire` holds the bytes of all of them, the same for every stream.
+        Events that the stream already has are dropped here, so its positions strictly rise.
         """
         if self.backlog is not None:
             for event in run:
@@ -158,15 +158,15 @@ class Stream(ABC):
             self.warned = False
 
     def note_read(self, after: Position, until: Position) -> None:
-        """All of its topics between these positions has been read from history."""
-        if after > self.covered:  # else it joins what was read before
+        """Note that its topics were read from history between these positions."""
+        if after > self.covered:  # otherwise it continues the earlier range
             self.covered_from = after
         self.covered = max(self.covered, until)
 
     def has_read(self, position: Position) -> bool:
-        """Whether the event at this position was read from history, if it is one of its topics'.
+        """Return whether the position lies in the range that was read from history.
 
-        Then it was written or told of, and so was what its `prev` names.
+        An event of its topics at this position was then written or told as lost, and so was the event before it.
         """
         return self.covered_from < position <= self.covered
 
@@ -180,7 +180,7 @@ class Stream(ABC):
 
     @abstractmethod
     def write(self, wire: bytes) -> None:
-        """Give bytes to the connection; returns at once. A live stream whose buffer is full goes back to catch-up."""
+        """Give bytes to the connection. Returns at once. A live stream whose buffer is full goes back to catch-up."""
 
     @abstractmethod
     def open(self, opening: Opening) -> None:
@@ -188,20 +188,20 @@ class Stream(ABC):
 
     @abstractmethod
     def heartbeat(self, position: Position | None) -> None:
-        """Write a heartbeat; with a position when everything before it has been written."""
+        """Write a heartbeat; with a position if everything before it has been written."""
 
     @abstractmethod
     def gap(self, topics: Collection[str], reason: str) -> None:
-        """Tell that events of these topics are lost to this stream."""
+        """Tell the reader that events of these topics are lost to this stream."""
 
     @abstractmethod
     def expiring(self, left_s: float) -> None:
-        """Tell that the token expires, so that it can be renewed in time."""
+        """Tell the reader that its token expires, so that it can renew it in time."""
 
     @abstractmethod
     def close(self, reason: CloseReason) -> None:
-        """End the connection, telling the reader where the reason can be told. Repeating it is harmless."""
+        """End the connection; tell the reader the reason if `reason.told`. Idempotent."""
 
     @abstractmethod
     async def drained(self) -> None:
-        """Return when the connection takes more bytes, or has ended: a reader that reads nothing is ended."""
+        """Return when the connection takes more bytes or has ended. Ends a reader that reads nothing."""

@@ -1,4 +1,4 @@
-"""Topics: what a routing key may look like."""
+"""The form of a topic."""
 
 import re
 
@@ -10,7 +10,7 @@ MAX_TOPICS = 100  # on one stream, beside the user's own
 
 
 def check_topic(topic: str, field: str = "topic") -> str:
-    """Give the topic back when it is well-formed.
+    """Return the topic if it is well-formed.
 
     Raises: Invalid naming `field`. The text is not repeated: it may hold anything.
     """

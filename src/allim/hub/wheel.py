@@ -6,7 +6,7 @@ SLOT_S = 0.25
 
 
 class Wheel:
-    """When streams end, to the slot.
+    """The deadlines of streams, in slots.
 
     Units: seconds of the hub's clock.
     """
@@ -15,13 +15,13 @@ class Wheel:
         self._slots: dict[int, set[Stream]] = {}
 
     def set(self, stream: Stream, at: float) -> None:
-        """End this stream at `at`, whatever was set before."""
+        """Set the deadline of a stream, in place of an earlier one."""
         self.forget(stream)
         stream.deadline = int(at / SLOT_S)
         self._slots.setdefault(stream.deadline, set()).add(stream)
 
     def bring_forward(self, stream: Stream, at: float) -> None:
-        """End this stream at `at`, if it was not to end sooner."""
+        """Set the deadline of a stream, unless it has an earlier one."""
         if not stream.deadline or at / SLOT_S < stream.deadline:
             self.set(stream, at)
 
@@ -33,6 +33,6 @@ class Wheel:
                 del self._slots[stream.deadline]
 
     def due(self, now: float) -> list[Stream]:
-        """Take out every stream whose slot has come."""
+        """Remove and return the streams whose deadline has passed."""
         slots = sorted(slot for slot in self._slots if slot <= now / SLOT_S)
         return [stream for slot in slots for stream in self._slots.pop(slot)]
