@@ -57,7 +57,7 @@ SKIP_THE_BUFFER = Mutant(
 IGNORE_THE_ORIGIN = Mutant(
     "no origin begins, whatever becomes of Redis",
     4,
-    "brokers/clock.lua",
+    "brokers/redis/lua/clock.lua",
     "  clock.floor = tick(clock, server_ms)\n",
     "  tick(clock, server_ms)\n  clock.floor = '0-0'\n",
     (REDIS + "test_a_redis_that_came_back_may_have_lost_its_end_unless_it_is_durable",),
@@ -65,7 +65,7 @@ IGNORE_THE_ORIGIN = Mutant(
 ANNOUNCE_BEFORE_APPEND = Mutant(
     "an event is announced, and its publisher dies before it is stored",
     1,
-    "brokers/publish.lua",
+    "brokers/redis/lua/publish.lua",
     "  redis.call('XADD', history, 'MAXLEN', history_events, position, 'p', prev, 'n', number, 'd', lines,"
     " unpack(first))\n",
     "  if server_ms % 5 > 0 then"
@@ -89,7 +89,7 @@ OF_THE_SIMULATOR = (
     Mutant(
         "a page of history ends where another topic's event comes",
         5,
-        "brokers/read.lua",
+        "brokers/redis/lua/read.lua",
         "while #waiting > 0 and events_left > 0 and bytes_left > 0 do\n",
         "while #waiting > 0 and events_left > 0 and bytes_left > 0\n"
         "  and (#page == 0 or page[#page][1] == waiting[#waiting].index) do\n",
@@ -106,7 +106,7 @@ OF_THE_SIMULATOR = (
     Mutant(
         "a limit believes whatever moment is stored",
         1,
-        "brokers/quotas.lua",
+        "brokers/redis/lua/quotas.lua",
         "tonumber(used) - math.max(0, passed))",
         "tonumber(used) - passed)",
         (SIMULATION,),
@@ -114,7 +114,7 @@ OF_THE_SIMULATOR = (
     Mutant(
         "a history is removed without a trace",
         4,
-        "brokers/expiry.lua",
+        "brokers/redis/lua/expiry.lua",
         "  clock.expired = text(removed_ms, removed_seq)\n",
         "",
         (SIMULATION,),
@@ -130,7 +130,7 @@ OF_THE_SIMULATOR = (
     Mutant(
         "a publish that the Redis user may not finish begins, under a simulated Redis",
         2,
-        "brokers/publish.lua",
+        "brokers/redis/lua/publish.lua",
         "  if not redis.acl_check_cmd(command, ...) then\n",
         "  if false then\n",
         (SIMULATION,),
@@ -138,7 +138,7 @@ OF_THE_SIMULATOR = (
     Mutant(
         "replicas with other settings say nothing",
         4,
-        "brokers/peers.py",
+        "brokers/redis/peers.py",
         "            if here != there:\n",
         "            if False:\n",
         (SIMULATION,),
@@ -154,7 +154,7 @@ OF_THE_SIMULATOR = (
     Mutant(
         "an origin begins where its caller's hearing ends",
         4,
-        "brokers/clock.lua",
+        "brokers/redis/lua/clock.lua",
         "    clock.ms, clock.seq = clock.ms + LEAP_MS, 0\n",
         "    clock.seq = clock.seq + 0\n",
         (SIMULATION,),
@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant(
         "the level asked for is named and not waited for",
         1,
-        "brokers/durability.py",
+        "brokers/redis/durability.py",
         '    if durability == "replica":\n',
         '    if durability == "replica" and False:\n',
         ("tests/brokers/test_durability.py",),
@@ -175,7 +175,7 @@ MUTANTS = (
     Mutant(
         "a known key is not found",
         2,
-        "brokers/publish.lua",
+        "brokers/redis/lua/publish.lua",
         "elseif known[1] then\n",
         "elseif false then\n",
         (BROKER + "test_same_key_and_content_is_one_event_at_the_same_position",),
@@ -183,7 +183,7 @@ MUTANTS = (
     Mutant(
         "another content under a known key is taken for the same",
         2,
-        "brokers/publish.lua",
+        "brokers/redis/lua/publish.lua",
         "if known[1] and known[1] ~= fingerprint then\n",
         "if false then\n",
         (BROKER + "test_same_key_with_other_content_is_refused_and_stores_nothing",),
@@ -191,7 +191,7 @@ MUTANTS = (
     Mutant(
         "a publish that the Redis user may not finish begins",
         2,
-        "brokers/publish.lua",
+        "brokers/redis/lua/publish.lua",
         "  if not redis.acl_check_cmd(command, ...) then\n",
         "  if false then\n",
         ("tests/brokers/test_redis.py::test_a_publish_that_the_user_may_not_finish_changes_nothing",),
@@ -199,7 +199,7 @@ MUTANTS = (
     Mutant(
         "what Redis refuses is asked again",
         2,
-        "brokers/scripts.py",
+        "brokers/redis/scripts.py",
         " or (call.repeatable and not isinstance(error, Refused))",
         " or call.repeatable",
         ("tests/brokers/test_scripts.py::test_what_redis_refuses_is_not_asked_again_also_if_repeatable",),
@@ -215,7 +215,7 @@ MUTANTS = (
     Mutant(
         "the clock follows the server's",
         3,
-        "brokers/clock.lua",
+        "brokers/redis/lua/clock.lua",
         "  if server_ms > clock.ms then\n",
         "  if true then\n",
         (BROKER + "test_positions_rise_over_all_topics_and_prev_chains_within_one",),
@@ -223,7 +223,7 @@ MUTANTS = (
     Mutant(
         "trimmed history is not told",
         4,
-        "brokers/read.lua",
+        "brokers/redis/lua/read.lua",
         "      trimmed[#trimmed + 1] = topic.index\n",
         "",
         (STREAMS + "test_reset_exactly_when_something_after_the_position_is_gone",),
@@ -231,7 +231,7 @@ MUTANTS = (
     Mutant(
         "a history is removed without a trace",
         4,
-        "brokers/expiry.lua",
+        "brokers/redis/lua/expiry.lua",
         "  clock.expired = text(removed_ms, removed_seq)\n",
         "",
         (BROKER + "test_who_stands_before_what_a_removed_history_held_is_told_and_nobody_else",),
@@ -239,7 +239,7 @@ MUTANTS = (
     Mutant(
         "a history that begins anew hides the one before",
         4,
-        "brokers/read.lua",
+        "brokers/redis/lua/read.lua",
         "    elseif prev == '0-0' and is_text_after(removed) then\n",
         "    elseif false then\n",
         (BROKER + "test_a_history_that_begins_anew_does_not_hide_the_one_that_was_removed",),
@@ -353,7 +353,7 @@ MUTANTS = (
     Mutant(
         "a kick has the moment that the clock says",
         8,
-        "brokers/kick.lua",
+        "brokers/redis/lua/kick.lua",
         "math.max(moment, last + 0.000001)",
         "moment",
         (LEDGER + "test_a_kick_ends_tokens_that_name_an_earlier_one_whatever_any_clock_says",),
@@ -361,7 +361,7 @@ MUTANTS = (
     Mutant(
         "a ticket opens as many streams as are asked for",
         8,
-        "brokers/admit.lua",
+        "brokers/redis/lua/admit.lua",
         "if ticket and redis.call('EXISTS', ticket) == 1 then",
         "if false then",
         (LEDGER + "test_a_ticket_is_spent_once_by_whoever_is_first",),
@@ -369,7 +369,7 @@ MUTANTS = (
     Mutant(
         "a script is sent although its user may not run it to its end",
         1,
-        "brokers/scripts.py",
+        "brokers/redis/scripts.py",
         "        if not refused:\n            return batch\n",
         "        if True:\n            return batch\n",
         ("tests/brokers/test_rights.py::test_a_publish_that_redis_would_refuse_half_way_changes_nothing",),
@@ -395,7 +395,7 @@ MUTANTS = (
     Mutant(
         "a full Redis takes no sign-out",
         8,
-        "brokers/redis_ledger.py",
+        "brokers/redis/ledger.py",
         'Script("sign_out", vital=True)',
         'Script("sign_out")',
         (FULL_REDIS,),

@@ -24,14 +24,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from allim.alone import alone
-from allim.brokers import durability
-from allim.brokers.memory import MemoryBroker
-from allim.brokers.memory_ledger import MemoryLedger
-from allim.brokers.peers import Peers
-from allim.brokers.redis import RedisBroker
-from allim.brokers.redis_ledger import RedisLedger
-from allim.brokers.rights import Rights
-from allim.brokers.server import pool_of
+from allim.brokers.memory import MemoryBroker, MemoryLedger
+from allim.brokers.redis import RedisBroker, RedisLedger, durability
+from allim.brokers.redis.keys import Keys
+from allim.brokers.redis.peers import Peers
+from allim.brokers.redis.rights import Rights
+from allim.brokers.redis.server import pool_of
 from allim.domains import accounts, keys, snapshots
 from allim.http import health, openapi, problems, publish, ticket_routes, users
 from allim.http.gate import Gate, Limits
@@ -105,7 +103,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     generation = snapshots.Generation(
         engine, announce, profile, settings.server_id, settings.snapshot_step_ms, now=hub.shared_clock
     )
-    queue = snapshots.open_queue(redis_pool, f"{settings.redis_prefix}:{{0}}:work", settings.server_id)
+    queue = snapshots.open_queue(redis_pool, Keys(settings.redis_prefix).work, settings.server_id)
     worker = snapshots.Worker(engine, queue, generation.attempt, now=hub.shared_clock)
     snapshot_service = snapshots.Service(engine, profile, worker.start, refused=metrics.refused, now=hub.shared_clock)
     account_service = accounts.Service(

@@ -12,11 +12,12 @@ import httpx
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, RedisError
 
-from allim.brokers.durability import refusal
-from allim.brokers.memory_watch import ERROR_SHARE, WARN_SHARE
-from allim.brokers.pitfalls import Setup, keeps_a_file, look, pitfalls
-from allim.brokers.rights import Rights
-from allim.brokers.server import RedisServer, ask
+from allim.brokers.redis.durability import refusal
+from allim.brokers.redis.keys import Keys
+from allim.brokers.redis.memory_watch import ERROR_SHARE, WARN_SHARE
+from allim.brokers.redis.pitfalls import Setup, keeps_a_file, look, pitfalls
+from allim.brokers.redis.rights import Rights
+from allim.brokers.redis.server import RedisServer, ask
 from allim.client import ClientError, Subscriber
 from allim.errors import AllimError, Unavailable
 from allim.http.tokens import Tokens
@@ -104,7 +105,7 @@ async def _redis(settings: Settings) -> list[Finding]:
 async def _redis_findings(connection: AbstractConnection, rights: Rights, settings: Settings) -> list[Finding]:
     took_ms = await _timed(lambda: ask(connection, "PING"))
     asked_at = time.time()
-    setup = await look(connection, settings.redis_prefix)
+    setup = await look(connection, Keys(settings.redis_prefix))
     ahead_s = (asked_at + time.time()) / 2 - int(setup.info["server_time_usec"]) / 1e6
     confirms_disk = await refusal(connection) if settings.durability == "disk" else None
     found = {pitfall.subject: pitfall for pitfall in pitfalls(setup, durable=settings.redis_durable)}

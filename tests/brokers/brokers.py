@@ -4,9 +4,9 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from allim.brokers.memory_ledger import MemoryLedger
-from allim.brokers.peers import Peers
+from allim.brokers.memory import MemoryLedger
 from allim.brokers.redis import RedisBroker
+from allim.brokers.redis.peers import Peers
 from allim.errors import Unavailable
 from allim.hub import Draft, Hub, HubSettings
 from allim.telemetry import Metrics

@@ -4,8 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from allim.brokers.redis import RedisBroker
-from allim.brokers.redis_ledger import RedisLedger
+from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.hub import ZERO, Broker, Demand, Entry, Ledger, Position, Publication
 from allim.hub.event import encode
 from allim.hub.reads import PAGE_BYTES
@@ -207,7 +206,7 @@ async def test_replicas_with_different_ttls_never_call_complete_what_is_lost(shi
 async def test_a_history_of_an_earlier_version_lasts_once_this_one_writes_to_it(
     shifted: ShiftedRedis, broker: Broker
 ) -> None:
-    prefix = broker._clock_key.removesuffix("clock")  # type: ignore[attr-defined]
+    prefix = broker._keys.shard  # type: ignore[attr-defined]
     [seen] = await publish(broker, "a", 1)
     with shifted.server.client() as client:
         client.expire(prefix + "history:a", 9)
@@ -221,7 +220,7 @@ async def test_a_history_of_an_earlier_version_lasts_once_this_one_writes_to_it(
 async def test_what_an_earlier_version_wrote_may_be_gone_without_a_trace(
     shifted: ShiftedRedis, broker: Broker
 ) -> None:
-    prefix = broker._clock_key.removesuffix("clock")  # type: ignore[attr-defined]
+    prefix = broker._keys.shard  # type: ignore[attr-defined]
     [seen] = await publish(broker, "a", 1)
     with shifted.server.client() as client:
         ms = client.time()[0] * 1000 + 5000

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from allim.brokers.durability import CONFIRM_TIMEOUT_S, Durability, check
 from allim.brokers.redis import RedisBroker
-from allim.brokers.rights import Rights
+from allim.brokers.redis.durability import CONFIRM_TIMEOUT_S, Durability, check
+from allim.brokers.redis.rights import Rights
 from allim.errors import Unavailable
 from allim.hub import Entry, Position, Publication
 from allim.telemetry import Metrics

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from allim.brokers.memory_watch import MemoryWatch, level_of
-from allim.brokers.rights import Rights
-from allim.brokers.scripts import ScriptCalls
-from allim.brokers.server import RedisServer
+from allim.brokers.redis.memory_watch import MemoryWatch, level_of
+from allim.brokers.redis.rights import Rights
+from allim.brokers.redis.scripts import ScriptCalls
+from allim.brokers.redis.server import RedisServer
 from allim.telemetry import Metrics
 from tests.servers import Redis, redis_server
 

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from structlog.testing import capture_logs
 
-from allim.brokers.peers import Peers
+from allim.brokers.redis.peers import Peers
 from allim.errors import Unavailable
 from allim.settings import EQUAL, Settings, load_settings
 from tests.brokers.brokers import Replica, fresh_prefix, ready, started

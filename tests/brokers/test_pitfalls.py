@@ -3,7 +3,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from allim.brokers.pitfalls import Setup, pitfalls
+from allim.brokers.redis.pitfalls import Setup, pitfalls
 from tests.brokers.brokers import Replica, running
 from tests.brokers.guarded import guarded_redis
 from tests.servers import redis_server

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from allim.brokers.redis import RedisBroker
-from allim.brokers.rights import Rights
-from allim.brokers.scripts import Refused
-from allim.brokers.server import RedisServer
+from allim.brokers.redis.rights import Rights
+from allim.brokers.redis.scripts import Refused
+from allim.brokers.redis.server import RedisServer
 from allim.errors import Unavailable
 from allim.hub import ZERO, Entry, Hub, Outcome, Position, Publication
 from allim.hub.reads import PAGE_BYTES

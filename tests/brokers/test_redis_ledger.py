@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from allim.brokers.redis_ledger import RedisLedger
+from allim.brokers.redis import RedisLedger
 from allim.hub import Demand
 from tests.proxy import FaultProxy, fault_proxy
 from tests.servers import Redis

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-import allim.brokers
-from allim.brokers.redis import RedisBroker
-from allim.brokers.redis_ledger import RedisLedger
-from allim.brokers.rights import ASK_ANEW_S, SCRIPTS, Rights
+import allim.brokers.redis
+from allim.brokers.redis import RedisBroker, RedisLedger
+from allim.brokers.redis.rights import ASK_ANEW_S, SCRIPTS, Rights
 from allim.errors import Unavailable
 from allim.hub import Demand, Entry, Hub, HubSettings, Publication
 from allim.telemetry import Metrics
@@ -26,7 +25,7 @@ CALLED = re.compile(r"call\)?\(\s*'(\w+)'")
 
 
 @pytest.mark.parametrize(
-    "script", sorted(Path(allim.brokers.__file__).parent.glob("*.lua")), ids=lambda path: path.stem
+    "script", sorted((Path(allim.brokers.redis.__file__).parent / "lua").glob("*.lua")), ids=lambda path: path.stem
 )
 def test_the_rights_of_each_script_are_those_of_the_commands_in_it(script: Path) -> None:
     text = "\n".join(line.partition("--")[0] for line in script.read_text().splitlines())

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from allim.brokers.rights import Rights
-from allim.brokers.scripts import Call, NotDone, Refused, Script, ScriptCalls
-from allim.brokers.server import Lead, RedisServer, ask
+from allim.brokers.redis.rights import Rights
+from allim.brokers.redis.scripts import Call, NotDone, Refused, Script, ScriptCalls
+from allim.brokers.redis.server import Connected, RedisServer, ask
 from allim.errors import Unavailable
 from tests.servers import Redis
 from tests.waiting import until
@@ -25,11 +25,11 @@ class Nowhere:
         self.rights = Rights()
         self._writer = None
 
-    async def connect(self) -> Lead:
+    async def connect(self) -> Connected:
         self.tries += 1
         if not self.reached:
             raise OSError("nobody is there")
-        return Lead(cast(Any, self), "run")
+        return Connected(cast(Any, self), "run")
 
     async def disconnect(self, nowait: bool) -> None:
         pass
@@ -98,11 +98,11 @@ class Forgotten(ScriptCalls):
 
     times = 0
 
-    async def _replies(self, lead: Lead, batch: Sequence[Call], *, whole: bool = False) -> list[Any]:
+    async def _replies(self, connected: Connected, batch: Sequence[Call], *, whole: bool = False) -> list[Any]:
         if self.times:
             self.times -= 1
-            await ask(lead.connection, "SCRIPT", "FLUSH")
-        return await super()._replies(lead, batch, whole=whole)
+            await ask(connected.connection, "SCRIPT", "FLUSH")
+        return await super()._replies(connected, batch, whole=whole)
 
 
 @pytest.mark.parametrize("times", [1, 2])

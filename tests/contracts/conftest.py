@@ -6,10 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from allim.brokers.memory import MemoryBroker
-from allim.brokers.memory_ledger import MemoryLedger
-from allim.brokers.redis import RedisBroker
-from allim.brokers.redis_ledger import RedisLedger
+from allim.brokers.memory import MemoryBroker, MemoryLedger
+from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.telemetry import Metrics
 from tests.replicas import Replica, replica

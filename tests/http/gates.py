@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryLedger
 from allim.errors import Unavailable
 from allim.http.gate import Gate, Limits
 from allim.http.rates import Policy, Rates

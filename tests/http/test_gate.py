@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryLedger
 from allim.errors import Forbidden, Kicked, SignedOut, TooMany, Unauthenticated, Unavailable
 from allim.http import rates
 from allim.http.gate import COOKIE, Gate, Limits, bearer_of, clear_cookie, set_cookie, token_of

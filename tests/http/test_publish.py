@@ -5,8 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from allim.brokers.memory import MemoryBroker
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.errors import Unavailable
 from allim.http.publish import MAX_BODY_BYTES, routes
 from allim.http.publishers import Publisher, Publishers, SettingsKeys

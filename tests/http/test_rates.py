@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from starlette.requests import HTTPConnection
 
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryLedger
 from allim.errors import TooMany
 from allim.http import rates
 from allim.http.rates import Policy, Rates

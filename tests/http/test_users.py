@@ -3,7 +3,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryLedger
 from allim.errors import Unavailable
 from allim.http import users
 from allim.identity import OPERATOR

@@ -5,8 +5,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from allim.brokers.memory import MemoryBroker
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.hub import CloseReason, Hub, HubSettings
 from allim.hub.clock import SharedClock
 from allim.telemetry import Metrics

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryLedger
 from allim.hub import Hub, Position, Reading
 from allim.telemetry import Metrics
 from tests.hub.histories import History

@@ -147,7 +147,7 @@ def draw(seed: int, faults: Mapping[str, tuple[float, float, float]]) -> Schedul
             "allim.hub.dispatcher.AT_ONCE": rng.choice((1, 2, 128)),
             "allim.hub.dispatcher.REPAIR_TOPICS": rng.choice((2, 200)),
             "allim.hub.broadcasts.MAX_WAITING": rng.choice((2, 16)),
-            "allim.brokers.link.TOGETHER": rng.choice((2, 64)),
+            "allim.brokers.redis.link.TOGETHER": rng.choice((2, 64)),
         },
         steps=steps,
     )

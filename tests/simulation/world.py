@@ -14,11 +14,10 @@ from typing import Any, cast
 import httpx
 from starlette.applications import Starlette
 
-from allim.brokers.memory_ledger import MemoryLedger
-from allim.brokers.peers import Peers
-from allim.brokers.redis import RedisBroker
-from allim.brokers.redis_ledger import RedisLedger
-from allim.brokers.rights import Rights
+from allim.brokers.memory import MemoryLedger
+from allim.brokers.redis import RedisBroker, RedisLedger
+from allim.brokers.redis.peers import Peers
+from allim.brokers.redis.rights import Rights
 from allim.domains import accounts
 from allim.errors import Conflict, TooMany, Unauthenticated, Unavailable
 from allim.http import problems

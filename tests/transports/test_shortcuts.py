@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from allim.brokers.memory import MemoryBroker
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.errors import Unavailable
 from allim.http import publish
 from allim.http.origins import Origins, headers_without_origin

@@ -1,1 +1,1 @@
-"""The broker's two implementations. Only `app` chooses between them."""
+"""The implementations of broker and ledger. Only `app` chooses between them."""

@@ -9,8 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
-from allim.brokers.memory import MemoryBroker
-from allim.brokers.memory_ledger import MemoryLedger
+from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.domains import keys
 from allim.http import publish
 from allim.http.publishers import CACHE_S, Publishers, SettingsKeys, digest_of

@@ -1,3 +1,0 @@
--- KEYS: kicked. Gives the moment of the user's last kick, or 0.
-
-return redis.call('GET', KEYS[1]) or '0'

@@ -1,6 +1,0 @@
--- KEYS: signed_out. ARGV: keep_ms. What is kept longer already stays so.
-
-if not redis.call('SET', KEYS[1], '1', 'PX', ARGV[1], 'NX') then
-  redis.call('PEXPIRE', KEYS[1], ARGV[1], 'GT')
-end
-return 1
