@@ -1,6 +1,6 @@
-"""One process at a time over a data folder: without Redis each process has events, sessions and limits of its own.
+"""A lock on the data folder. Without Redis, processes share no events, sessions or limits, so only one may use it.
 
-The lock is the kernel's, so it ends with its process, however that ends.
+The kernel holds the lock, so it is released however the process ends.
 """
 
 import fcntl
@@ -16,9 +16,9 @@ _held: set[int] = set()  # open locks
 
 @contextmanager
 def alone(data_dir: Path) -> Iterator[None]:
-    """Hold the folder, against other processes and against a second application in this one.
+    """Hold the lock against other processes, and against a second application in this process.
 
-    Raises: SettingsError when it is held, or cannot be locked.
+    Raises: SettingsError if the lock is held, or the folder cannot be locked.
     """
     lock = _lock(data_dir / "lock")
     _held.add(lock)
@@ -30,7 +30,7 @@ def alone(data_dir: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    """An open file with the lock on it and this process' ID in it."""
+    """Return an open file that is locked and contains this process' ID."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -61,7 +61,7 @@ def _unusable(path: Path, error: OSError) -> SettingsError:
 
 
 def _forget() -> None:
-    """A forked child holds nothing: the lock would outlive this process in it."""
+    """Close the locks in a forked child: otherwise they would outlive this process there."""
     while _held:
         os.close(_held.pop())
 

@@ -1,6 +1,6 @@
-"""Ends what takes too long, with one timer for many: a timer for each costs as much as most of what is timed.
+"""Timeouts with one timer for many: a timer for each call costs as much as most of the calls themselves.
 
-All that is timed together has the same time, so the first to come is the first to be late.
+All calls of one object have the same timeout, so they expire in the order in which they began.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class Deadlines:
-    """Ends futures that are not done in time. Units: seconds, from when each is set."""
+    """Sets an error on futures that are not done in time. Units: seconds, from the call of `set`."""
 
     def __init__(self, seconds: float, error: Callable[[], Exception] = TimeoutError) -> None:
         self._seconds = seconds
@@ -19,7 +19,7 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, future: "asyncio.Future[Any]") -> None:
-        """Give the future the error when its time is over."""
+        """Set the error on the future when its time is over."""
         pending, loop = self._pending, future.get_loop()
         while pending and pending[0][1].done():
             pending.popleft()
@@ -29,7 +29,7 @@ class Deadlines:
             self._timer = loop.call_at(at, self._ring, at)
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Remove all futures."""
         self._pending.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -48,15 +48,15 @@ class Deadlines:
 
 
 class TimeLimit:
-    """Ends what takes longer than so many seconds: `with limit:` around what a task awaits, for many tasks at a time.
+    """A timeout for blocks of many tasks with one timer: `with limit:` around the awaits of a task.
 
     A late task is cancelled where it waits, and leaves the block with TimeoutError.
-    Units: seconds. Source: asyncio.timeout, and what it does for who is cancelled from elsewhere as well.
+    Units: seconds. Source: asyncio.timeout, also for its handling of a cancellation from outside.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._within: dict[asyncio.Task[Any], _Stay] = {}  # who is in time, the first to be late first
+        self._within: dict[asyncio.Task[Any], _Stay] = {}  # in the order of their deadlines
         self._late: dict[asyncio.Task[Any], _Stay] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -89,7 +89,7 @@ class TimeLimit:
 
 
 class _Stay(NamedTuple):
-    """A task's time in a block. Shape: `cancelled` is how often it was when it came."""
+    """A task in a block. Shape: `cancelled` is the number of its pending cancellations when it entered."""
 
     until: float
     cancelled: int

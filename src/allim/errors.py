@@ -1,6 +1,6 @@
-"""What can go wrong, by name. Raised early, translated once, at the edge (`http/problems.py`).
+"""The errors of allim. They are converted to responses in one place, `http/problems.py`.
 
-Every error has a `code` (stable, for programs) and says whether trying again makes sense.
+Every error has a `code` (stable, for programs) and tells whether a retry makes sense.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from typing import ClassVar, NamedTuple
 
 
 class FieldError(NamedTuple):
-    """One thing wrong with one field.
+    """A fault of one field.
 
-    Shape: `field` is a path as the sender wrote it: `email`, `[3].topic`, `topics`, `Idempotency-Key`.
+    Shape: `field` is the path in the request: `email`, `[3].topic`, `topics`, `Idempotency-Key`.
     """
 
     field: str
@@ -18,7 +18,7 @@ class FieldError(NamedTuple):
 
 
 class AllimError(Exception):
-    """The root. Its text is written for the person who sent the request."""
+    """The base of all errors. Its text is for the sender of the request."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
@@ -30,7 +30,7 @@ class AllimError(Exception):
 
 
 class Invalid(AllimError):
-    """The request says something it may not say."""
+    """A field of the request is wrong."""
 
     code = "invalid"
 
@@ -40,7 +40,7 @@ class Invalid(AllimError):
 
 
 class BadRequest(AllimError):
-    """The request's head says something that no client of HTTP says."""
+    """The request's headers violate HTTP."""
 
     code = "bad_request"
 
@@ -52,13 +52,13 @@ class TooLarge(AllimError):
 
 
 class Unauthenticated(AllimError):
-    """Nobody, or nobody we know, is asking."""
+    """The request has no valid credentials."""
 
     code = "unauthenticated"
 
 
 class SignedOut(Unauthenticated):
-    """The session was ended by who held it."""
+    """The session was ended by its own user."""
 
     code = "signed_out"
 
@@ -70,25 +70,25 @@ class Kicked(Unauthenticated):
 
 
 class Forbidden(AllimError):
-    """We know who asks; they may not have it."""
+    """The caller is known, but not permitted."""
 
     code = "forbidden"
 
 
 class NotFound(AllimError):
-    """There is no such thing, or none that the asker may know of."""
+    """It does not exist, or the caller may not know that it exists."""
 
     code = "not_found"
 
 
 class Conflict(AllimError):
-    """It contradicts what is already stored."""
+    """It contradicts stored data."""
 
     code = "conflict"
 
 
 class Unavailable(AllimError):
-    """A part we need does not answer. Nothing was promised; try again."""
+    """A needed service does not answer. The request may be repeated."""
 
     code = "unavailable"
     retryable = True
@@ -99,7 +99,7 @@ class Unavailable(AllimError):
 
 
 class TooMany(AllimError):
-    """More than a limit allows. Nothing was done."""
+    """A limit is exceeded. The request had no effect."""
 
     code = "too_many"
     retryable = True

@@ -1,17 +1,17 @@
-"""Who is asking, and which topics they may read. Knows no HTTP and no tokens."""
+"""Identities and the topics they may read. Knows no HTTP and no tokens."""
 
 from typing import NamedTuple
 
 CLOCK_LEEWAY_S = 300.0
-"""The difference between two machines' clocks from which on one refuses the other's times. With NTP they are within a
-second; Kerberos allows five minutes as well (RFC 4120, 8.2)."""
+"""The tolerated difference between two machines' clocks. With NTP they are within a second; Kerberos allows five
+minutes as well (RFC 4120, 8.2)."""
 
 SYSTEM_TOPIC = "system"
 USER, OPERATOR = "user", "operator"  # roles
 
 
 def user_topic(subject: str) -> str:
-    """The topic that belongs to one user alone."""
+    """Return the topic that belongs to one user alone."""
     return f"user:{subject}"
 
 
@@ -34,27 +34,27 @@ class Identity(NamedTuple):
     after_kick: float | None = None
 
     def own_topics(self) -> tuple[str, str]:
-        """The topics every stream of this user has."""
+        """Return the topics that every stream of this user has."""
         return (user_topic(self.subject), SYSTEM_TOPIC)
 
     def may_read(self, topic: str) -> bool:
-        """Deny by default: own topics, and what the token grants."""
+        """Return whether the topic is the user's own or granted by the token."""
         return topic in self.own_topics() or any(_grants(grant, topic) for grant in self.topics)
 
 
 class Ticket(NamedTuple):
-    """What opens one stream once; `keep_s` seconds from now it is worth nothing by itself."""
+    """A single-use credential for one stream. It expires in `keep_s` seconds."""
 
     id: str
     keep_s: float
 
 
 class Visitor(NamedTuple):
-    """Who wants a stream, and how they came.
+    """A client that asks for a stream, with its credentials.
 
-    Shape: `address` is the network they are counted under, "" when they are not. With a ticket: `topics` are what it
-    is for; `ticket` is still to be spent, None when the reader resumes the stream it was spent on; `proof` stands
-    behind every id on its stream, so that who sends one back has read that stream.
+    Shape: `address` is the network it is counted under, "" if it is not counted. With a ticket: `topics` are the
+    ticket's; `ticket` is the unspent ticket, None when the client resumes the stream on which it was spent; `proof`
+    is appended to every id on the stream, so that a client that returns an id has read that stream.
     """
 
     identity: Identity

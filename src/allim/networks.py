@@ -1,4 +1,4 @@
-"""Hosts, and how limits per address see IPv6: as a subscriber's network, and the wider ones that it may have.
+"""Hosts and networks. Limits per address count an IPv6 address under its /64 and the wider networks around it.
 
 Source: RFC 6177 (a site gets a /64 to a /48).
 """
@@ -9,16 +9,16 @@ from functools import lru_cache
 from ipaddress import IPv6Network
 from typing import NamedTuple
 
-SUBSCRIBER_PREFIX = 64  # the least that one subscriber gets: a limit per single address would have no effect
-WIDER_PREFIXES = (56, 48)  # a /48 holds 65,536 of the former, and may be one subscriber's as well
+SUBSCRIBER_PREFIX = 64  # the smallest network of a subscriber: a limit per single address would have no effect
+WIDER_PREFIXES = (56, 48)  # a subscriber may have a /48, which holds 65,536 networks of /64
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]{1,255}|\[[0-9A-Za-z:.%_~-]{2,64}\])(?::[0-9]{0,5})?\Z")
-TIMES = 4  # as much as a network is granted, the next wider one is granted so many times
+TIMES = 4  # the limit of a network, as a multiple of the limit of the next narrower one
 
 
 class Share(NamedTuple):
-    """A network, and how many times the limit of one address it has.
+    """A network, and its limit as a multiple of the limit of one address.
 
-    Shape: `suffix` tells the limits of wider networks apart: `/56`; "" for the address itself.
+    Shape: `suffix` distinguishes the limits of wider networks: `/56`; "" for the address itself.
     """
 
     network: str
@@ -28,9 +28,9 @@ class Share(NamedTuple):
 
 @lru_cache(maxsize=4096)  # clients come back, and together from one network
 def shares_of(address: str) -> tuple[Share, ...]:
-    """Everything that something from this address counts against, from narrow to wide.
+    """Return the networks under which a client at this address is counted, from narrow to wide.
 
-    Shape: `address` is an IPv4 address, an IPv6 /64, or any other text, which stands for itself alone.
+    Shape: `address` is an IPv4 address, an IPv6 /64, or any other text, which is counted by itself.
     """
     shares = [Share(address, 1, "")]
     if address.endswith(f"/{SUBSCRIBER_PREFIX}"):
@@ -41,7 +41,7 @@ def shares_of(address: str) -> tuple[Share, ...]:
 
 
 class Places:
-    """Counts by address and by the wider networks it is in, against a limit. The address "" is not counted.
+    """Counts clients by address and by the wider networks of the address. The address "" is not counted.
 
     Shape: `per_address` is the limit of one address.
     """
@@ -51,7 +51,7 @@ class Places:
         self.taken: Counter[str] = Counter()
 
     def has_room(self, address: str) -> bool:
-        """Return whether one more may come from this address."""
+        """Return whether one more client may enter from this address."""
         shares = shares_of(address) if address else ()
         return all(self.taken[share.network] < self._per_address * share.times for share in shares)
 
@@ -60,7 +60,7 @@ class Places:
             self.taken.update([share.network for share in shares_of(address)])
 
     def leave(self, address: str) -> None:
-        """Forget one that has entered."""
+        """Remove a client that has entered."""
         for share in shares_of(address) if address else ():
             self.taken[share.network] -= 1
             if not self.taken[share.network]:

@@ -1,4 +1,4 @@
-"""Who may read which topic: what the token grants, and what the topic's own room decides. All else is refused."""
+"""Permission to read topics: granted by the token or by a rule for the kind of topic, otherwise refused."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -6,23 +6,23 @@ from allim.errors import FieldError, Forbidden
 from allim.identity import Identity
 
 Rule = Callable[[Identity, str], Awaitable[bool]]
-"""Decides for one kind of topic whether somebody may read it, given what stands after the colon, or ""."""
+"""Returns whether an identity may read a topic of one kind, given the part after the colon, or ""."""
 
 
 class Permission:
-    """The rules, by the kind of topic: what stands before the colon."""
+    """The rules by kind of topic, which is the part before the colon."""
 
     def __init__(self, rules: Mapping[str, Rule]) -> None:
         self._rules = rules
 
     async def require(self, identity: Identity, topics: Sequence[str]) -> None:
-        """Return when they may read all of these topics.
+        """Check that the identity may read all of these topics.
 
-        Raises: Forbidden naming `topics`, in the same words whether a topic is not theirs or does not exist.
+        Raises: Forbidden naming `topics`, with the same text for a topic that does not exist.
         """
         for topic in topics:
             if not identity.may_read(topic) and not await self._decide(identity, topic):
-                message = "one of them is not yours to read, or does not exist"
+                message = "one of these topics does not exist, or you may not read it"
                 raise Forbidden(f"topics: {message}", [FieldError("topics", message)])
 
     async def _decide(self, identity: Identity, topic: str) -> bool:

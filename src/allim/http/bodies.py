@@ -1,4 +1,4 @@
-"""Reads a JSON body, strictly: what two parsers could understand differently is refused.
+"""Reads a JSON body strictly: a body that two parsers could read differently is refused.
 
 Source: RFC 8259, RFC 7493 (I-JSON).
 """
@@ -23,7 +23,7 @@ MAX_CONTAINERS = 50_000  # arrays and objects in one body: each costs a microsec
 
 
 class Body(BaseModel):
-    """What requests send and answers hold: camelCase outside, nothing unknown, nothing guessed."""
+    """The base of request and response bodies: camelCase members, unknown members refused, no type coercion."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -41,19 +41,19 @@ def _whole(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-"""A whole number, also written as `60.0`: to JSON that is the same number."""
+"""A whole number, also written as `60.0`: in JSON that is the same number."""
 
 Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-"""RFC 3339 in UTC with milliseconds, as `utc` gives it."""
+"""RFC 3339 in UTC with milliseconds, as `utc` returns it."""
 
 
 def form(pattern: str) -> Any:
-    """Tells the description the form of a text that a validator checks."""
+    """Return the field that tells the OpenAPI document the form of a text, which a validator checks."""
     return Field(json_schema_extra={"pattern": f"^(?:{pattern})$"})
 
 
 def utc(unix_s: float) -> str:
-    """RFC 3339 in UTC with milliseconds: `2026-01-31T09:30:00.000Z`."""
+    """Return a time as RFC 3339 in UTC with milliseconds: `2026-01-31T09:30:00.000Z`."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -61,7 +61,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_model(request: Request, model: type[Model], max_bytes: int = MAX_BYTES) -> Model:
-    """The body as a `model`.
+    """Read the body as a `model`.
 
     Raises: as `read_json`; Invalid naming each wrong field.
     """
@@ -69,7 +69,7 @@ async def read_model(request: Request, model: type[Model], max_bytes: int = MAX_
 
 
 def parse(model: type[Model], value: object, under: str = "") -> Model:
-    """A JSON value as a `model`; `under` is the path of the value in the body, such as `[3]`.
+    """Validate a JSON value as a `model`; `under` is the path of the value in the body, such as `[3]`.
 
     Raises: Invalid naming each wrong field.
     """
@@ -80,7 +80,7 @@ def parse(model: type[Model], value: object, under: str = "") -> Model:
 
 
 def _with_few_unknown(model: type[BaseModel], value: object) -> object:
-    """The value, without the unknown members that no answer has room to name: pydantic describes every one."""
+    """Return the value with at most MAX_ERRORS unknown members: pydantic would make an error for each."""
     if not isinstance(value, dict) or len(value) <= MAX_ERRORS:
         return value
     known = {field.alias for field in model.model_fields.values()}
@@ -89,7 +89,7 @@ def _with_few_unknown(model: type[BaseModel], value: object) -> object:
 
 
 async def read_json(request: Request, max_bytes: int = MAX_BYTES) -> object:
-    """The body as a JSON value.
+    """Read the body as a JSON value.
 
     Raises: TooLarge before more than `max_bytes` are kept; Invalid naming `body`; UnsupportedMediaType
     naming `Content-Type`.
@@ -102,7 +102,7 @@ async def read_json(request: Request, max_bytes: int = MAX_BYTES) -> object:
 
 
 async def read_json_or_nothing(request: Request, max_bytes: int = MAX_BYTES) -> object:
-    """The body as a JSON value; no body at all counts as `{}`.
+    """Read the body as a JSON value; an empty body counts as `{}`.
 
     Raises: as `read_json`.
     """
@@ -114,16 +114,16 @@ async def read_json_or_nothing(request: Request, max_bytes: int = MAX_BYTES) -> 
 
 
 async def read_bytes(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
-    """The body, never more than `max_bytes`.
+    """Read the body, at most `max_bytes`.
 
-    Raises: TooLarge, at once when the sender announces the size.
+    Raises: TooLarge, before reading if `Content-Length` is too large.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > max_bytes:
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size, more = 0, True
-    while more:  # `request.stream()` would do, and costs as much as the rest of this
+    while more:  # `request.stream()` would do the same and double the cost
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -133,17 +133,17 @@ async def read_bytes(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
         if size > max_bytes:
             raise _too_large(max_bytes)
         if not more and not chunks:
-            return chunk  # most come whole
+            return chunk  # most bodies arrive whole
         chunks.append(chunk)
     return b"".join(chunks)
 
 
 def parse_json(body: bytes) -> object:
-    """The JSON value in `body`.
+    """Parse the JSON value in `body`.
 
-    Raises: Invalid naming `body`, with line and column where there is one. Refused beside bad JSON are
-    duplicate names, NaN and infinities, lone surrogates, more than `MAX_DEPTH` levels, and more than
-    `MAX_CONTAINERS` arrays and objects.
+    Raises: Invalid naming `body`, with line and column if known. Besides malformed JSON it refuses duplicate names,
+    NaN and infinities, lone surrogates, more than `MAX_DEPTH` levels, and more than `MAX_CONTAINERS` arrays and
+    objects.
     """
     _check_structure(body)
     try:
@@ -161,13 +161,13 @@ def parse_json(body: bytes) -> object:
 
 
 def _decode(text: str) -> object:
-    # `decode` looks for white space with patterns, which takes as long as most bodies do.
+    # `decode` looks for white space with patterns, which takes as long as parsing most bodies.
     text = text.rstrip(" \t\r\n")
     try:
         value, end = _DECODER.scan_once(text, 0)  # type: ignore[attr-defined]
     except StopIteration:
         end = -1
-    return value if end == len(text) else _DECODER.decode(text)  # which explains what is wrong
+    return value if end == len(text) else _DECODER.decode(text)  # raises an error with line and column
 
 
 def _check_content_type(request: Request) -> None:

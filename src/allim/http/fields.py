@@ -1,4 +1,4 @@
-"""The fields of a request's head, each found at once: Starlette's `Headers` goes through all of them every time."""
+"""The headers of a request, with an index: Starlette's `Headers` scans all of them at each lookup."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _KEPT = "allim.fields"
 
 
 class _Names(dict[str, bytes]):
-    """Names of fields as they stand in a scope, each made once: who asks for one has it in the code."""
+    """Header names encoded as in a scope, each encoded once. All callers use constant names, so this is bounded."""
 
     def __missing__(self, name: str) -> bytes:
         raw = self[name] = name.lower().encode("latin-1")
@@ -22,7 +22,7 @@ _NAMES = _Names()
 
 
 class Fields(Headers):
-    """Shape: of a field that came several times `get` gives the first, as Starlette's does."""
+    """Shape: `get` returns the first of repeated headers, as Starlette's does."""
 
     def __init__(self, scope: Scope) -> None:
         fields = scope["headers"]
@@ -34,14 +34,14 @@ class Fields(Headers):
         return default if value is None else value.decode("latin-1")
 
     def one_host(self) -> bool:
-        """Return whether `Host` is absent, or stands there once and is one."""
+        """Return whether `Host` is absent, or given once and well-formed."""
         host = self._first.get(b"host", b"")
         repeated = len(self._first) < len(self._list) and len(self.getlist("host")) > 1
         return not repeated and (not host or is_host(host))
 
 
 def fields_of(scope: Scope) -> Fields:
-    """The request's fields, made for the first who asks."""
+    """Return the headers of a scope. They are indexed once and kept in the scope."""
     fields: Fields | None = scope.get(_KEPT)
     if fields is None:
         fields = scope[_KEPT] = Fields(scope)

@@ -1,6 +1,6 @@
-"""The public keys of an outside issuer of tokens, as it publishes them under its JWKS address.
+"""The public keys of an outside token issuer, which it publishes at its JWKS address.
 
-Owns when they are fetched, and which of them may be used. Knows no token and no claim.
+Decides when they are fetched and which of them may be used. Knows no token and no claim.
 Source: RFC 7517 (JWK), RFC 7518 6 (RSA, EC), RFC 8037 (Ed25519).
 """
 
@@ -31,13 +31,13 @@ _PUBLIC_MEMBERS = frozenset({"kty", "crv", "n", "e", "x", "y"})
 class Jwks:
     """An issuer's public keys: fetched when first needed, and then kept up to date.
 
-    A set older than `max_age_s` is fetched anew in the background while it goes on serving; so it does, without
-    end, while the issuer cannot be reached. A key that is not in the set has it fetched at once, so that a new key
-    works from its first token on. All of this happens at most once in `floor_s`, whether it succeeds or fails:
-    invented key names cost the issuer nothing. Who needs the same fetch waits for the same one.
+    A set older than `max_age_s` is fetched again in the background and used meanwhile; if the issuer cannot be
+    reached, the old set stays in use. A token with an unknown key name causes a fetch at once, so that a new key
+    works from its first token on. There is at most one fetch per `floor_s`, successful or not, so invented key names
+    cost the issuer nothing. All requests that need a fetch wait for the same one.
 
     A key that the issuer withdraws is trusted for up to `max_age_s`. An answer without any usable key counts as a
-    failure: it is more often a slip than a wish to lock everybody out.
+    failure, because it is more often a mistake than the wish to lock out all users.
     """
 
     def __init__(
@@ -62,13 +62,14 @@ class Jwks:
         self._keys: dict[tuple[str | None, str], PublicKey] = {}
         self._fetching: asyncio.Task[None] | None = None
         self._asked_at = self._fetched_at = -math.inf
-        self._reachable = False  # what the last fetch showed
+        self._reachable = False  # whether the last fetch succeeded
         self._closed = False
 
     async def key(self, kid: str | None, alg: str) -> PublicKey | None:
-        """The issuer's key of this name for this algorithm; without a name, its only key for it. None: it has none.
+        """Return the issuer's key of this name for this algorithm; without a name, its only key for it. None if there
+        is none.
 
-        Raises: Unavailable when the key is not known and the issuer's keys could not be read: it may be a new one.
+        Raises: Unavailable if the key is unknown and the issuer's keys could not be read: it may be a new one.
         """
         key = self._find(kid, alg)
         if key is None:
@@ -83,7 +84,7 @@ class Jwks:
         return key
 
     async def close(self) -> None:
-        """End a fetch that is under way, and fetch no more."""
+        """Cancel a fetch that is under way, and make no further ones."""
         self._closed = True
         if self._fetching is not None:
             self._fetching.cancel()
@@ -98,7 +99,7 @@ class Jwks:
         return fitting[0] if len(fitting) == 1 else None
 
     def _fetch_if_due(self) -> asyncio.Task[None] | None:
-        """The fetch under way, which is begun unless the last one is too recent."""
+        """Return the fetch under way; start one unless the last is too recent."""
         if self._fetching is None and not self._closed and self._now() - self._asked_at >= self._floor_s:
             self._asked_at = self._now()
             self._fetching = asyncio.create_task(self._fetch(), name="allim issuer keys")
@@ -144,7 +145,7 @@ class Jwks:
 
 
 def parse(content: bytes) -> dict[tuple[str | None, str], PublicKey]:
-    """The usable keys of a JWK set by name and algorithm; others are passed over, as RFC 7517, 5 wants it.
+    """Return the usable keys of a JWK set by name and algorithm; others are ignored (RFC 7517, 5).
 
     Raises: ValueError when it is not a JWK set or holds no usable key; RecursionError when it is nested deeply.
     """
@@ -158,7 +159,7 @@ def parse(content: bytes) -> dict[tuple[str | None, str], PublicKey]:
 
 
 def _usable(jwk: Any) -> tuple[str | None, str, PublicKey] | None:
-    """A key's name, algorithm and value, if it is one that verifies signatures we know."""
+    """Return a key's name, algorithm and value if it verifies a supported signature, else None."""
     match jwk:
         case {"kty": "RSA"}:
             alg = "RS256"

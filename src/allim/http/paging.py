@@ -1,7 +1,7 @@
 """Pages of a list that is ordered by time and id, newest first.
 
-A cursor names the last item of the page before, so items that are added meanwhile neither shift nor repeat
-anything. It grants nothing: a route authorises first.
+A cursor names the last item of the previous page, so items added meanwhile neither shift nor repeat anything. It
+grants nothing: a route authorises first.
 """
 
 import base64
@@ -22,9 +22,9 @@ MAX_LIMIT = 100
 
 PARAMETERS = (
     Parameter(
-        "query", "limit", Annotated[int, Field(ge=1, le=MAX_LIMIT)], f"At most so many; {DEFAULT_LIMIT} if absent."
+        "query", "limit", Annotated[int, Field(ge=1, le=MAX_LIMIT)], f"Maximum of items; {DEFAULT_LIMIT} if absent."
     ),
-    Parameter("query", "cursor", str, "`nextCursor` of the page before; absent for the first."),
+    Parameter("query", "cursor", str, "`nextCursor` of the previous page; absent for the first."),
 )
 """For the declarations of lists."""
 
@@ -33,21 +33,21 @@ _KNOWN = {parameter.name for parameter in PARAMETERS}
 
 
 class After(NamedTuple):
-    """The place in the list behind which a page begins."""
+    """The item after which a page begins."""
 
     time: float
     id: str
 
 
 class Page(NamedTuple):
-    """What the asker wants to see; `after` is None for the first page."""
+    """The requested page; `after` is None for the first."""
 
     limit: int
     after: After | None
 
 
 def read_page(request: Request) -> Page:
-    """The page that `?limit=&cursor=` asks for.
+    """Read the page from `?limit=&cursor=`.
 
     Raises: Invalid naming each parameter that is unknown, repeated or wrong.
     """
@@ -60,14 +60,14 @@ def read_page(request: Request) -> Page:
 
 
 def encode_cursor(after: After) -> str:
-    """The cursor's text, safe in a URL."""
+    """Return the cursor's text, safe in a URL."""
     return base64.urlsafe_b64encode(json.dumps(after).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> After:
-    """The place a cursor names.
+    """Read a cursor.
 
-    Raises: Invalid naming `cursor` for anything `encode_cursor` did not make.
+    Raises: Invalid naming `cursor` unless `encode_cursor` could have made it.
     """
     try:
         padded = cursor + "=" * (-len(cursor) % 4)

@@ -1,6 +1,6 @@
-"""The one place where an error becomes an answer.
+"""Converts errors to responses, all in this one place.
 
-Every error answer is `application/problem+json`.
+Every error response is `application/problem+json`.
 Source: RFC 9457.
 """
 
@@ -36,7 +36,7 @@ MAX_ERRORS = 20
 
 
 class UnsupportedMediaType(AllimError):
-    """The body is of a kind this route does not read."""
+    """The body has a media type that this route does not read."""
 
     code = "unsupported_media_type"
 
@@ -61,16 +61,16 @@ _KINDS: dict[type[AllimError], _Kind] = {
 _UNEXPECTED = _Kind(500, "Internal error")
 
 KNOWN = tuple(_KINDS)
-"""The errors that have a status of their own."""
+"""The errors with a status of their own."""
 
 
 def status_of(error: type[AllimError]) -> int:
-    """The status with which an error is answered."""
+    """Return the HTTP status of an error."""
     return _kind(error).status
 
 
 def problem(connection: HTTPConnection, error: AllimError) -> Response:
-    """The answer for one of our own errors."""
+    """Return the response for one of allim's errors."""
     kind = _kind(type(error))
     return _answer(
         connection, kind, error.code, error.detail, error.retryable, error.fields, headers=_headers_of(error)
@@ -78,10 +78,10 @@ def problem(connection: HTTPConnection, error: AllimError) -> Response:
 
 
 def invalid(error: ValidationError, under: str = "") -> Invalid:
-    """What pydantic found, in plain English.
+    """Convert pydantic's errors to plain sentences.
 
     Shape: `under` is the path of the checked value itself, such as `[3]`; empty for a whole body.
-    The message never repeats what was sent, for it may be a password.
+    The message never repeats the value, because it may be a password.
     """
     fields = [
         FieldError(_path(under, found["loc"]), _message(cast("dict[str, Any]", found)))
@@ -91,11 +91,11 @@ def invalid(error: ValidationError, under: str = "") -> Invalid:
 
 
 class UnexpectedErrors:
-    """ASGI middleware: an error nobody foresaw is logged in full and answered without a word of it.
+    """ASGI middleware: logs an unexpected error in full and answers 500 without its details.
 
-    It stands inside whatever gives requests their id and outside everything else, and answers our own errors too that
-    come this far. It is not Starlette's own handler for 500, because that raises the error again and has the server
-    log it a second time.
+    It is directly inside the middleware that gives request IDs, so it also answers allim's own errors that other
+    middleware raises. Starlette's handler for 500 is not used, because it raises the error again and the server logs
+    it a second time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -114,19 +114,19 @@ class UnexpectedErrors:
         try:
             return await self.app(scope, receive, note_start)
         except ClientDisconnect:
-            return None  # nobody is left to answer
+            return None  # the client has gone
         except Exception as error:
             if isinstance(error, AllimError) and not started:
                 response = problem(HTTPConnection(scope), error)
             else:
                 log.exception("unexpected error", method=scope["method"], path=scope["path"])
                 if started:
-                    raise  # the answer is torn; only closing the connection can tell
+                    raise  # part of the response was sent; only closing the connection can tell the client
                 response = _answer(
                     HTTPConnection(scope),
                     _UNEXPECTED,
                     AllimError.code,
-                    "Something went wrong here, and it was logged.",
+                    "An internal error occurred. It was logged.",
                 )
         return await response(scope, receive, send)
 
@@ -140,7 +140,7 @@ def _on_error(request: Request, error: Exception) -> Response:
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:
-    """What Starlette itself refuses: unknown paths and methods. Its headers, such as `Allow`, are kept."""
+    """Convert Starlette's refusals of unknown paths and methods. Its headers, such as `Allow`, are kept."""
     error = cast("HTTPException", error)
     phrase = HTTPStatus(error.status_code).phrase
     kind = _Kind(error.status_code, phrase.capitalize())

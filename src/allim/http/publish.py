@@ -1,6 +1,6 @@
-"""`POST /api/publish`: events from services, one or a batch, all or nothing.
+"""`POST /api/publish`: one event or a batch from a service, stored all or none.
 
-A request is judged in this order: its key, its body, what the key may publish, how often.
+A request is checked in this order: publish key, body, the key's topics and types, rate.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Outcome, Publish
 ACCEPTED, JSON = 202, "application/json"
 MAX_BATCH = 1000
 MAX_BODY_BYTES = 2 * 1024 * 1024
-MAX_NAME_CHARS = 256  # beyond every form, so that what is much too long is told from what is malformed
+MAX_NAME_CHARS = 256  # longer than any well-formed name, so that "too long" and "malformed" are different errors
 
 _KEY_FORM = r"[\x21-\x7e]{1,256}"
 _IDEMPOTENCY_KEY = re.compile(_KEY_FORM + r"\Z", re.ASCII)
@@ -34,7 +34,7 @@ Durability = Literal["memory", "replica", "disk"]
 
 
 class NewEvent(Body):
-    """One event, as a service sends it."""
+    """An event to publish."""
 
     topic: Annotated[str, StringConstraints(max_length=MAX_NAME_CHARS), form(TOPIC_FORM)]
     type: Annotated[str, StringConstraints(max_length=MAX_NAME_CHARS), form(TYPE_FORM)]
@@ -45,14 +45,14 @@ _FIELDS = NewEvent.model_fields.keys()
 
 
 class Stored(Body):
-    """The event's position, and how well it is stored."""
+    """The event's position, and how durably it is stored."""
 
     id: str
     durability: Durability
 
 
 class StoredBatch(Body):
-    """The events' positions in the order given, and how well they are stored."""
+    """The events' positions in the given order, and how durably they are stored."""
 
     ids: list[str]
     durability: Durability
@@ -61,16 +61,16 @@ class StoredBatch(Body):
 def routes(
     hub: Hub, publishers: Publishers, rates: Rates, limit: Policy, memory: Callable[[], Policy | None]
 ) -> list[Resource]:
-    """The publishers' route.
+    """Return the route for publishing.
 
-    Shape: `limit` counts events; `memory` gives the policy that counts the bytes that they add to the store, or
-    None while they are not limited.
+    Shape: `limit` counts events; `memory` returns the policy for the bytes that they add to the store, or None while
+    these are not limited.
     """
 
     def store(
         publisher: Publisher, entries: Sequence[Entry], key: str | None
     ) -> "tuple[asyncio.Future[Outcome], tuple[Policy, ...]]":
-        """Begin to store, and return the charged policies as well."""
+        """Start to store. Returns the outcome to come and the charged policies."""
         demand, kept = limit.demand(publisher.name, len(entries)), memory()
         if kept is None:
             return hub.store(entries, key, demand), (limit,)
@@ -103,7 +103,7 @@ def routes(
             body = await read_json(request, MAX_BODY_BYTES)
             entries = _entries(hub, publisher, body)
         except (Forbidden, Invalid, TooLarge, UnsupportedMediaType):
-            # Finding a fault takes as long as storing a sound body.
+            # A refused body costs as much time as a stored one, so it is charged too.
             await rates.take(request, (limit, publisher.name), cost=_events_in(body))
             raise
         storing, limits = store(publisher, entries, _scoped(publisher, key))
@@ -112,7 +112,7 @@ def routes(
         return Response(_stored(hub.stored(outcome), body), ACCEPTED, media_type=JSON)
 
     def publish_at_once(fields: Fields, content: bytes) -> Pending | None:
-        """The same, for a publisher that is known without asking."""
+        """Publish on the fast path, for a publisher whose key is known without a lookup."""
         publisher = publishers.known(fields.get(b"authorization", b""))
         if publisher is None or fields.get(b"content-type") != b"application/json":
             return None
@@ -138,9 +138,9 @@ def routes(
 
 
 def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:
-    """What is to be stored, when the publisher may publish it.
+    """Return the entries to store, after checking that the publisher may publish them.
 
-    Raises: Invalid, TooLarge or Forbidden naming what is wrong with the first wrong event.
+    Raises: Invalid, TooLarge or Forbidden naming the fields of the first wrong event.
     """
     if not isinstance(body, list):
         draft = _draft(body, "")
@@ -162,12 +162,13 @@ def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:
 
 
 def _events_in(body: object) -> int:
-    """Return how many events a refused body counts as: at least one, and no more than are accepted."""
+    """Return the number of events for which a refused body is charged: at least one, at most MAX_BATCH."""
     return min(max(len(body), 1), MAX_BATCH) if isinstance(body, list) else 1
 
 
 def _draft(value: object, under: str) -> Draft:
-    # What has the shape of a `NewEvent` needs no pydantic to say so: its part is to explain what has not.
+    # A value with the form of a `NewEvent` is taken directly; pydantic is only needed to explain the faults of
+    # others.
     if type(value) is dict and value.keys() == _FIELDS:
         topic, type_, data = value["topic"], value["type"], value["data"]
         if type(topic) is str and type(type_) is str and len(topic) <= MAX_NAME_CHARS >= len(type_):
@@ -177,7 +178,7 @@ def _draft(value: object, under: str) -> Draft:
 
 
 def _stored(published: Published, body: object) -> bytes:
-    """`Stored` or `StoredBatch` as JSON: the IDs are digits and hyphens, so nothing in it needs escaping."""
+    """Return `Stored` or `StoredBatch` as JSON: IDs are digits and hyphens, so nothing needs escaping."""
     if isinstance(body, list):
         quoted = ",".join([f'"{position}"' for position in published.positions])
         ids = f'"ids":[{quoted}]'
@@ -195,7 +196,7 @@ def _check_permission(publisher: Publisher, drafts: Sequence[Draft], *, indexed:
 
 
 def _forbidden(publisher: Publisher, draft: Draft, prefix: str) -> Forbidden:
-    # The words are those of the key's grants alone: they tell nothing about what exists.
+    # The text depends on the key's grants alone, so it reveals nothing about which topics exist.
     fields = []
     if not publisher.may_publish_to(draft.topic):
         fields.append(FieldError(f"{prefix}topic", "is not among the topics of this publish key"))
@@ -211,5 +212,5 @@ def _idempotency_key(key: str | None) -> str | None:
 
 
 def _scoped(publisher: Publisher, key: str | None) -> str | None:
-    """Publishers do not share their keys."""
+    """Return the idempotency key with its publisher in front: publishers do not share keys."""
     return f"publish/{publisher.name}/{key}" if key else None

@@ -1,4 +1,4 @@
-"""How often: rates over all replicas, told in every answer.
+"""Rate limits shared by all replicas, reported in every answer.
 
 Source: draft-ietf-httpapi-ratelimit-headers-10 (RateLimit, RateLimit-Policy).
 """
@@ -19,30 +19,31 @@ from allim.networks import Share
 
 log = structlog.get_logger(__name__)
 
-PATIENCE_S = 0.5  # with the ledger: what is limited has a deadline of its own
-WARN_EVERY_S = 1.0  # of the calls since the last time
-SESSION_PATIENCE_S = 2.0  # where a session is at stake, which nobody else can judge
+PATIENCE_S = 0.5  # for the ledger; after that this replica counts on its own
+WARN_EVERY_S = 1.0  # one warning for all calls since the last
+SESSION_PATIENCE_S = 2.0  # for the ledger when it must also check a session, which a replica cannot do on its own
 
 
 class Policy(NamedTuple):
-    """A limit granted to each of many: `limit` per `period_s` seconds. `name` stands in headers and metrics."""
+    """A rate limit per caller: `limit` per `period_s` seconds. `name` appears in headers and metrics."""
 
     name: str
     limit: int
     period_s: int
 
     def times(self, share: Share) -> "Policy":
-        """The same limit for a network that is granted more, under a name of its own."""
+        """Return the limit for a wider network, under a name of its own."""
         return Policy(self.name + share.suffix, self.limit * share.times, self.period_s) if share.suffix else self
 
-    def demand(self, who: str, cost: int = 1) -> Demand:
-        return Demand(f"{self.name}:{who}", self.limit, self.period_s, cost)
+    def demand(self, caller: str, cost: int = 1) -> Demand:
+        return Demand(f"{self.name}:{caller}", self.limit, self.period_s, cost)
 
 
 class Rates:
-    """Asks the ledger; while that does not answer, `substitute` counts for this replica alone, so nothing is free.
+    """Rate limits shared by all replicas through the ledger. If the ledger does not answer, each replica enforces the
+    limits on its own with `substitute`.
 
-    Shape: `refused` is told the name of the policy that refused.
+    Shape: `refused` is called with the name of the policy that refused.
     """
 
     def __init__(self, ledger: Ledger, substitute: Ledger, refused: Callable[[str], None]) -> None:
@@ -56,15 +57,15 @@ class Rates:
     ) -> None:
         """Charge every policy, or none, and add the `RateLimit` headers to the answer.
 
-        Raises: TooMany. For the holder of a session that was ended, to whom nothing is granted or charged, SignedOut
-        or Kicked; Unavailable when that cannot be told now.
+        Raises: TooMany. If the holder's session has ended, SignedOut or Kicked, and nothing is charged; Unavailable
+        if the session cannot be checked now.
         """
-        grant = await self._ask([policy.demand(who, cost) for policy, who in wanted], holder)
+        grant = await self._ask([policy.demand(caller, cost) for policy, caller in wanted], holder)
         refuse_ended(grant.standing)
         self.tell(connection, tuple([policy for policy, _ in wanted]), grant.quotas)
 
     def check(self, policies: Sequence[Policy], quotas: Sequence[Quota]) -> None:
-        """Raises: TooMany, when one of them was not granted."""
+        """Raises: TooMany if a quota was not granted."""
         over = [(policy, quota) for policy, quota in zip(policies, quotas, strict=True) if not quota.granted]
         if over:
             for policy, _ in over:
@@ -72,13 +73,13 @@ class Rates:
             wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))
             raise TooMany("There were too many of these calls; wait a little.", wait_s)
 
-    async def settle(self, connection: HTTPConnection, policy: Policy, who: str, quotas: Sequence[Quota]) -> None:
-        """Tell the quota of a demand that was granted together with something else; no quotas: it was not counted.
+    async def settle(self, connection: HTTPConnection, policy: Policy, caller: str, quotas: Sequence[Quota]) -> None:
+        """Report the quotas of a demand that another call has charged. If it charged none, count here.
 
         Raises: TooMany.
         """
         if not quotas:
-            quotas = (await self._count_here([policy.demand(who)], "the ledger takes no write")).quotas
+            quotas = (await self._count_here([policy.demand(caller)], "the ledger takes no write")).quotas
         self.tell(connection, (policy,), quotas)
 
     def tell(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
@@ -97,7 +98,7 @@ class Rates:
                 grant = await self._ledger.take(demands, holder)
         except (Unavailable, TimeoutError) as error:
             if holder is not None:
-                raise Unavailable("It cannot be told now whether the session has ended.") from error
+                raise Unavailable("The session cannot be checked at the moment.") from error
             return await self._count_here(demands, str(error) or type(error).__name__)
         if grant.standing is Standing.GOOD and not grant.quotas:
             return await self._count_here(demands, "the ledger takes no write")
@@ -112,7 +113,7 @@ class Rates:
 
 
 def told(policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> dict[str, str]:
-    """Return the headers that tell these quotas. Shape: one per policy, in order."""
+    """Return the `RateLimit` headers for these quotas. Shape: one quota per policy, in order."""
     return {"ratelimit-policy": _policies(policies), "ratelimit": ", ".join(map(_left, policies, quotas))}
 
 

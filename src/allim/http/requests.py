@@ -1,6 +1,6 @@
-"""What every request gets, as pure ASGI middleware: an ID, a line in the access log, the headers of every answer.
+"""ASGI middleware for every request: a request ID, a line in the access log, and the headers of every response.
 
-Streams pass through untouched. The query string is never logged: it may hold a last event ID or a ticket.
+Streams pass through untouched. The query string is never logged, because it may hold a last event ID or a ticket.
 """
 
 import logging
@@ -26,35 +26,35 @@ log = structlog.get_logger(__name__)
 _root = logging.getLogger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
-STARTED_AT = "allim.started_at"  # in the scope, where a request was looked at before it came here
+STARTED_AT = "allim.started_at"  # in the scope of a request that the fast path has handled before
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-_COUNTED = frozenset({"/api/publish"})  # answered well they are counted; a line each would cost as much as they do
+_COUNTED = frozenset({"/api/publish"})  # successful ones are only counted: a log line costs as much as a publish
 
 SECURITY_HEADERS = {
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # data; a page brings its own policy
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # for data; a page sets its own policy
     "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",  # not asked in CORS mode, where origins are checked by name
+    "cross-origin-resource-policy": "same-origin",  # browsers do not apply it to CORS requests, which list origins
     "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",  # for browsers that do not know `frame-ancestors`
 }
-"""nginx gives the same to the answers it makes itself: nginx/nginx.conf.template."""
+"""nginx sets the same headers on its own responses: nginx/nginx.conf.template."""
 
 RawField = tuple[bytes, bytes]
 
 WriteAtOnce = Callable[[int, bytes, bytes], bool]
-"""Writes an answer that is all there as one: status, fields as `sound_lines`, body. False, with nothing written, when
-it must be sent in the usual way."""
+"""Writes a complete response in one call: status, header lines from `sound_lines`, body. Returns False, having
+written nothing, if the regular path must send it."""
 
 _FRAMING = (b"connection: ", b"content-length: ", b"transfer-encoding: ")
 _CONTROL = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 
 
 class Standing:
-    """Headers that are the same in every answer.
+    """Headers that are the same in every response.
 
-    Shape: `lines` are they as they are sent.
+    Shape: `lines` are the encoded header lines.
     """
 
     def __init__(self, headers: Mapping[str, str]) -> None:
@@ -65,23 +65,24 @@ class Standing:
 
 _PLAIN = Standing(SECURITY_HEADERS)
 _SECURE = Standing({**SECURITY_HEADERS, "strict-transport-security": "max-age=31536000"})
-"""A year; subdomains are not ours to bind. Over http, browsers must ignore it."""
+"""For a year, without subdomains, which may belong to other services. Over http, browsers must ignore it."""
 
 
 class Requests:
-    """Gives every request an ID, puts it into the answer and every log line, and logs how the request ended.
+    """Gives every request an ID, adds it to the response and every log line, and logs the end of the request.
 
-    While the replica is `leaving`, an answer ends its connection: a proxy keeps none that is about to be closed.
+    While the replica is `leaving`, each response closes its connection, so that a proxy keeps no connection that is
+    about to end.
 
-    A proxy's `X-Request-ID` is kept when it is one; anything else gets a new one. A request whose connection is
-    handed over starts no response here: the hub logs when its stream opens and closes.
+    A well-formed `X-Request-ID` of a proxy is kept; otherwise a new ID is made. A request whose connection is handed
+    over starts no response here: the hub logs when its stream opens and closes.
 
-    Shape: `scope["state"]["answer_headers"]` is a dict of lower-case names. What anybody inside puts there goes into
-    whatever answer follows, unless that answer says it itself (`vary` is added to). The request's ID is in it from
-    the start. Who writes a response head past this middleware takes it along, and the lines of `standing` beside it:
-    headers that are the same in every answer, and which nobody wishes for. `answer_at_once` writes a response that is
-    all there; False, with nothing written, when it must be sent in the usual way. `offer` is the name in the scope's
-    extensions under which a server offers that: to who gives it its own `send`, it gives a `WriteAtOnce`.
+    Shape: `scope["state"]["answer_headers"]` is a dict with lower-case names. Its headers are added to the response,
+    unless the response sets them itself (`vary` is merged). It holds the request ID from the start. Code that writes
+    response headers itself must add these, and the fixed headers in `standing`. `answer_at_once` writes a complete
+    response in one call; it returns False, having written nothing, if the regular path must send it. `offer` is the
+    name of a scope extension with which a server provides that: called with the connection's own `send`, it returns a
+    `WriteAtOnce`.
     """
 
     def __init__(self, app: ASGIApp, offer: str = "", leaving: Callable[[], bool] = lambda: False) -> None:
@@ -146,24 +147,24 @@ def _refusal(scope: Scope, fields: Fields) -> AllimError | None:
     """Return why no route handles this request, or None."""
     if not fields.one_host():
         return BadRequest("Host: must be one host, with or without a port, of at most 255 characters.")
-    # A route's pattern ends with `$`, behind which a line end may still stand: `/metrics%0a` would be `/metrics`,
-    # which nginx guards under that name alone.
+    # A route's pattern ends with `$`, which also matches before a line end: `/metrics%0a` would match `/metrics`,
+    # which nginx protects under that name alone.
     return None if scope["path"].isprintable() else NotFound("There is nothing at this path.")
 
 
 def name_for(asked: str | None) -> str:
-    """A request's ID: what a proxy asked for, when it is one, or a new one."""
+    """Return the ID that a proxy asked for if it is well-formed, else a new one."""
     return asked if asked and _REQUEST_ID.match(asked) else f"{random.getrandbits(64):016x}"
 
 
 def tell(scope: Scope, status: int, started_at: float) -> None:
-    """Log how a request ended, unless it is counted instead. Units: `started_at` by `time.perf_counter`."""
+    """Log the end of a request, unless it is only counted. Units: `started_at` by `time.perf_counter`."""
     path = get_route_path(scope)
     if path in _QUIET:
         return
     counted = status < 300 and path in _COUNTED
     if counted and not _root.isEnabledFor(logging.DEBUG):
-        return  # a question that costs less than a line that is not written
+        return  # cheaper than making a line that the logger drops
     write = log.debug if counted else log.info
     client = scope.get("client")
     write(
@@ -177,26 +178,26 @@ def tell(scope: Scope, status: int, started_at: float) -> None:
 
 
 def standing(scope: Scope) -> Standing:
-    """The headers that every answer to this request has."""
+    """Return the headers that every response to this request has."""
     return _SECURE if scope["scheme"] == "https" else _PLAIN
 
 
 def sound_lines(fields: Sequence[RawField], body: bytes) -> bytes | None:
-    """An answer's fields as they are sent, without the length of its body, which who writes them tells.
+    """Return a response's header lines without the length of its body, which the writer adds.
 
-    None for fields that do not tell the true length, or tell more of where the answer ends, or that cannot stand in a
-    line. Shape: their names are tokens in lower case.
+    None if the headers do not state the true length, if others define the end of the body, or if one contains a
+    control character. Shape: the names are lower-case tokens.
     """
     length = (b"content-length", b"%d" % len(body))
     others = [field for field in fields if field != length]
     lines = b"".join([b"%b: %b\r\n" % field for field in others])
-    framed = any(name in lines for name in _FRAMING)  # or in a value, which the usual way bears as well
+    framed = any(name in lines for name in _FRAMING)  # also if it is part of a value: the regular path handles it
     ends = len(lines) - len(lines.translate(None, _CONTROL))
     return None if len(others) == len(fields) or framed or ends > 2 * len(others) else lines
 
 
 def _joined(said: Sequence[RawField], wishes: Mapping[str, str]) -> list[RawField]:
-    """What an answer says itself, and what is wished for besides."""
+    """Return a response's own headers together with the further ones."""
     joined = list(said)
     names = [name for name, _ in said]
     for name, value in wishes.items():

@@ -1,7 +1,6 @@
-"""One route per path, so that a refused method is told all the methods the path knows; and what each operation
-takes, answers and refuses, declared beside its handler.
+"""Routes with declared operations. Each path has one route, so a 405 names all its methods in `Allow`.
 
-`openapi` makes the document of the declarations. They change nothing at run time.
+A declaration lists an operation's parameters, answers and errors, for `openapi`. It changes nothing at run time.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Caller(Enum):
-    """Who may call an operation."""
+    """The kind of caller that an operation requires."""
 
     ANYONE = auto()
     VISITOR = auto()  # anyone; a user is recognised
@@ -35,7 +34,7 @@ class Caller(Enum):
 
 
 class Parameter(NamedTuple):
-    """What a request says beside its body. In the query a list is one value with commas."""
+    """A parameter of a request. In the query a list is one value with commas."""
 
     place: Literal["query", "path", "header"]
     name: str
@@ -44,9 +43,9 @@ class Parameter(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One way in which an operation succeeds, or fails without a problem.
+    """An answer of an operation that is not a problem.
 
-    Shape: `content` is the type of what is sent, None for nothing; `headers` are named in `openapi.HEADERS`.
+    Shape: `content` is the type of the body, None without one; `headers` are names in `openapi.HEADERS`.
     """
 
     description: str
@@ -80,7 +79,7 @@ def operation(
 ) -> Callable[[Handler], Operation]:
     """Declare a handler. Its docstring is the documentation: one line of summary, then the description.
 
-    Shape: `body` is any type pydantic knows; with `| None` it may be left out. `fails` are the errors that do not
+    Shape: `body` is a type for pydantic; with `| None` the body is optional. `fails` are the errors that do not
     follow from the rest (see `openapi`).
     """
 
@@ -94,7 +93,7 @@ _NO_QUESTION = QueryParams()
 
 
 class Call(Request):
-    """A request, whose fields are found at once."""
+    """A request with an index of its headers."""
 
     @property
     def query_params(self) -> QueryParams:
@@ -106,25 +105,25 @@ class Call(Request):
 
 
 class Resource(Route):
-    """A path and what its methods do. `tag` groups it with others in the document.
+    """A path with its handlers. `tag` groups it with others in the OpenAPI document.
 
     Shape: `handlers` and `shortcuts` by method.
     """
 
     def __init__(self, path: str, handlers: Mapping[str, Handler], tag: str) -> None:
         super().__init__(path, self.serve, methods=list(handlers))
-        self.app = self.serve  # Starlette's own way would catch errors a second time, inside the router's
+        self.app = self.serve  # Starlette would wrap it in a second error handler, inside the router's
         self.handlers = handlers
         self.tag = tag
         self.shortcuts: dict[str, Shortcut] = {}
 
     def with_shortcuts(self, **shortcuts: Shortcut) -> Self:
-        """Beside their handlers: `route("/x", post=change).with_shortcuts(post=change_at_once)`."""
+        """Add shortcuts beside the handlers: `route("/x", post=change).with_shortcuts(post=change_at_once)`."""
         self.shortcuts = {method.upper(): shortcut for method, shortcut in shortcuts.items()}
         return self
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As an ASGI application, for a method it knows."""
+        """Serve a request with one of the path's methods, as an ASGI application."""
         if OUTCOME not in scope:
             response = await self.handlers[scope["method"]](Call(scope, receive, send))
         else:
@@ -137,9 +136,9 @@ class Resource(Route):
 
 
 class Paths:
-    """ASGI middleware inside all others: a resource whose path holds no parameter is found by that path at once.
+    """The innermost ASGI middleware: finds a resource without path parameters in a dict.
 
-    Everything else goes on to the router: patterns, a method that the path does not know, and a path nobody knows.
+    All other requests go on to the router: paths with parameters, unknown methods, unknown paths.
     """
 
     def __init__(self, app: ASGIApp, resources: Sequence[Resource]) -> None:
@@ -161,7 +160,7 @@ class Paths:
 
 
 def route(path: str, *, tag: str = "", get: Handler | None = None, **others: Handler) -> Resource:
-    """A route with a handler per method: `route("/x", get=show, post=change)`. GET answers HEAD too."""
+    """Return a route with a handler per method: `route("/x", get=show, post=change)`. GET answers HEAD too."""
     handlers = {method.upper(): handler for method, handler in others.items()}
     if get is not None:
         handlers |= {"GET": get, "HEAD": get}

@@ -1,9 +1,9 @@
-"""Past ASGI: a plain request that came whole, and whose answer waits for a reply or two, needs no task and no layers.
+"""The fast path: answers a plain request that arrived whole without an ASGI task and without middleware.
 
-A shortcut judges a request at once, by the functions of its handler and in their order, and begins what is asked for.
-It answers only successful requests by itself. A fault that shows before anything has begun is left to the usual way,
-which judges from the start; one that shows afterwards is told in the usual way, as `Judged`. So each refusal, and
-each layer's work on it, stands in one place. Source: docs/decisions/0012-shortcuts.md.
+A shortcut checks a request with the functions of its handler, in their order, and starts its work. It answers only
+successful requests itself. If anything is wrong before the work has started, the regular path handles the request
+from the beginning; an error after that is passed to the regular path as `Judged`. So each refusal, and each
+middleware's work on it, is in one place. Source: docs/decisions/0012-shortcuts.md.
 """
 
 import asyncio
@@ -29,7 +29,9 @@ _PLAIN = frozenset(
         *(b"x-forwarded-for", b"x-forwarded-proto", b"x-real-ip", b"x-request-id"),
     }
 )
-"""Fields that no layer on the usual way goes by, or that shortcuts go by as well. Any other is for the layers."""
+"""Headers that no middleware uses, or that shortcuts handle as well. A request with any other takes the regular
+path.
+"""
 
 _FROM_PROXIES = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
@@ -37,7 +39,7 @@ Fields = Mapping[bytes, bytes]
 
 
 class Success(NamedTuple):
-    """A complete answer to a successful request. Shape: `headers` are those of this answer beside its media type."""
+    """A complete answer to a successful request. Shape: `headers` are its own headers beside the content type."""
 
     status: int
     media_type: str
@@ -46,9 +48,9 @@ class Success(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """What a shortcut has begun.
+    """The work that a shortcut has started.
 
-    Shape: `answer` makes the answer from the result of `done`, or an outcome for the usual way to tell; it raises the
+    Shape: `answer` makes the answer from the result of `done`, or an outcome for the regular path; it raises the
     errors that the handler would raise.
     """
 
@@ -57,34 +59,37 @@ class Pending(NamedTuple):
 
 
 _Request = tuple[Scope, Fields, float, WriteAtOnce, Callable[[], None], "set[asyncio.Future[Any]]"]
-"""One that was taken: scope, fields, since when, who writes the answer, the usual way, and all that is under way."""
+"""A request on the fast path: scope, headers, start time, writer, regular path, and the futures under way."""
 
 Shortcut = Callable[[Fields, bytes], Pending | None]
-"""Judges a request by its fields and body; None, or an error, when it is for the usual way."""
+"""Starts the work of a request, given its headers and body. Returns None, or raises, if the regular path is
+needed.
+"""
 
 
 class Judged(NamedTuple):
-    """The outcome of a judged request, for the usual way to tell. Shape: `headers` go into the answer."""
+    """The outcome of a request that the regular path has to answer. Shape: `headers` go into the answer."""
 
     answer: Success | Exception
     headers: Mapping[str, str]
     traceback: TracebackType | None = None
 
     def response(self) -> Response:
-        """Raises: what the answer is, if it is an error."""
+        """Return the answer. Raises: the answer, if it is an error."""
         if isinstance(self.answer, Exception):
             try:
                 raise self.answer.with_traceback(self.traceback)  # the error may be that of many requests
             finally:
-                del self  # the traceback holds this frame: a cycle for each refusal otherwise
+                del self  # the traceback holds this frame: without this, each refusal would make a reference cycle
         return Response(self.answer.body, self.answer.status, media_type=self.answer.media_type)
 
 
 class Shortcuts:
-    """Takes requests before an application is called.
+    """Answers requests before the application is called.
 
-    Shape: `shortcuts` by method and path, which `paths` has as they come; `headers` go into every answer;
-    `look_through` puts into a scope what proxies say about the client; none is taken while the replica is `leaving`.
+    Shape: `shortcuts` by method and path; `paths` has the same as raw bytes; `headers` go into every answer;
+    `look_through` sets the client's address in a scope from a proxy's headers; while the replica is `leaving`, every
+    request takes the regular path.
     """
 
     def __init__(
@@ -108,11 +113,11 @@ class Shortcuts:
         usual: Callable[[], None],
         under_way: "set[asyncio.Future[Any]]",
     ) -> bool:
-        """Answer a request, now or later; False, with nothing done, when it is for the usual way.
+        """Answer a request, now or later. Returns False, having done nothing, if the regular path must handle it.
 
-        Shape: `scope` has `type`, `method`, `path`, `headers`, `scheme` and `client`. `usual` sends the request the
-        usual way later, to tell the outcome. What it waits for stands in `under_way`: who stops waits for it, and may
-        cancel it.
+        Shape: `scope` has `type`, `method`, `path`, `headers`, `scheme` and `client`. `usual` passes the request to
+        the regular path later, with its outcome. The future it waits for is added to `under_way`, so that a server
+        that stops can wait for it or cancel it.
         """
         shortcut = self._shortcuts.get((scope["method"], scope["path"]))
         if shortcut is None or self._leaving():
@@ -123,7 +128,7 @@ class Shortcuts:
         started_at = time.perf_counter()
         try:
             pending = shortcut(fields, body)
-        except Exception:  # noqa: BLE001 - it is raised again where errors become answers
+        except Exception:  # noqa: BLE001 - the regular path raises it again
             return False
         if pending is None:
             return False
@@ -140,7 +145,7 @@ class Shortcuts:
             made = pending.answer(done.result())
         except asyncio.CancelledError:
             made = Judged(Unavailable("The replica stops; the outcome of this call is not known."), {})
-        except Exception as error:  # noqa: BLE001 - it is raised again where errors become answers
+        except Exception as error:  # noqa: BLE001 - the regular path raises it again
             # Without this frame, which holds the error.
             trace = error.__traceback__ and error.__traceback__.tb_next
             made = Judged(error.with_traceback(trace), {}, trace)
@@ -160,6 +165,6 @@ class Shortcuts:
         lines = f"content-type: {answer.media_type}\r\nx-request-id: {name}\r\n{self._lines}{said}".encode()
         if self._leaving() or not write_at_once(answer.status, lines + standing(scope).lines, answer.body):
             return False
-        request_id.set(name)  # in a context of this call alone: the loop makes one for each callback
+        request_id.set(name)  # for this call alone: the loop runs each callback in a context of its own
         tell(scope, answer.status, started_at)
         return True

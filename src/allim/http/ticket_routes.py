@@ -25,22 +25,20 @@ class NewTicket(Body):
 
 
 class TicketView(Body):
-    """A ticket, good for one stream within so many seconds."""
+    """A ticket, valid for one stream within `expiresInS` seconds."""
 
     ticket: str
     expires_in_s: int
 
 
 def routes(gate: Gate, tickets: Tickets, permission: Permission) -> list[Resource]:
-    """The route of tickets."""
+    """Return the route for tickets."""
 
-    @operation(
-        caller=Caller.USER, body=NewTicket | None, answers={201: Answer("Good for one stream, soon.", TicketView)}
-    )
+    @operation(caller=Caller.USER, body=NewTicket | None, answers={201: Answer("Valid for one stream.", TicketView)})
     async def create_ticket(request: Request) -> Response:
         """Create a ticket for one stream.
 
-        For where neither a cookie nor a header can be sent: `GET /events?ticket=`.
+        For clients that can send neither a cookie nor a header: `GET /events?ticket=`.
         """
         identity = await gate.identify(request)
         new = parse(NewTicket, await read_json_or_nothing(request, _MAX_BODY_BYTES))

@@ -1,10 +1,11 @@
-"""Tickets: what opens a stream where neither a cookie nor a header can go, such as `EventSource` of another origin.
+"""Tickets open a stream for clients that can send neither a cookie nor a header, such as a cross-origin
+`EventSource`.
 
-A ticket is short-lived and opens one stream once, so it may stand in a URL. The browser's own reconnect asks for the
-same URL again, when the ticket is spent. What it adds is the last event ID; so every id on such a stream carries a
-proof that only its reader can know, `<position>~<proof>`. Spent ticket and proof together resume, until the token
-expires that the ticket was got with. The ticket alone, which may stand in a log, does nothing; the proof stands in no
-URL.
+A ticket is short-lived and opens one stream once, so it may appear in a URL. When the browser reconnects, it requests
+the same URL, whose ticket is spent, and adds the last event ID. So every id on such a stream carries a proof that
+only its reader knows: `<position>~<proof>`. A spent ticket together with the proof resumes the stream until the token
+expires with which the ticket was made. A spent ticket alone, for instance from a log, opens nothing; the proof
+appears in no URL.
 """
 
 import base64
@@ -23,13 +24,13 @@ from starlette.requests import HTTPConnection
 from allim.errors import Invalid, Unauthenticated
 from allim.identity import Identity, Ticket, Visitor
 
-MAX_CHARS = 6000  # with the rest of its line it has to fit into the 8 KiB that proxies read
+MAX_CHARS = 6000  # with the rest of its request line it must fit into 8 KiB, the limit of many proxies
 
 _ALGORITHMS = ["HS256"]
 
 
 class Tickets:
-    """Issues tickets and reads them. The first of the keys signs, all are believed."""
+    """Issues and reads tickets. The first key signs, all keys verify."""
 
     def __init__(
         self,
@@ -38,10 +39,10 @@ class Tickets:
         now: Callable[[], float] = time.time,
         shared_now: Callable[[], float] | None = None,
     ) -> None:
-        """Units: Unix seconds. A token's end is judged by `now`, a ticket's by `shared_now`, the clock that all
-        replicas have in common: a ticket lasts less than two machines' clocks may differ.
+        """Units: Unix seconds. A token's expiry is compared with `now`, a ticket's with `shared_now`, the clock that
+        all replicas share: the clocks of two machines may differ by more than the lifetime of a ticket.
         """
-        # Keys of their own: a ticket is no token, and no token a ticket.
+        # Derived keys: a ticket is not accepted as a token, nor a token as a ticket.
         self._keys = [OctKey.import_key(_derived(key, b"allim ticket")) for key in secret_keys]
         self._proof_keys = [_derived(key, b"allim ticket proof") for key in secret_keys]
         self.lifetime_s = lifetime_s
@@ -49,9 +50,9 @@ class Tickets:
         self._shared_now = shared_now or now
 
     def issue(self, identity: Identity, topics: Sequence[str]) -> str:
-        """A ticket for a stream of these topics, which the identity may read at this moment, and of its own.
+        """Return a ticket for a stream of the identity's own topics and these, which it may read now.
 
-        Raises: Invalid naming `topics` when they are too much for a URL.
+        Raises: Invalid naming `topics` if the ticket would be too long for a URL.
         """
         claims = {
             "jti": secrets.token_urlsafe(16),
@@ -63,7 +64,7 @@ class Tickets:
             "exp": self._shared_now() + self.lifetime_s,
             "until": identity.expires_at,
             "topics": list(topics),
-            # The others were granted by their rooms, which are asked again each time the ticket is shown.
+            # The other topics are granted by rules, which are asked again whenever the ticket is used.
             "grants": [topic for topic in topics if identity.may_read(topic)],
         }
         ticket = jwt.encode({"alg": "HS256"}, claims, self._keys[0], algorithms=_ALGORITHMS)
@@ -72,7 +73,7 @@ class Tickets:
         return ticket
 
     def visitor(self, ticket: str, connection: HTTPConnection) -> Visitor:
-        """Who comes with this ticket: for the first time, or with the proof of having read its stream.
+        """Return the visitor with this ticket, which is unspent or comes with the proof of its stream.
 
         Raises: Unauthenticated.
         """
@@ -99,7 +100,7 @@ class Tickets:
         return Visitor(identity, topics=topics, ticket=Ticket(claims["jti"], left_s + 1), proof=proof)
 
     def _claims(self, ticket: str) -> tuple[int, dict[str, Any]]:
-        """The claims, and which key signed them."""
+        """Return the index of the key that signed the ticket, and its claims."""
         if len(ticket) <= MAX_CHARS:
             for at, key in enumerate(self._keys):
                 try:
@@ -114,5 +115,5 @@ def _derived(secret_key: str, purpose: bytes) -> bytes:
 
 
 def _proof(key: bytes, ticket_id: str) -> str:
-    """22 characters that are safe in a header, and that no script elsewhere needs leave to send."""
+    """Return 22 characters that are safe in a header and need no CORS preflight in `Last-Event-ID`."""
     return base64.urlsafe_b64encode(hmac.digest(key, ticket_id.encode(), hashlib.sha256)[:16]).decode().rstrip("=")

@@ -1,7 +1,7 @@
-"""Turns at work that only a few may do at once, such as hashing a password: no address keeps the others out.
+"""A fair queue for work of which only a few pieces may run at once, such as hashing a password.
 
-Addresses take turns; within one, the first to come is the first to be served. IPv6 addresses of one /48 take turns as
-one address. A client that has gone is dropped before its turn. Source: docs/decisions/0016-quotas.md.
+Addresses take turns; the requests of one address are served in order. IPv6 addresses of one /48 count as one address.
+A client that has gone is dropped before its turn. Source: docs/decisions/0016-quotas.md.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from allim.errors import TooMany, Unavailable
 from allim.networks import Places, shares_of
 
 WAITING = 8  # of one address; of wider networks more
-PATIENCE_S = 5.0  # no longer wait is begun
-FIRST_GUESS_S = 0.1  # how long a turn takes, until one was measured
+PATIENCE_S = 5.0  # a request whose expected wait is longer is refused
+FIRST_GUESS_S = 0.1  # the duration of a turn, until one was measured
 NEWEST_WEIGHT = 0.2  # of the newest measurement in the mean
-RETRY_S = 1  # when an address that has too many waiting may try again
+RETRY_S = 1  # told to an address that has too many requests waiting
 
 
 class Turns:
@@ -35,17 +35,17 @@ class Turns:
         self._refused = refused
         self._now = now
         self._running: list[float] = []  # when each began
-        # By widest network; the line whose turn is next stands first. A future is set to when its turn began.
+        # By widest network; the line whose turn is next is first. A future's result is the time its turn began.
         self._lines: dict[str, deque[asyncio.Future[float]]] = {}
         self._waiting = Places(WAITING)
         self._turn_s = FIRST_GUESS_S
 
     @asynccontextmanager
     async def turn(self, request: Request, address: str) -> AsyncIterator[None]:
-        """Around the work: waits for a place, and gives it on afterwards.
+        """Wait for a place, hold it during the block, and pass it on afterwards.
 
         Shape: the body of the request has been read.
-        Raises: TooMany when the address has too many waiting; Unavailable when the wait would be too long;
+        Raises: TooMany when the address has too many requests waiting; Unavailable when the wait would be too long;
         ClientDisconnect when the client has gone before its turn.
         """
         began = await self._place(request, address)
@@ -95,7 +95,7 @@ class Turns:
                 self._lines[network] = line  # behind the others
 
     def _withdraw(self, network: str, turn: "asyncio.Future[float]") -> None:
-        """Undo what was done for a caller that waits no longer: its wait, or the turn that it was given meanwhile."""
+        """Remove a caller that waits no longer from its line, or pass on the turn that it was given meanwhile."""
         if not turn.done():
             self._take_out(network, turn)
         elif turn.exception() is None:
@@ -110,7 +110,8 @@ class Turns:
     # The limits of waiting -------------------------------------------------------------------------------------
 
     def _make_room(self, address: str, network: str) -> None:
-        """Return when one more may wait. While the wait is long, the longest line gives its last place to a shorter.
+        """Check that one more request may wait. If the wait is too long, a shorter line takes the last place of the
+        longest.
 
         Raises: TooMany, Unavailable.
         """

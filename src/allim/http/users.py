@@ -1,4 +1,4 @@
-"""`DELETE /api/users/{id}/streams`: an operator ends everything a user has open."""
+"""`DELETE /api/users/{id}/streams`: an operator ends all sessions and streams of a user."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -19,11 +19,11 @@ _SUBJECT_FORM = r"[A-Za-z0-9._~-]{1,128}"
 _SUBJECT = re.compile(_SUBJECT_FORM)
 
 Kick = Callable[[str], Awaitable[None]]
-"""Ends every session a user has until now, and all their streams on every replica."""
+"""Ends all present sessions of a user, and all their streams on every replica."""
 
 
 def routes(gate: Gate, kick: Kick) -> list[Resource]:
-    """The operators' route."""
+    """Return the route for operators."""
 
     @operation(
         caller=Caller.OPERATOR,
@@ -39,7 +39,7 @@ def routes(gate: Gate, kick: Kick) -> list[Resource]:
         operator = await gate.require_operator(request)
         subject = request.path_params["id"]
         if not _SUBJECT.fullmatch(subject):
-            raise NotFound("There can be no user of this name.")
+            raise NotFound("No user can have this name.")
         await kick(subject)
         log.info("user kicked", user=subject, operator=operator.subject)
         return Response(status_code=204)

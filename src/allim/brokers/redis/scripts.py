@@ -230,9 +230,7 @@ class ScriptCalls:
         for call, reply in zip(batch, replies, strict=True):
             self._settle(call, reply, unconfirmed)
         if any(isinstance(reply, ReadOnlyError | RedisConnectionError) for reply in replies):
-            await (
-                self.drop()
-            )  # a former master, or a lost sign-in: another connection may be better
+            await self.drop()  # a former master, or a lost sign-in: another connection may be better
 
     async def _replies(self, connected: Connected, batch: Sequence[Call], *, whole: bool = False) -> list[Any]:
         """Return Redis' answer to each call: a value, or the error that refuses it.
