@@ -51,7 +51,7 @@ test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, replicas and a bro
 	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
 	@$(MAKE) --no-print-directory web/dist/index.html
 	cd web && npm test --silent
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: setup ## Check style, types and the walls between the rooms

@@ -135,7 +135,7 @@ async def following(url: str | Callable[[int], str], count: int, name: str) -> A
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until_open(followers: Collection[Follower], timeout_s: float = 20.0) -> None:
+async def until_open(followers: Collection[Follower], timeout_s: float = 60.0) -> None:
     await until(lambda: all(follower.open for follower in followers), timeout_s, "every follower open")
 
 
@@ -177,7 +177,7 @@ async def _publish(
 ) -> None:
     loop = asyncio.get_running_loop()
     authorization = {"authorization": f"Bearer {PUBLISH_KEY}"}
-    async with httpx.AsyncClient(headers=authorization, timeout=10, trust_env=False) as http:
+    async with httpx.AsyncClient(headers=authorization, timeout=60, trust_env=False) as http:
         next_at = loop.time()
         while not stop.is_set():
             topic, key = random.choice(topics), f"load-{random.getrandbits(64):x}"

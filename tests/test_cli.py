@@ -60,7 +60,7 @@ def test_a_cluster_without_a_key_does_not_start() -> None:
 def test_a_port_that_is_taken_is_one_line_and_status_2(server: Replica) -> None:
     command = [sys.executable, "-m", "allim", "serve", "--port", str(server.port)]
 
-    result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     assert result.returncode == 2
     assert result.stderr == f"allim: cannot listen on 127.0.0.1:{server.port}: Address already in use\n"

@@ -32,7 +32,7 @@ serve.serve(App(), settings, second)
 
 
 def test_who_finds_the_address_taken_when_it_begins_to_listen_ends() -> None:
-    done = subprocess.run([sys.executable, "-c", _TWO], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", _TWO], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 1
     assert "cannot listen" in done.stdout + done.stderr

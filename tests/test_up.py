@@ -216,7 +216,7 @@ class Running:
     addresses: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        until(lambda: "Ctrl-C to stop" in self.said() or self.process.poll() is not None, within_s=40)
+        until(lambda: "Ctrl-C to stop" in self.said() or self.process.poll() is not None, within_s=60)
         assert self.process.poll() is None, self.said()
         lines = [line.split() for line in self.said().splitlines()]
         self.addresses = {line[0]: line[1] for line in lines if len(line) == 2 and "://" in line[1]}
@@ -266,7 +266,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-def until(condition: Callable[[], object], within_s: float = 15) -> None:
+def until(condition: Callable[[], object], within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -303,7 +303,7 @@ def command_line(pid: int) -> str:
 
 def signed_in(page: str) -> dict[str, str]:
     account = {"email": "ada@example.org", "name": "Ada", "password": "correct horse battery staple"}
-    answer = httpx.post(f"{page}api/accounts", json=account, timeout=10, trust_env=False)
+    answer = httpx.post(f"{page}api/accounts", json=account, timeout=60, trust_env=False)
     assert answer.status_code == 201, answer.text
     return {"Authorization": f"Bearer {answer.json()['token']}"}
 
@@ -314,7 +314,7 @@ def test_a_signal_drains_and_leaves_nothing_behind(start: Start, number: signal.
     page = running.addresses["page"]
     assert list(running.addresses) == ["page", "replica-1", "replica-2", "redis"]
 
-    with httpx.stream("GET", f"{page}events", headers=signed_in(page), timeout=20, trust_env=False) as response:
+    with httpx.stream("GET", f"{page}events", headers=signed_in(page), timeout=60, trust_env=False) as response:
         lines = response.iter_lines()
         assert "event: stream.open" in lines
         running.process.send_signal(number)
@@ -322,7 +322,7 @@ def test_a_signal_drains_and_leaves_nothing_behind(start: Start, number: signal.
 
     assert "event: stream.close" in rest
     assert '"drain"' in rest
-    assert running.process.wait(timeout=20) == 0
+    assert running.process.wait(timeout=60) == 0
     assert running.left() == []
 
 
@@ -341,14 +341,14 @@ def test_a_killed_replica_is_started_again(start: Start) -> None:
 def test_a_second_ctrl_c_ends_everything_at_once(start: Start) -> None:
     running = start(ALLIM_DRAIN_S="300")
     page = running.addresses["page"]
-    with httpx.stream("GET", f"{page}events", headers=signed_in(page), timeout=20, trust_env=False) as response:
+    with httpx.stream("GET", f"{page}events", headers=signed_in(page), timeout=60, trust_env=False) as response:
         assert "event: stream.open" in response.iter_lines()
 
         running.process.send_signal(signal.SIGINT)
         until(lambda: "stopping" in running.said())
         running.process.send_signal(signal.SIGINT)
 
-        assert running.process.wait(timeout=10) == 130
+        assert running.process.wait(timeout=60) == 130
     assert running.left() == []
 
 
@@ -358,7 +358,7 @@ def test_if_the_first_process_is_killed_the_rest_stops_in_order(start: Start) ->
     running.process.kill()
     running.process.wait()
 
-    until(lambda: not running.left(), within_s=20)
+    until(lambda: not running.left(), within_s=60)
 
 
 def test_if_supervisord_is_killed_everything_ends_with_an_error(start: Start) -> None:
@@ -366,7 +366,7 @@ def test_if_supervisord_is_killed_everything_ends_with_an_error(start: Start) ->
 
     os.kill(running.session, signal.SIGKILL)
 
-    assert running.process.wait(timeout=10) == 1
+    assert running.process.wait(timeout=60) == 1
     assert running.left() == []
     assert "supervisord ended unexpectedly" in running.said()
 

@@ -10,8 +10,8 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 TICK_S = 0.01
-PATIENCE_S = 30.0  # for conditions that take a moment on a quiet machine
-START_S = 50.0  # for a process that starts or comes back; a test has 60 s
+PATIENCE_S = 60.0  # for conditions that take a moment on a quiet machine
+START_S = 120.0  # for a process that starts or comes back; a test has 300 s
 
 
 @overload

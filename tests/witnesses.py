@@ -71,10 +71,10 @@ class Witness:
             assert after > before if message.type == "t" else after >= before, f"{message} after {before}"
         return positions
 
-    async def until_data(self, wanted: Any, timeout_s: float = 20.0) -> None:
+    async def until_data(self, wanted: Any, timeout_s: float = 60.0) -> None:
         await until(lambda: wanted in self.data, timeout_s, f"{wanted} in {self.data[-5:]}, gaps {self.gaps}")
 
-    async def until_told(self, topics: Sequence[str], reason: str = "origin", timeout_s: float = 20.0) -> None:
+    async def until_told(self, topics: Sequence[str], reason: str = "origin", timeout_s: float = 60.0) -> None:
         await until(lambda: (frozenset(topics), reason) in self.gaps, timeout_s, f"gap {topics} in {self.gaps}")
 
 

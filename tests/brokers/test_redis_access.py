@@ -198,13 +198,13 @@ def test_without_a_command_of_a_script_readiness_and_the_log_name_it(
 
 def checks(running: Replica) -> dict[str, str]:
     """The checks of `/readyz`; none while it is ready."""
-    answer = httpx.get(f"{running.url}/readyz", timeout=10)
+    answer = httpx.get(f"{running.url}/readyz", timeout=60)
     found: dict[str, str] = answer.json()["checks"] if answer.status_code == 503 else {}
     return found
 
 
 def not_ready(running: Replica) -> bool:
-    answer = httpx.get(f"{running.url}/readyz", timeout=10)
+    answer = httpx.get(f"{running.url}/readyz", timeout=60)
     return answer.status_code == 503 and "hub" in answer.text
 
 

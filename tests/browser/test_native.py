@@ -3,13 +3,10 @@
 import time
 from contextlib import ExitStack
 
-import pytest
 from playwright.sync_api import Page
 
 from tests.cluster import Cluster
 from tests.replicas import publish
-
-pytestmark = pytest.mark.timeout(120)
 
 ABSENCE_S = 8  # long enough for several attempts: nginx says 1.0 to 4.8 s
 WAIT_MS = 30_000

@@ -16,8 +16,6 @@ from tests.cluster import Cluster, cluster
 from tests.replicas import publish, token
 from tests.waiting import until_sync
 
-pytestmark = pytest.mark.timeout(120)
-
 WAIT_MS = 30_000
 
 

@@ -3,13 +3,10 @@
 from typing import Any
 
 import httpx
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.cluster import Cluster
 from tests.replicas import publish
-
-pytestmark = pytest.mark.timeout(120)
 
 PRESSES = 20
 WAIT_MS = 15_000

@@ -12,8 +12,6 @@ from tests.proxy import FaultProxy, fault_proxy
 from tests.replicas import ticket, token
 from tests.servers import Redis
 
-pytestmark = pytest.mark.timeout(120)
-
 LISTEN = """url => {
     window.opened = []; window.heard = []; window.ids = []; window.failures = 0;
     window.source = new EventSource(url);

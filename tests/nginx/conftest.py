@@ -26,7 +26,7 @@ class Front:
     folder: Path
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=10, trust_env=False)
+        return httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False)
 
     def log(self) -> str:
         """All that nginx has written so far, to its log and to stderr."""
@@ -94,7 +94,7 @@ def _spawn(folder: Path, output: BinaryIO) -> subprocess.Popen[bytes]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()  # nginx's fast way: streams are cut
-    process.wait(timeout=10)
+    process.wait(timeout=60)
 
 
 def _accepts(port: int) -> bool:

@@ -21,7 +21,6 @@ def _start(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", range(FIRST, FIRST + 4 * BLOCK, BLOCK))
 def test_whatever_befalls_every_promise_is_kept(first: int) -> None:
     processes = os.cpu_count() or 1

@@ -30,7 +30,7 @@ def publish(to: Replica, data: str) -> str:
     return str(answer.json()["id"])
 
 
-def publish_until_accepted(to: Replica, data: str, timeout_s: float = 20.0) -> str:
+def publish_until_accepted(to: Replica, data: str, timeout_s: float = 60.0) -> str:
     """Try under one key, the same for the same data, until it is accepted; the position."""
     deadline = time.monotonic() + timeout_s
     key = data.replace(" ", "-")

@@ -13,7 +13,7 @@ from tests.cluster import Cluster
 from tests.replicas import Reader, publish
 from tests.waiting import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.anyio
 
 USERS = 300
 AT_ONCE = 8  # from one address as many passwords may wait on one replica

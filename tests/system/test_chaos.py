@@ -11,7 +11,6 @@ pytestmark = pytest.mark.anyio
 SEED = 449
 
 
-@pytest.mark.timeout(120)  # 25 s of storm, the start and the end of a deployment, a slow machine
 async def test_a_short_storm(tmp_path: Path) -> None:
     outcome = await chaos(25, SEED, followers=100, publishes_per_s=50, pulse_s=0.4, folder=tmp_path)
 

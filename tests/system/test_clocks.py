@@ -16,7 +16,7 @@ from tests.clocks import ShiftedRedis, WallClock, shifted_redis, wall_clock
 from tests.replicas import Reader, Replica, bearer, launch_replica, publish, ticket, token
 from tests.waiting import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.anyio
 
 AHEAD_S = {"right": 0.0, "ahead": 90.0, "behind": -90.0}
 HOUR_S = 3600.0

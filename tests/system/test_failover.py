@@ -14,7 +14,7 @@ from tests.system.pairs import TOPICS, publish, publish_until_accepted, two_repl
 from tests.waiting import until
 from tests.witnesses import Publisher, Witness, history, publishing, witnessing
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 ORIGIN = dict.fromkeys(TOPICS, "origin")
 WRITES_BACK_S = 5.0  # after a master died that Sentinel declares down after 0.5 s

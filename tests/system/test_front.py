@@ -21,7 +21,7 @@ from tests.followers import (
 from tests.servers import Redis
 from tests.waiting import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.anyio
 
 LIFETIME_S = 8  # of streams, so that old workers and removed replicas empty while a test waits
 RETRY_MS = 1000

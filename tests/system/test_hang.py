@@ -23,7 +23,6 @@ HANG_BUDGET_S = 2 * READ_TIMEOUT_S + 1.5 * RETRY_MS / 1000
 BLOCKED_S = 10
 
 
-@pytest.mark.timeout(60 + 5 * READ_TIMEOUT_S)
 async def test_streams_of_a_frozen_replica_are_cut_by_nginx_and_come_back_complete_elsewhere(redis: Redis) -> None:
     """nginx leaves it after a silence of over two heartbeats; one that asks it again waits that long once more."""
     shorter = {READ_TIMEOUT: f"proxy_read_timeout {READ_TIMEOUT_S}s;  # three"}

@@ -221,7 +221,6 @@ def deployed() -> Iterator[Cluster]:
         yield running
 
 
-@pytest.mark.timeout(180)
 async def test_a_rolling_restart_under_load_costs_no_follower_an_event(deployed: Cluster) -> None:
     async with following(deployed.url, STREAMS, "deploy") as followers:
         async with publishing(deployed.url, topics_of(followers), per_s=200) as load:

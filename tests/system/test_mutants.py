@@ -8,7 +8,7 @@ import pytest
 from tests.mutants import ANNOUNCE_BEFORE_APPEND, DROP_THE_REPAIR, IGNORE_THE_ORIGIN, SKIP_THE_BUFFER, Mutant, mutated
 from tests.system.chaos import chaos
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 SEEDS = (7, 11, 13)  # what a storm meets is chance: each of them may be calm where the product is broken
 RETURNS = ("replica_crashes", "nginx_crashes")

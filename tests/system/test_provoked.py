@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.deployment import deployment
 from tests.hostile.wire import connected, request, say
@@ -48,7 +47,6 @@ WAYS: dict[str, tuple[bytes, ...]] = {
 }
 
 
-@pytest.mark.timeout(120)
 def test_nothing_that_one_client_does_takes_a_replica_from_the_others(redis: Redis) -> None:
     settings: dict[str, Any] = {
         "redis_prefix": "provoked",

@@ -181,7 +181,6 @@ async def _read_to(stream: Reader, number: int) -> None:
         pass
 
 
-@pytest.mark.timeout(240)
 async def test_readers_that_stop_one_after_the_other_leave_no_memory_behind(server: Replica) -> None:
     async def stop_one(name: str) -> None:
         async with await Reader.open(server.url, token(name), receive_bytes=TINY) as frozen:
@@ -201,7 +200,6 @@ async def test_readers_that_stop_one_after_the_other_leave_no_memory_behind(serv
     assert grown_kib < 1024
 
 
-@pytest.mark.timeout(90)
 async def test_a_reader_at_a_kilobyte_per_second_stays_open_for_longer_than_the_kernel_waits(server: Replica) -> None:
     async with await Reader.open(server.url, token("slow-reader"), receive_bytes=TINY) as slow:
         async with a_megabyte_per_second(server, "user:slow-reader"):
@@ -217,7 +215,6 @@ async def test_a_reader_at_a_kilobyte_per_second_stays_open_for_longer_than_the_
 # -- A reader nobody hears of -----------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(90)
 async def test_a_frozen_and_a_vanished_reader_are_freed_when_the_kernel_gives_them_up(server: Replica) -> None:
     """Only heartbeats flow, far too few to fill a buffer: the user timeout of the kernel finds both."""
     async with (

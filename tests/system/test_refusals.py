@@ -30,7 +30,7 @@ def ask(
     content = {"content": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
     kind = {"content-type": "application/json"} if isinstance(body, bytes) else {}
     sent: dict[str, Any] = {"headers": {**authorization, **kind, **headers}, **content}
-    return httpx.request(method, system.url + path, timeout=20, **sent)
+    return httpx.request(method, system.url + path, timeout=60, **sent)
 
 
 def expect_problem(answer: httpx.Response, status: int, fields: set[str]) -> None:

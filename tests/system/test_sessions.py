@@ -17,7 +17,7 @@ from tests.http.apps import assert_problem
 from tests.replicas import PUBLISH_KEY, Reader, Replica, bearer, ticket, token
 from tests.waiting import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.anyio
 
 PULSE_S = 0.5
 PATIENCE_S = 2.4 * PULSE_S  # a link that brings no pulse for so long is replaced
@@ -426,7 +426,7 @@ async def test_while_redis_hangs_sessions_are_refused_soon_and_rates_are_counted
     async with await opened(one.url, session) as stream:
         system.redis.pause()
         try:
-            async with httpx.AsyncClient(base_url=one.url, timeout=20) as http:
+            async with httpx.AsyncClient(base_url=one.url, timeout=60) as http:
                 began = time.monotonic()
                 answers = await asyncio.gather(
                     *(http.get("/api/accounts/me", headers=bearer(session)) for _ in range(CALLS_PER_MIN + 5))

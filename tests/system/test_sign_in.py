@@ -10,7 +10,7 @@ import pytest
 from tests.replicas import Replica, replica
 from tests.waiting import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 ADA = {"email": "ada@example.org", "password": "correct horse"}
 

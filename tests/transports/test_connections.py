@@ -46,7 +46,7 @@ async def addresses(listening: socket.socket, client: socket.socket) -> tuple[Ad
         (socket.AF_INET, ("127.0.0.1", 0)),
         (socket.AF_INET6, ("::1", 0)),
         (socket.AF_UNIX, "socket"),
-        (socket.AF_UNIX, f"\0allim-{uuid.uuid4()}"),  # abstract: it has no path
+        pytest.param(socket.AF_UNIX, f"\0allim-{uuid.uuid4()}", id="abstract"),  # it has no path
     ],
 )
 def test_addresses_are_those_that_uvicorn_finds(
