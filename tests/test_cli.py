@@ -1,6 +1,7 @@
 """The command line, over its real commands."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from allim.cli import main
+from tests.client.scripted import answer, page, scripted
 from tests.replicas import PUBLISH_KEY, SECRET, Replica, replica, token
-from tests.servers import end
+from tests.servers import end, free_port
 from tests.waiting import until_sync
 
 
@@ -117,13 +119,49 @@ def test_publish_needs_a_key() -> None:
     assert run("publish", "a", "t", "1").exit_code == 2
 
 
-def test_publish_without_a_server_is_not_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("allim.client.BACKOFF_S", 0.001)
-
-    result = run("publish", "a", "t", "1", "--url", "http://127.0.0.1:1", "--key", "k")
+def test_publish_without_a_server_is_not_confirmed() -> None:
+    result = run(
+        "publish", "a", "t", "1", "--url", f"http://127.0.0.1:{free_port()}", "--key", "k", "--timeout-s", "1"
+    )
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("allim: 5 attempts: ")
+    assert re.match(r"allim: \d+ attempts? in 1 s: .*; the event is not stored; idempotency key ", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("NaN",), "data: nan is no number in JSON"),
+        (('"\\ud800"',), "data: a value of type str cannot be written as JSON: "),
+        (("1", "--url", "example.org"), "url: must begin with http:// or https:// and name a host"),
+        (("1", "--timeout-s", "0"), "timeout_s: must be "),
+        (("1", "--idempotency-key", ""), "idempotency_key: must be "),
+    ],
+)
+def test_publish_names_what_cannot_be(args: tuple[str, ...], told: str) -> None:
+    result = run("publish", "a", "t", *args, "--key", "k")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"allim: {told}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_tail_says_why_it_hears_nothing() -> None:
+    with scripted(page(502), answer(204)) as server:
+        result = run("tail", "--url", server.url, "--token", "t")
+
+    assert result.stderr.splitlines() == [
+        "allim: HTTP status 502; trying again",
+        "allim: the stream was refused: the server says not to come back",
+    ]
+
+
+def test_tail_of_what_is_no_stream_is_one_line_and_status_2() -> None:
+    with scripted(page(200)) as server:
+        result = run("tail", "--url", server.url, "--token", "t")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("allim: the answer is no event stream (Content-Type: text/html); ")
 
 
 def test_tail_shows_id_type_and_data(server: Replica, tmp_path: Path) -> None:

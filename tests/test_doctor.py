@@ -1,11 +1,15 @@
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from allim.doctor import Finding, examine
 from tests.brokers.guarded import guarded_redis
+from tests.client.nginx import compressing_nginx
+from tests.client.scripted import Asked, Connection, page, scripted
 from tests.clocks import shifted_redis
-from tests.replicas import SECRET, replica
+from tests.replicas import SECRET, Replica, replica
 from tests.servers import Redis, free_port, redis_server
 
 pytestmark = pytest.mark.anyio
@@ -164,9 +168,14 @@ async def test_a_database_that_cannot_be_used(environ: dict[str, str], url: str)
     assert "ALLIM_DATABASE_URL" in finding.advice
 
 
-async def test_a_stream_that_comes_at_once(environ: dict[str, str]) -> None:
+@pytest.fixture(scope="module")
+def running() -> Iterator[Replica]:
     with replica() as running:
-        finding = named(await examine(environ, running.url), "stream")
+        yield running
+
+
+async def test_a_stream_that_comes_at_once(environ: dict[str, str], running: Replica) -> None:
+    finding = named(await examine(environ, running.url), "stream")
 
     assert finding.ok
     assert finding.detail.startswith("stream.open after ")
@@ -184,4 +193,49 @@ async def test_a_stream_under_another_key_is_refused(environ: dict[str, str]) ->
 async def test_nobody_who_answers(environ: dict[str, str]) -> None:
     finding = named(await examine(environ, f"http://127.0.0.1:{free_port()}"), "stream")
 
-    assert (finding.ok, finding.detail) == (False, "no frame within 2 s")
+    assert not finding.ok
+    assert finding.detail.startswith("no frame within 2 s: ")  # and what the last attempt said
+
+
+async def test_what_answers_instead_is_named(environ: dict[str, str]) -> None:
+    with scripted(page(502)) as proxy:
+        unavailable = named(await examine(environ, proxy.url), "stream")
+    with scripted(page(200)) as proxy:
+        foreign = named(await examine(environ, proxy.url), "stream")
+    wrong = named(await examine(environ, "example.org"), "stream")
+
+    assert unavailable.detail == "no frame within 2 s: HTTP status 502"
+    assert foreign.detail.startswith("the answer is no event stream")
+    assert (wrong.detail[:5], wrong.advice) == ("url: ", "correct --url")
+
+
+async def test_a_proxy_that_compresses_is_told(environ: dict[str, str], running: Replica) -> None:
+    with compressing_nginx(running.url) as (compressing, _):
+        plain = named(await examine(environ, running.url), "compression")
+        flushed = named(await examine(environ, compressing), "compression")
+
+    assert plain == Finding("compression", True, "streams are not compressed")
+    assert (flushed.ok, flushed.detail) == (True, "a proxy compresses streams: gzip")
+    assert "text/event-stream" in flushed.advice
+
+
+async def test_a_proxy_that_keeps_back_what_it_compresses(environ: dict[str, str]) -> None:
+    def plain(asked: Asked, connection: Connection) -> None:
+        assert asked.headers["accept-encoding"] == "identity"
+        connection.write(HEAD + b'\r\nevent: stream.open\ndata: {"replica":"r1","heartbeat_s":15}\n\n')
+        connection.ended.wait()
+
+    def packed(asked: Asked, connection: Connection) -> None:
+        packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+        connection.write(HEAD + b"content-encoding: gzip\r\n\r\n" + packer.compress(b"data: 1\n\n"))
+        connection.ended.wait()
+
+    with scripted(plain, packed) as proxy:
+        findings = await examine(environ, proxy.url)
+
+    assert named(findings, "stream").ok
+    assert not named(findings, "compression").ok
+    assert "Content-Encoding: gzip" in named(findings, "compression").detail
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"

@@ -7,7 +7,6 @@ import sys
 from typing import Any, NoReturn
 
 import click
-import httpx
 
 from allim import __version__
 from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
@@ -59,17 +58,19 @@ def up(replicas: int, host: str, port: int) -> None:
 @click.option("--url", default=DEFAULT_URL, show_default=True)
 @click.option("--key", envvar="ALLIM_PUBLISH_KEY", required=True, help="A publish key; or ALLIM_PUBLISH_KEY.")
 @click.option("--idempotency-key", help="Makes repeating the command harmless.")
-def publish(topic: str, type_: str, data: str, url: str, key: str, idempotency_key: str | None) -> None:
+@click.option("--timeout-s", default=10.0, show_default=True, help="The most that all attempts take together.")
+def publish(
+    topic: str, type_: str, data: str, url: str, key: str, idempotency_key: str | None, timeout_s: float
+) -> None:
     """Publish one event and print its position."""
     try:
         value = json.loads(data)
-        json.dumps(value, allow_nan=False)  # Python reads NaN, which is no JSON
     except ValueError as error:
         _fail(f"JSON: {error}")
     try:
-        with Publisher(url, key) as publisher:
+        with Publisher(url, key, timeout_s=timeout_s) as publisher:
             published = publisher.publish(topic, type_, value, idempotency_key=idempotency_key)
-    except (ClientError, NotConfirmed, httpx.InvalidURL) as error:
+    except (ClientError, NotConfirmed, ValueError, TypeError) as error:
         _fail(str(error))
     click.echo(f"{published.ids[0]} ({published.durability})")
 
@@ -88,8 +89,12 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
     if token is None:
         token = Tokens([_settings().secret_key], 3600).issue(str(user))
     try:
-        asyncio.run(_follow(Subscriber(url, token, topics=names, last_event_id=last_event_id)))
-    except (ClientError, httpx.InvalidURL) as error:
+        subscriber = Subscriber(url, token, topics=names, last_event_id=last_event_id, on_retry=_tell)
+    except ValueError as error:
+        _fail(str(error))
+    try:
+        asyncio.run(_follow(subscriber))
+    except ClientError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         pass
@@ -172,6 +177,10 @@ async def _follow(subscriber: Subscriber) -> None:
     async with subscriber:
         async for message in subscriber:
             click.echo(f"{message.id}  {message.type}  {json.dumps(message.data, ensure_ascii=False)}")
+
+
+def _tell(reason: str) -> None:
+    click.echo(f"allim: {reason}; trying again", err=True)
 
 
 def _settings(environ: dict[str, str] | None = None) -> Settings:

@@ -49,6 +49,8 @@ async def examine(environ: Mapping[str, str], url: str | None) -> list[Finding]:
     findings += await _redis(settings)
     if url is not None:
         findings.append(await _stream(settings, url))
+        if findings[-1].ok:
+            findings.append(await _compression(settings, url))
     return findings
 
 
@@ -201,12 +203,12 @@ def _replay(setup: Setup) -> tuple[str, str]:
 
 
 async def _stream(settings: Settings, url: str) -> Finding:
-    """Whether the first frame of a stream comes at once: a proxy that buffers keeps it back."""
+    """Return whether the first frame of a stream comes at once: a proxy that buffers keeps it back."""
     token = Tokens([settings.secret_key], 60).issue("allim-doctor")
-    subscriber = Subscriber(url, token)
+    failures: list[str] = []
     began = time.monotonic()
     try:
-        async with asyncio.timeout(FIRST_FRAME_S), subscriber:
+        async with asyncio.timeout(FIRST_FRAME_S), Subscriber(url, token, on_retry=failures.append) as subscriber:
             async for message in subscriber:
                 took_ms = (time.monotonic() - began) * 1000
                 return Finding(
@@ -214,11 +216,37 @@ async def _stream(settings: Settings, url: str) -> Finding:
                 )
     except TimeoutError:
         advice = "see that replicas run; switch buffering off on the way: proxy_buffering off, as in nginx/"
-        return Finding("stream", False, f"no frame within {FIRST_FRAME_S:.0f} s", advice)
-    except (ClientError, httpx.HTTPError, httpx.InvalidURL) as error:
+        detail = f"no frame within {FIRST_FRAME_S:.0f} s"
+        return Finding("stream", False, ": ".join([detail, *failures[-1:]]), advice)
+    except ClientError as error:
         advice = "for 401: this shell and the replicas need the same ALLIM_SECRET_KEY"
-        return Finding("stream", False, str(error) or type(error).__name__, advice)
+        return Finding("stream", False, str(error), advice)
+    except ValueError as error:
+        return Finding("stream", False, str(error), "correct --url")
     return Finding("stream", False, "the stream ended at once")
+
+
+async def _compression(settings: Settings, url: str) -> Finding:
+    """Return whether a browser, which offers to decompress, gets its first frame at once too."""
+    token = Tokens([settings.secret_key], 60).issue("allim-doctor")
+    headers = {"authorization": f"Bearer {token}", "accept-encoding": "gzip, deflate"}
+    encoding = ""
+    try:
+        async with (
+            asyncio.timeout(FIRST_FRAME_S),
+            httpx.AsyncClient(headers=headers) as http,
+            http.stream("GET", f"{url.rstrip('/')}/events") as response,
+        ):
+            encoding = response.headers.get("content-encoding", "")
+            await anext(response.aiter_bytes())
+    except (TimeoutError, httpx.RequestError, StopAsyncIteration):
+        detail = f"a browser gets no frame within {FIRST_FRAME_S:.0f} s; Content-Encoding: {encoding or 'none'}"
+        return Finding("compression", False, detail, _UNCOMPRESSED)
+    detail = f"a proxy compresses streams: {encoding}" if encoding else "streams are not compressed"
+    return Finding("compression", True, detail, _UNCOMPRESSED if encoding else "")
+
+
+_UNCOMPRESSED = "switch compression off for text/event-stream on the way: it may keep events back"
 
 
 async def _timed(work: Callable[[], Awaitable[object]]) -> float:
