@@ -2,10 +2,11 @@
 
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -90,6 +91,7 @@ class Server:
 
     answers: list[Answer]
     listener: socket.socket
+    tls: ssl.SSLContext | None = None
     asked: list[Asked] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
     socks: list[socket.socket] = field(default_factory=list)
@@ -97,7 +99,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://127.0.0.1:{self.listener.getsockname()[1]}"
 
     @property
     def keys(self) -> set[str]:
@@ -116,7 +119,12 @@ class Server:
             thread.join()
 
     def _serve(self, sock: socket.socket, number: int) -> None:
-        with sock, sock.makefile("rb") as reader, suppress(OSError):
+        with ExitStack() as stack:
+            stack.enter_context(suppress(OSError))
+            stack.enter_context(sock)
+            if self.tls is not None:
+                sock = stack.enter_context(self.tls.wrap_socket(sock, server_side=True))
+            reader = stack.enter_context(sock.makefile("rb"))
             while not self.ended.is_set() and (asked := _request(reader, number)) is not None:
                 with self.lock:
                     self.asked.append(asked)
@@ -133,8 +141,8 @@ class Server:
 
 
 @contextmanager
-def scripted(*answers: Answer) -> Iterator[Server]:
-    server = Server(list(answers), socket.create_server(("127.0.0.1", 0)))
+def scripted(*answers: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(list(answers), socket.create_server(("127.0.0.1", 0)), tls)
     thread = threading.Thread(target=server.accept)
     thread.start()
     try:
