@@ -185,6 +185,14 @@ async def test_a_page_that_lasts_ends_the_following(monkeypatch: pytest.MonkeyPa
     assert len(server.asked) > 1
 
 
+async def test_pages_that_do_not_follow_each_other_are_passing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriber, "FIRST_FOREIGN_S", 0.5)
+    with scripted(page(404), page(503, retry_after="1"), page(404), hang_up, page(404), KICKED) as server:
+        await follow_until_kicked(server)
+
+    assert len(server.asked) == 6
+
+
 @pytest.mark.parametrize("kind", ["text/html", "application/json", "text/event-streams", ""])
 async def test_an_answer_that_is_no_event_stream_is_an_error_at_once(kind: str) -> None:
     with scripted(answer(200, frames(opened()), content_type=kind)) as server:

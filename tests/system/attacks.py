@@ -258,7 +258,7 @@ async def _watch(watched: Watched, for_s: float) -> Latency:
 
     async with (
         Subscriber(watched.url, watched.token) as subscriber,
-        AsyncPublisher(watched.url, watched.key) as publisher,
+        AsyncPublisher(watched.url, watched.key, timeout_s=50) as publisher,  # an attack may be slow
     ):
         reading = asyncio.create_task(read(subscriber))
         await asyncio.wait_for(opened.wait(), 20)

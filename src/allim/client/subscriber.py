@@ -102,15 +102,15 @@ class Subscriber:
                             yield message
                             if message.type == "stream.close" and self._is_final(message.data):
                                 raise ClientError(200, {"detail": f"the stream was ended: {message.data['reason']}"})
-                except _NotNow as refusal:
-                    reason, least_s = str(refusal), refusal.retry_after_s
                 except _Foreign as answer:
                     foreign_since = foreign_since or time.monotonic()
                     if time.monotonic() - foreign_since >= (FOREIGN_S if self._was_open else FIRST_FOREIGN_S):
                         raise answer.error from None
                     reason = str(answer)
+                except _NotNow as refusal:
+                    reason, least_s, foreign_since = str(refusal), refusal.retry_after_s, None
                 except httpx.TransportError as error:
-                    reason = str(error) or type(error).__name__
+                    reason, foreign_since = str(error) or type(error).__name__, None
                 else:
                     if not heard and parser.retry_ms is None:
                         reason = "the answer ended without an event"  # and is no success
