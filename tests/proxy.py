@@ -242,6 +242,10 @@ class FaultProxy:
         """Reset every connection and refuse new ones."""
         self._do(self._refuse)
 
+    def lead_to(self, target_port: int) -> None:
+        """Connect new connections to another port, as a name does that was changed. Those that are open stay."""
+        self._target = ("127.0.0.1", target_port)
+
     def delay(self, seconds: float) -> None:
         """Let each chunk through that much later, in order."""
         self._faults.delay_s = seconds
