@@ -113,22 +113,22 @@ def standby_of(server: Postgres) -> Iterator[Postgres]:
 
 
 @contextmanager
-def pgbouncer(server_url: str, pool_mode: str, *, port: int | None = None) -> Iterator[str]:
-    """The URL of a PgBouncer in front of the server: two server connections for each database.
+def pgbouncer(server_url: str, pool_mode: str, *, connections: int = 2) -> Iterator[str]:
+    """The URL of a PgBouncer in front of the server, with so many connections to it for each database.
 
     It skips the test, saying how to get PgBouncer, where that is not installed.
     """
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip("PGBOUNCER IS NOT INSTALLED, so this is not tested: on Debian `apt-get install pgbouncer`")
-    target, own = server_url.rpartition("@")[2].partition("/")[0], port or lasting_port()
+    target, own = server_url.rpartition("@")[2].partition("/")[0], lasting_port()
     host, _, target_port = target.partition(":")
     with _folder() as folder:
         settings = folder / "pgbouncer.ini"
         settings.write_text(
             f"[databases]\n* = host={host} port={target_port} user=allim\n"
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {own}\nunix_socket_dir =\nauth_type = any\n"
-            f"pool_mode = {pool_mode}\ndefault_pool_size = 2\nserver_login_retry = 1\n"
+            f"pool_mode = {pool_mode}\ndefault_pool_size = {connections}\nserver_login_retry = 1\n"
         )
         settings.chmod(0o644)
         with (folder / "log").open("wb") as log:

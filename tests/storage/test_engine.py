@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.errors import Unavailable
 from allim.storage import engine as engine_module
-from allim.storage import sqlite as sqlite_module
 from allim.storage import open_engine, reading, writable, writing
+from allim.storage import sqlite as sqlite_module
 
 pytestmark = pytest.mark.anyio
 

@@ -280,10 +280,13 @@ async def test_nothing_is_written_beside_a_file_that_took_its_place(
 
 
 async def test_a_file_deleted_during_a_transaction_is_told(sqlite_engine: AsyncEngine, tmp_path: Path) -> None:
-    with pytest.raises(Unavailable):
+    async def lose() -> None:
         async with writing(sqlite_engine) as connection:
             await connection.execute(text("INSERT INTO counter VALUES (1)"))
             (tmp_path / "allim.db").unlink()
+
+    with pytest.raises(Unavailable):
+        await lose()
 
 
 async def test_a_deleted_write_ahead_log_is_told(sqlite_engine: AsyncEngine, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class Full:
 
 
 def hosts_in_query(url: str) -> str:
-    """Return a URL with hosts as libpq writes them, `//a:1,b/name`, in SQLAlchemy's form: `///name?host=a:1&host=b`."""
+    """Return the URL in SQLAlchemy's form: libpq's `//a:1,b/name` becomes `///name?host=a:1&host=b`."""
     found = _AUTHORITY.fullmatch(url)
     if found is None or url.partition(":")[0] not in DRIVERS:
         return url

@@ -4,7 +4,6 @@ Source: https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactio
 """
 
 import asyncio
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -103,7 +102,7 @@ def outage(error: DBAPIError) -> str | None:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        found = path.stat()
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
