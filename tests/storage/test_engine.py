@@ -38,6 +38,13 @@ def test_postgres_in_any_spelling_gets_the_async_driver(scheme: str) -> None:
     assert engine.url.query == {"ssl": "require"}
 
 
+@pytest.mark.parametrize("password", ["a,b", "a,b/c", "a,b:1,c"])
+def test_a_comma_in_a_password_is_none_between_hosts(password: str) -> None:
+    engine = open_engine(f"postgresql://user:{password}@db.example:5433/allim")
+
+    assert (engine.url.password, engine.url.host, engine.url.port) == (password, "db.example", 5433)
+
+
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlite+aiosqlite"])
 async def test_sqlite_creates_its_folder(scheme: str, tmp_path: Path) -> None:
     engine = open_engine(f"{scheme}:///{tmp_path}/new/deep/allim.db")
@@ -53,6 +60,8 @@ async def test_sqlite_creates_its_folder(scheme: str, tmp_path: Path) -> None:
         ("mysql://root:hunter2@db/allim", "mysql"),
         ("postgresql+psycopg2://root:hunter2@db/allim", "postgresql+psycopg2"),
         ("postgresql://root:hunter2@db:notaport/allim", "postgresql"),
+        ("postgresql://root:hunter2@db:1,db:notaport/allim", "each of several hosts"),
+        ("postgresql://root:hunter2@db/allim?target_session_attrs=any", "target_session_attrs"),
         ("sqlite://", "file"),
         ("sqlite:///:memory:", "file"),
         ("hunter2", "cannot be read"),

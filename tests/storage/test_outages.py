@@ -131,13 +131,13 @@ async def is_refused(engine: AsyncEngine) -> bool:
     return False
 
 
-async def test_a_probe_finds_what_no_write_has_met(engine: AsyncEngine, database: str) -> None:
-    await writable(engine)
-    async with writing(engine) as connection:
-        await connection.exec_driver_sql("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+async def test_a_probe_finds_what_no_write_has_met_and_drops_all_connections(engine: AsyncEngine) -> None:
+    async with writing(engine) as one, writing(engine) as another:
+        for connection in (one, another):
+            await connection.exec_driver_sql("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
     assert await redness(engine) == TAKES_NO_WRITES
-    await writable(engine)  # on a new connection
+    await asyncio.gather(write(engine), write(engine))  # on new connections
 
 
 async def test_a_full_disk_is_seen_although_small_writes_go_on(

@@ -44,7 +44,10 @@ _OUTAGES = {
     "53300": "The database takes no more connections.",
     "55P03": "The database is locked.",
 }
-_AUTHORITY = re.compile(r"(?P<before>[^:/]+://(?:[^@/?#]*@)?)(?P<hosts>[^/?#]*,[^/?#]*)(?P<after>.*)", re.DOTALL)
+# The first group is atomic: a comma in a password is none between hosts.
+_AUTHORITY = re.compile(
+    r"(?P<before>[^:/]+://(?>(?:[^:/@]*(?::[^@]*)?@)?))(?P<hosts>[^@/?#]*,[^@/?#]*)(?P<after>.*)", re.DOTALL
+)
 _HOST = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]+)(?::(?P<port>\d{1,5}))?")
 
 # The error that the server itself raises for a write. In a statement of its own, so that a probe needs no table.
