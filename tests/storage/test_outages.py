@@ -70,14 +70,14 @@ async def write(engine: AsyncEngine) -> None:
 
 
 async def refusal(engine: AsyncEngine) -> str:
-    """What a write is refused with."""
+    """Return the detail with which a write is refused."""
     with pytest.raises(Unavailable) as outage:
         await write(engine)
     return outage.value.detail
 
 
 async def redness(engine: AsyncEngine) -> str:
-    """Why the database is not ready."""
+    """Return the detail with which the database is not ready."""
     with pytest.raises(Unavailable) as outage:
         await writable(engine)
     return outage.value.detail
@@ -123,7 +123,7 @@ async def test_connections_to_a_server_that_only_reads_are_dropped(engine: Async
 
 
 async def is_refused(engine: AsyncEngine) -> bool:
-    """Whether the server has noticed its new configuration."""
+    """Return whether a write is refused: the server reads its new configuration a moment later."""
     try:
         await write(engine)
     except Unavailable:
@@ -164,12 +164,12 @@ async def test_sessions_that_were_ended_are_replaced(engine: AsyncEngine, databa
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (("allim@", "nobody-known@"), "The database refuses this user."),
+        (("allim@", "unknown@"), "The database refuses this user."),
         (("/test_", "/no_test_"), "The database does not exist."),
     ],
     ids=["user", "database"],
 )
-async def test_a_server_that_lets_allim_not_in_is_an_outage(
+async def test_a_server_that_refuses_the_connection_is_an_outage(
     database: str, changed: tuple[str, str], said: str
 ) -> None:
     engine = open_engine(database.replace(*changed))

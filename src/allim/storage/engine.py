@@ -1,6 +1,6 @@
 """Opens the database and hands out transactions.
 
-What differs between SQLite and PostgreSQL is in their own files, so that domains need not know which one they use.
+`sqlite.py` and `postgres.py` hold the differences, so that domains need not know which one they use.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from allim.storage import postgres, sqlite
 log = structlog.get_logger(__name__)
 
 READY_TIMEOUT_S = 2.0
-FULL_S = 10.0  # how long after a write that found PostgreSQL's disk full it counts as full
+FULL_S = 10.0  # PostgreSQL's disk counts as full for this long after a write that found it full
 
 # Named constraints: a migration can only change what has a name.
 metadata = MetaData(
@@ -72,7 +72,7 @@ async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         async with turn, engine.begin() as connection:
             yield connection
         if sqlite.FILE in options:
-            options[sqlite.FILE].check()  # it may have been deleted meanwhile, and the commit with it
+            options[sqlite.FILE].check()  # if it was deleted meanwhile, the commit is lost
 
 
 async def writable(engine: AsyncEngine) -> None:

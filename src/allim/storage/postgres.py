@@ -1,4 +1,4 @@
-"""What is particular to PostgreSQL: hosts, failover, poolers, and which of its errors are outages.
+"""Opens PostgreSQL: several hosts, failover, poolers, and the list of errors that are outages.
 
 It works through PgBouncer with pool_mode=transaction, where the next transaction may run on another connection of the
 server. So nothing outlives a transaction: no prepared statement has a name or is kept, and no SET, LISTEN or advisory
@@ -44,13 +44,13 @@ _OUTAGES = {
     "53300": "The database takes no more connections.",
     "55P03": "The database is locked.",
 }
-# The first group is atomic: a comma in a password is none between hosts.
+# The group is atomic, so that a comma in a password never separates hosts.
 _AUTHORITY = re.compile(
     r"(?P<before>[^:/]+://(?>(?:[^:/@]*(?::[^@]*)?@)?))(?P<hosts>[^@/?#]*,[^@/?#]*)(?P<after>.*)", re.DOTALL
 )
 _HOST = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]+)(?::(?P<port>\d{1,5}))?")
 
-# The error that the server itself raises for a write. In a statement of its own, so that a probe needs no table.
+# Raises the error that the server raises for a write, and needs no table.
 PROBE = """DO $$ BEGIN
   IF current_setting('transaction_read_only')::boolean THEN
     RAISE read_only_sql_transaction USING MESSAGE = 'the server takes no writes: it is a standby, or read-only';
@@ -60,7 +60,7 @@ END $$"""
 
 @dataclass
 class Full:
-    """The moment when a write last found the server's disk full: small writes may go on, so no probe shows it.
+    """The moment when a write last found the server's disk full. A probe cannot see it: small writes may go on.
 
     Units: `time.monotonic()`.
     """
@@ -115,7 +115,7 @@ def open_postgres(url: URL) -> AsyncEngine:
 
 
 def outage(error: DBAPIError) -> str | None:
-    """Return what to tell of an outage, empty for one that has no name; None when the statement is at fault."""
+    """Return the detail of an outage, empty when there is none to give; None when the statement is at fault."""
     state = sqlstate(error.orig)
     for known in (state, state[:2]):
         if known in _OUTAGES:
@@ -137,7 +137,7 @@ class _Hosts:
     async def connect(self, *, timeout: float, **how: Any) -> asyncpg.Connection:
         """Connect to the first host that takes writes, beginning with the one that did last.
 
-        Each host has its share of the time: asyncpg would spend all of it on a first one that does not answer.
+        Each host has its share of the time: asyncpg spends all of it on a first one that does not answer.
         Raises: asyncpg.ReadOnlySQLTransactionError when none takes writes; OSError; asyncpg.PostgresError.
         """
         if not self._places:
@@ -173,7 +173,7 @@ def _place(host: str) -> tuple[str, int]:
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection that a server which has vanished does not hold up when it is closed."""
+    """A connection that closes within `CLOSE_TIMEOUT_S`, also when its server has vanished."""
 
     async def close(self, *, timeout: float | None = None) -> None:
         with suppress(TimeoutError):  # it is aborted then
@@ -195,6 +195,6 @@ def _ping(connection: Any, record: Any, _proxy: object) -> None:
 
 
 def _drop_connections_to_a_reader(context: ExceptionContext) -> None:
-    """After a failover, or a change of `default_transaction_read_only`: the next connections find the new primary."""
+    """Drop all pooled connections when a server takes no writes, so that the next ones find the new primary."""
     if sqlstate(context.original_exception) == READ_ONLY:
         context.is_disconnect = True

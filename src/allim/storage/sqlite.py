@@ -1,4 +1,4 @@
-"""What is particular to SQLite: its one write lock, its file, and which of its errors are outages.
+"""Opens SQLite: its one write lock, its file, and the list of errors that are outages.
 
 Source: https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactions
 """
@@ -26,7 +26,7 @@ WRITE_LOCK = "allim_write_lock"
 FILE = "allim_file"
 PATIENCE_S = "allim_patience_s"  # how long to wait for the write lock, where it is not `BUSY_TIMEOUT_S`
 
-# It writes a page, so it meets a full disk too. allim does not use this number of the file's header.
+# Writes a page, so it fails on a full disk too. allim does not use this number of the file's header.
 PROBE = "PRAGMA user_version = 0"
 
 _OUTAGES = {
@@ -42,13 +42,13 @@ _OUTAGES = {
 
 
 class FileGone(OSError):
-    """The path leads to no file any more, or to another one: what is written to the open one is lost."""
+    """The path no longer leads to the open file, so what is written to that one is lost."""
 
 
 class File:
     """The database's file as it was at the start.
 
-    SQLite goes on writing to a file that was deleted, and tells nobody.
+    SQLite goes on writing to a file that was deleted, and reports no error.
     """
 
     def __init__(self, path: Path, *, has_log: bool) -> None:
@@ -62,7 +62,7 @@ class File:
             raise FileGone(f"{self._path} was deleted or replaced: put the old file back, or restart every replica")
 
     def check_log(self) -> None:
-        """Raises: FileGone. To be asked while a transaction is open: only then there must be a write-ahead log."""
+        """Raises: FileGone. Call it while a transaction is open: only then a write-ahead log must exist."""
         if self._log is not None and not self._log.exists():
             raise FileGone(f"{self._log} was deleted: restart every replica")
 
@@ -93,7 +93,7 @@ def open_sqlite(url: URL) -> AsyncEngine:
 
 
 def outage(error: DBAPIError) -> str | None:
-    """Return what to tell of an outage, empty for one that has no name; None when the statement is at fault."""
+    """Return the detail of an outage, empty when there is none to give; None when the statement is at fault."""
     code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in _OUTAGES:
         return _OUTAGES[code]
@@ -155,7 +155,7 @@ def _begin(connection: Connection) -> None:
 
 @contextmanager
 def _patience(connection: Connection, patience_s: float) -> Iterator[None]:
-    """SQLite itself has to be told how long to wait: a call of it ends no sooner when its caller is cancelled."""
+    """Set how long SQLite waits for the write lock. Cancelling the caller does not end a wait inside SQLite."""
     if patience_s == BUSY_TIMEOUT_S:
         yield
         return
