@@ -46,8 +46,8 @@ servers:
 	@[ "$(REPLICAS)" = 1 ] || ./make/install redis-server nginx-light
 
 .PHONY: test
-test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, replicas and a browser
-	@./make/install redis-server nginx-light postgresql chromium gcc libc6-dev
+test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, PgBouncer, replicas and a browser
+	@./make/install redis-server nginx-light postgresql pgbouncer chromium gcc libc6-dev
 	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
 	@$(MAKE) --no-print-directory web/dist/index.html
 	cd web && npm test --silent

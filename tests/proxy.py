@@ -11,6 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 CHUNK_BYTES = 65536
 DELAYED_CHUNKS = 64  # per direction; then the sender has to wait, as with a full window
@@ -19,6 +20,12 @@ LINGER_S = 1.0  # how long a cut connection is read on, so that what is still on
 ANSWER_S = 10.0
 
 Step = Callable[[], Awaitable[None]]
+
+
+class Server(Protocol):
+    """A server on this machine."""
+
+    port: int
 
 
 @dataclass
@@ -241,6 +248,10 @@ class FaultProxy:
     def refuse(self) -> None:
         """Reset every connection and refuse new ones."""
         self._do(self._refuse)
+
+    def lead_to(self, server: Server) -> None:
+        """Connect new connections to another server, as a name or a virtual IP does. Those that are open stay."""
+        self._target = ("127.0.0.1", server.port)
 
     def delay(self, seconds: float) -> None:
         """Let each chunk through that much later, in order."""

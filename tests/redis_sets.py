@@ -164,10 +164,6 @@ class Address(FaultProxy):
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def lead_to(self, server: Node) -> None:
-        """New connections go there. Present ones stay where they are."""
-        self._target = ("127.0.0.1", server.port)
-
 
 @contextmanager
 def address(server: Node) -> Iterator[Address]:

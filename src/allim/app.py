@@ -31,6 +31,7 @@ from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import pool_of
 from allim.domains import accounts, keys, snapshots
+from allim.errors import Unavailable
 from allim.http import health, openapi, problems, publish, ticket_routes, users
 from allim.http.gate import Gate, Limits
 from allim.http.jwks import Jwks
@@ -46,7 +47,7 @@ from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.load import limit_bytes
 from allim.permission import Permission, Rule
 from allim.settings import Settings, SettingsError, load_settings, naming
-from allim.storage import migrate, open_engine, reachable
+from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
 
@@ -126,7 +127,8 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
             with nullcontext() if settings.clustered else alone(settings.data_dir):
-                await migrate(engine)
+                with naming("DATABASE_URL"):
+                    await migrate(engine)
                 log.info(
                     "capacity",
                     streams=hub.settings.streams_per_replica,
@@ -145,7 +147,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     events_per_s = Policy("publish", settings.publish_events_per_s, 1)
     speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
-    checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(reachable, engine), "worker": worker.check}
+    checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(writable, engine), "worker": worker.check}
     if isinstance(broker, RedisBroker):
         checks["redis"] = broker.check
     resources = [
@@ -208,7 +210,8 @@ async def _refused_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive
     """Tell the server in one line why a start is refused, where Starlette gives it a traceback."""
 
     async def send_line(message: Message) -> None:
-        if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exc_info()[1], SettingsError):
+        refusal = (SettingsError, Unavailable)
+        if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exc_info()[1], refusal):
             message = {**message, "message": f"allim: {error}"}
         await send(message)
 

@@ -23,7 +23,7 @@ from allim.errors import AllimError, Unavailable
 from allim.http.tokens import Tokens
 from allim.hub.clock import SKEW_S
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings
-from allim.storage import open_engine, reachable
+from allim.storage import open_engine, writable
 
 TIMEOUT_S = 5.0
 FIRST_FRAME_S = 2.0
@@ -66,7 +66,7 @@ async def _database(settings: Settings) -> Finding:
     try:
         engine = open_engine(settings.database_url)
         try:
-            took_ms = await _timed(lambda: reachable(engine))
+            took_ms = await _timed(lambda: writable(engine))
         finally:
             await engine.dispose()
     except (ValueError, AllimError, TimeoutError) as error:

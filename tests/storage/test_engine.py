@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.errors import Unavailable
 from allim.storage import engine as engine_module
-from allim.storage import open_engine, reachable, reading, writing
+from allim.storage import open_engine, reading, writable, writing
+from allim.storage import sqlite as sqlite_module
 
 pytestmark = pytest.mark.anyio
 
@@ -37,11 +38,18 @@ def test_postgres_in_any_spelling_gets_the_async_driver(scheme: str) -> None:
     assert engine.url.query == {"ssl": "require"}
 
 
+@pytest.mark.parametrize("password", ["a,b", "a,b/c", "a,b:1,c"])
+def test_a_comma_in_a_password_is_none_between_hosts(password: str) -> None:
+    engine = open_engine(f"postgresql://user:{password}@db.example:5433/allim")
+
+    assert (engine.url.password, engine.url.host, engine.url.port) == (password, "db.example", 5433)
+
+
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlite+aiosqlite"])
 async def test_sqlite_creates_its_folder(scheme: str, tmp_path: Path) -> None:
     engine = open_engine(f"{scheme}:///{tmp_path}/new/deep/allim.db")
 
-    await reachable(engine)
+    await writable(engine)
     assert (tmp_path / "new" / "deep" / "allim.db").exists()
     await engine.dispose()
 
@@ -52,6 +60,8 @@ async def test_sqlite_creates_its_folder(scheme: str, tmp_path: Path) -> None:
         ("mysql://root:hunter2@db/allim", "mysql"),
         ("postgresql+psycopg2://root:hunter2@db/allim", "postgresql+psycopg2"),
         ("postgresql://root:hunter2@db:notaport/allim", "postgresql"),
+        ("postgresql://root:hunter2@db:1,db:notaport/allim", "each of several hosts"),
+        ("postgresql://root:hunter2@db/allim?target_session_attrs=any", "target_session_attrs"),
         ("sqlite://", "file"),
         ("sqlite:///:memory:", "file"),
         ("hunter2", "cannot be read"),
@@ -148,7 +158,7 @@ async def test_a_missing_table_is_a_defect_and_no_outage(engines: tuple[AsyncEng
 
 
 async def test_a_lock_held_for_too_long_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(sqlite_module, "BUSY_TIMEOUT_S", 0.05)
     engine = open_engine(f"sqlite:///{tmp_path}/allim.db")
 
     with closing(sqlite3.connect(tmp_path / "allim.db", isolation_level=None)) as other:
@@ -163,7 +173,7 @@ async def test_a_server_that_is_away_is_an_outage() -> None:
     engine = open_engine("postgresql://user:hunter2@127.0.0.1:1/allim")
 
     with pytest.raises(Unavailable) as outage:
-        await reachable(engine)
+        await writable(engine)
 
     assert "hunter2" not in outage.value.detail
 
@@ -173,7 +183,7 @@ async def test_a_server_that_does_not_answer_is_an_outage(monkeypatch: pytest.Mo
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and then nothing
         engine = open_engine(f"postgresql://user@127.0.0.1:{silent.getsockname()[1]}/allim")
         with pytest.raises(Unavailable):
-            await reachable(engine)
+            await writable(engine)
     await engine.dispose()
 
 

@@ -81,7 +81,7 @@ def routes(
     async def readyz(_request: Request) -> Response:
         """Tell whether the replica is ready.
 
-        The broker carries events, the store is reachable, and the replica is not about to leave.
+        The broker carries events, the store takes writes, and the replica is not about to leave.
         """
         results = await asyncio.gather(*(result() for result in results_of.values()))
         ready = all(well for well, _ in results)

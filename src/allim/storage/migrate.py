@@ -1,7 +1,7 @@
 """Brings the database's schema up to date, from whichever replica comes first.
 
 The versions live inside the package, so an installed wheel has them and users need no `alembic.ini`.
-Migrations never import rooms: a version must mean the same for ever.
+Migrations never import domains: a version must mean the same for ever.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from allim.errors import Unavailable
 from allim.storage.engine import reading, writing
 
 _FOLDER = Path(__file__).parent / "migrations"
@@ -23,12 +24,17 @@ async def migrate(engine: AsyncEngine) -> None:
     """Return when the schema is the newest. Safe to call from many replicas at once, and quick when done.
 
     All missing versions are applied in one transaction: all of them, or none.
-    Raises: Unavailable when the database does not answer.
+    Raises: Unavailable when the database does not answer; ValueError when it allows no transactions.
     """
     config = _config()
-    async with reading(engine) as connection:
-        if await connection.run_sync(_is_newest, config):
-            return
+    try:
+        async with reading(engine) as connection:
+            if await connection.run_sync(_is_newest, config):
+                return
+    except Unavailable as error:
+        if "statement pooling mode" in str(error.__cause__):
+            raise ValueError("PgBouncer's pool_mode=statement allows no transactions: use transaction") from error
+        raise
     async with writing(engine) as connection:  # on SQLite this alone is the lock
         if connection.dialect.name == "postgresql":
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
