@@ -15,7 +15,7 @@ from tests.replicas import Reader, Replica, launch_replica, replica
 from tests.servers import Redis
 from tests.waiting import START_S, until_sync
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]  # each starts replicas
+pytestmark = pytest.mark.anyio
 
 _accounts = count(1)
 
