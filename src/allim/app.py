@@ -5,6 +5,7 @@ mounted in another application (whose lifespan must then enter this one's), they
 """
 
 import asyncio
+import os
 import resource
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -352,10 +353,28 @@ def _page_routes() -> list[BaseRoute]:
         return FileResponse(page / "index.html", headers=headers)
 
     async def favicon(_: Request) -> Response:
-        return FileResponse(page / "favicon.svg")
+        return FileResponse(page / "favicon.svg", headers={"cache-control": "no-cache"})
 
     return [
         Route("/", index),
         Route("/favicon.svg", favicon),
-        Mount("/assets", StaticFiles(directory=page / "assets")),
+        Mount("/assets", _Assets(directory=page / "assets")),
     ]
+
+
+class _Assets(StaticFiles):
+    """Built files whose names hold a hash of their content: a name never stands for other content.
+
+    A replica with another build answers 404, and no cache may keep that: nginx then asks another replica.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["answer_headers"]["cache-control"] = "no-store"
+        await super().__call__(scope, receive, send)
+
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["cache-control"] = "public, max-age=31536000, immutable"
+        return response

@@ -259,7 +259,7 @@ PROVOKED: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("kind", PROVOKED)
-@pytest.mark.parametrize("path", ["/api/provoked", "/provoked", "/events", "/healthz"])
+@pytest.mark.parametrize("path", ["/api/provoked", "/provoked", "/assets/provoked", "/events", "/healthz"])
 async def test_what_one_client_provokes_takes_no_replica_from_the_others(start: Start, kind: str, path: str) -> None:
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         await (plain() if asked.target == "/api/publish" else PROVOKED[kind])(asked, writer)
@@ -641,6 +641,61 @@ async def test_it_is_ready_as_long_as_one_replica_is(start: Start) -> None:
         with_none = {(await client.get("/readyz")).status_code for _ in range(6)}
 
     assert (with_one, with_none) == ({200}, {503})
+
+
+async def test_a_file_of_the_page_that_one_replica_lacks_comes_from_another(start: Start) -> None:
+    lacking = plain("404 Not Found", b"{}")
+    async with (
+        Stub(lacking) as one,
+        Stub(lacking) as two,
+        Stub(plain(body=b"let a = 1;")) as three,
+        start(one.address, two.address, three.address) as front,
+        front.client() as client,
+    ):
+        answers = [await client.request(method, "/assets/index-a1.js") for method in ["GET", "HEAD"] * 6]
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(three.asked) == 12
+    assert one.asked
+    assert two.asked
+
+
+async def test_a_file_that_no_replica_has_is_asked_of_each_once_and_takes_none_out(start: Start) -> None:
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        own = asked.target == "/api/publish"
+        await (plain() if own else plain("404 Not Found", b'{"code":"x"}'))(asked, writer)
+
+    async with (
+        Stub(answer) as one,
+        Stub(answer) as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        missing = [await client.get("/assets/index-a1.js") for _ in range(10)]
+        asked = [len(one.asked), len(two.asked)]
+        elsewhere = [await client.get(path) for path in ["/other", "/api/x"] for _ in range(5)]
+        published = [(await client.post("/api/publish", content=b"{}")).status_code for _ in range(10)]
+
+    assert {(got.status_code, got.content) for got in [*missing, *elsewhere]} == {(404, b'{"code":"x"}')}
+    assert asked == [10, 10]
+    assert len(one.asked) + len(two.asked) == 20 + len(elsewhere) + len(published)
+    assert published == [200] * 10
+    assert {stub.asked[-1].target for stub in (one, two)} == {"/api/publish"}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+async def test_only_reading_is_asked_of_another_replica(start: Start, method: str) -> None:
+    lacking = plain("404 Not Found", b"{}")
+    async with (
+        Stub(lacking) as one,
+        Stub(lacking) as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        answer = await client.request(method, "/assets/index-a1.js")
+
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert len(one.asked) + len(two.asked) == 0
 
 
 async def test_the_page_is_compressed_and_its_headers_are_the_apps(start: Start) -> None:
