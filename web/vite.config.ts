@@ -15,5 +15,6 @@ export default defineConfig({
     chunkSizeWarningLimit: 2000,
   },
   server: { proxy: { "/api": backend, "/events": backend } },
-  test: { environment: "happy-dom", restoreMocks: true, unstubGlobals: true },
+  // A busy machine takes its time; no test waits for time to pass.
+  test: { environment: "happy-dom", testTimeout: 30_000, restoreMocks: true, unstubGlobals: true },
 });

@@ -3,7 +3,7 @@ import { createRoot } from "react-dom/client";
 import type { Root } from "react-dom/client";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { api, ApiError } from "./api";
-import type { Account } from "./api";
+import type { Account, Snapshot } from "./api";
 import { App } from "./App";
 import { pageLine } from "./events";
 import { FakeEventSource } from "./events/fake-event-source";
@@ -141,4 +141,108 @@ test("a page that came too often waits as long as it was told to", async () => {
   await act(async () => vi.advanceTimersByTime(19_000));
 
   expect(vi.mocked(api.account).mock.calls.length).toBe(calls);
+});
+
+const SNAPSHOT: Snapshot = {
+  id: "s1",
+  status: "generated",
+  requestedAt: "2026-01-01T00:00:00Z",
+  generatedAt: "2026-01-01T00:00:01Z",
+  snapshotCount: 1,
+  serverId: "app-1",
+  sha256: null,
+};
+
+test("a result says through which replica it was heard, also after the stream has moved, and nothing when it was not", async () => {
+  vi.mocked(api.snapshots).mockResolvedValue({ items: [SNAPSHOT], nextCursor: null });
+  vi.spyOn(api, "snapshot").mockRejectedValue(new Error("not in this test"));
+  await render();
+  await act(async () => FakeEventSource.last.open({ replica: "app-1" }));
+  expect(text("worker")).toBe("app-1");
+  expect(find("worker-compared")).toBeNull();
+
+  const heard = { snapshotCount: 2, timestamp: "2026-01-01T00:00:02Z", serverId: "app-1" };
+  await act(async () => FakeEventSource.last.frame("snapshots.generated", { ...heard, snapshotId: "s2" }));
+  await act(async () => FakeEventSource.last.lose());
+  expect(place.textContent).not.toContain("holds this stream");
+
+  await act(async () => FakeEventSource.last.open({ replica: "app-2", resume: "complete" }));
+  await act(async () => FakeEventSource.last.frame("snapshots.generated", { ...heard, snapshotId: "s3" }));
+  const words = [...place.querySelectorAll("[data-testid=worker-compared]")].map((chip) => chip.textContent);
+  expect(words.sort()).toEqual(["heard through app-2", "heard through the same"]);
+  expect(place.textContent).not.toContain("holds this stream");
+});
+
+test("a replica and a stream that are lost are called the last ones", async () => {
+  const labels = () => [...place.querySelectorAll(".facts dt")].map((label) => label.textContent);
+  await render();
+  await act(async () => FakeEventSource.last.open());
+  expect(labels()).toEqual(["Replica", "Last heard", "Last event ID", "Stream"]);
+
+  await act(async () => FakeEventSource.last.lose());
+  expect(labels()).toEqual(["Last replica", "Last heard", "Last event ID", "Last stream"]);
+});
+
+test("heartbeats are counted apart and push no event out of the log", async () => {
+  await render();
+  await act(async () => FakeEventSource.last.open());
+  await act(async () => {
+    for (let n = 0; n < 100; n += 1) FakeEventSource.last.frame("heartbeat", {}, `200-${n}`);
+  });
+
+  const types = [...place.querySelectorAll<HTMLElement>("[data-testid=event-row]")].map((row) => row.dataset.type);
+  expect(types).toEqual(["stream.open"]);
+  expect(find("heartbeats")?.textContent).toContain("100 heartbeats");
+  expect(find("heartbeats")?.textContent).toContain("200-99");
+});
+
+test("a list that was cleared is not called one that has heard nothing", async () => {
+  await render();
+  expect(place.textContent).toContain("No event yet.");
+
+  await act(async () => FakeEventSource.last.open());
+  await act(async () => find("clear-log")?.click());
+  expect(place.textContent).toContain("No event since the list was cleared.");
+});
+
+test.each([
+  ["", "Type the name"],
+  ["Orders", "begins with a small letter"],
+  ["heartbeat", "listened to already"],
+])("the event type %j is refused with the reason beside it", async (type, reason) => {
+  await render();
+  const form = find("type-form") as HTMLFormElement;
+  const input = form.querySelector("input") as HTMLInputElement;
+  await act(async () => {
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value")?.set?.call(input, type);
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+  await act(async () => form.requestSubmit());
+
+  expect(text("error-type")).toContain(reason);
+  expect(input.getAttribute("aria-invalid")).toBe("true");
+  expect(input.getAttribute("aria-describedby")).toBe(find("error-type")?.id);
+});
+
+test("a list that loads says so in its button", async () => {
+  vi.mocked(api.snapshots).mockResolvedValueOnce({ items: [SNAPSHOT], nextCursor: "2" });
+  await render();
+  await act(async () => FakeEventSource.last.open());
+  expect(text("load-more")).toBe("Load more");
+
+  vi.mocked(api.snapshots).mockReturnValue(new Promise(() => {}));
+  await act(async () => FakeEventSource.last.open({ resume: "reset" }));
+  expect(find("load-more")?.textContent).toBe("Loading…");
+  expect(find("load-more")?.getAttribute("aria-disabled")).toBe("true");
+});
+
+test("a sign-out that takes long says so", async () => {
+  vi.spyOn(api, "signOut").mockReturnValue(new Promise(() => {}));
+  await render();
+  await act(async () => find("sign-out")?.click());
+  await act(async () => find("sign-out")?.click());
+
+  expect(find("sign-out")?.textContent).toBe("Signing out…");
+  expect(find("sign-out")?.getAttribute("aria-disabled")).toBe("true");
+  expect(api.signOut).toHaveBeenCalledOnce();
 });

@@ -1,6 +1,7 @@
-import { useCallback, useEffect, useState } from "react";
+import { useCallback, useEffect, useRef, useState } from "react";
 import { api, ApiError, wordsFor } from "./api";
 import type { Account } from "./api";
+import { Brand } from "./components/Brand";
 import { Home } from "./components/Home";
 import { Welcome } from "./components/Welcome";
 import { fullJitterMs, pageLine } from "./events";
@@ -30,16 +31,32 @@ export function App({ notice }: AppProps) {
     setWho({ is: "signed-out", notice });
   }, []);
 
+  useFocusAfterChange(who.is);
+
   if (who.is === "signed-in") return <Home account={who.account} onSignedOut={signOut} />;
   if (who.is === "signed-out") {
     return <Welcome notice={who.notice} onSignedIn={(account) => setWho({ is: "signed-in", account })} />;
   }
   return (
-    <main className="waiting" role="status">
-      {who.error ?? "Loading…"}
-      {who.error && <span className="muted">The page keeps trying.</span>}
+    <main className="waiting">
+      <h1 className="header-brand">
+        <Brand />
+      </h1>
+      <p role="status">
+        {who.error ?? "Loading…"} {who.error && <span className="muted">The page keeps trying.</span>}
+      </p>
     </main>
   );
+}
+
+/** Moves the focus into the new page, because the element that had it is gone. The first load does not move it. */
+function useFocusAfterChange(shown: Who["is"]): void {
+  const before = useRef(shown);
+  useEffect(() => {
+    const isChange = before.current !== shown && before.current !== "unknown";
+    before.current = shown;
+    if (isChange) document.querySelector<HTMLElement>("[data-first-focus]")?.focus();
+  }, [shown]);
 }
 
 async function findAccount(signal: AbortSignal, notice: string | null, tell: (who: Who) => void): Promise<void> {
@@ -52,7 +69,7 @@ async function findAccount(signal: AbortSignal, notice: string | null, tell: (wh
       if (signal.aborted) return;
       // 404: the session is good, but its account is not here. Signing in replaces it; nothing else would help.
       if (error instanceof ApiError && [401, 404].includes(error.status)) return tell({ is: "signed-out", notice });
-      tell({ is: "unknown", error: wordsFor(error) });
+      tell({ is: "unknown", error: error instanceof ApiError ? error.message : wordsFor(error) });
       if (error instanceof ApiError) atLeast_ms = (error.retryAfter_s ?? 0) * 1_000;
     }
     await new Promise((resolve) => setTimeout(resolve, atLeast_ms + fullJitterMs(attempt)));

@@ -41,7 +41,8 @@ export interface Problem {
   errors?: FieldError[];
 }
 
-const TIMEOUT_MS = 15_000;
+/** How long a call waits for its answer. */
+export const TIMEOUT_S = 15;
 const SNAPSHOTS = "/api/accounts/me/snapshots";
 
 export class ApiError extends Error {
@@ -54,6 +55,11 @@ export class ApiError extends Error {
 
   get status(): number {
     return this.problem.status;
+  }
+
+  /** No replica has answered; it says nothing about the call itself. */
+  get isUnreached(): boolean {
+    return [0, 502, 503, 504].includes(this.status);
   }
 
   /** The message for one field, or undefined. */
@@ -100,7 +106,7 @@ async function call<Answer>(method: string, path: string, options: Options = {})
 async function reach(method: string, path: string, { body, signal }: Options): Promise<Response> {
   const headers: Record<string, string> = { Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  const timeout = AbortSignal.timeout(TIMEOUT_S * 1_000);
   try {
     return await fetch(path, {
       method,
@@ -111,7 +117,8 @@ async function reach(method: string, path: string, { body, signal }: Options): P
   } catch (error) {
     // The caller's own abort is no problem to show.
     if (signal?.aborted) throw error;
-    throw new ApiError({ title: "allim cannot be reached right now.", status: 0 });
+    const title = timeout.aborted ? `allim has not answered within ${TIMEOUT_S} s.` : "allim cannot be reached right now.";
+    throw new ApiError({ title, status: 0 });
   }
 }
 

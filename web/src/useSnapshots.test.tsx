@@ -2,10 +2,11 @@ import { act } from "react";
 import { createRoot } from "react-dom/client";
 import type { Root } from "react-dom/client";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { api } from "./api";
+import { api, ApiError } from "./api";
 import type { Snapshot, SnapshotPage } from "./api";
 import { pageLine } from "./events";
 import { FakeEventSource } from "./events/fake-event-source";
+import { SHOWN_MS } from "./useFailure";
 import { useSnapshots } from "./useSnapshots";
 
 const LISTED: Snapshot = {
@@ -106,4 +107,28 @@ test("a list that cannot be loaded says so and is loaded with the next stream", 
 
   await act(async () => FakeEventSource.last.open({ resume: "complete" }));
   expect(seen).toMatchObject({ error: null, items: [LISTED] });
+});
+
+test("a list that could not be loaded again is loaded with the next sign of life, and its error is gone", async () => {
+  const unreached = new ApiError({ title: "allim cannot be reached right now.", status: 0 });
+  await act(async () => FakeEventSource.last.open());
+  vi.mocked(api.snapshots).mockRejectedValueOnce(unreached);
+  await act(async () => seen.reload());
+  expect(seen.error).toBe(unreached);
+
+  await act(async () => vi.advanceTimersByTimeAsync(SHOWN_MS));
+  await act(async () => FakeEventSource.last.frame("heartbeat", {}));
+  await act(async () => vi.advanceTimersByTimeAsync(0));
+  expect(seen).toMatchObject({ error: null, items: [LISTED] });
+  expect(api.snapshots).toHaveBeenCalledTimes(3);
+});
+
+test("a list that could not be loaded again is loaded with the next stream, though that is complete", async () => {
+  await act(async () => FakeEventSource.last.open());
+  vi.mocked(api.snapshots).mockRejectedValueOnce(new ApiError({ title: "no", status: 500 }));
+  await act(async () => FakeEventSource.last.open({ resume: "reset" }));
+  expect(seen.error).not.toBeNull();
+
+  await act(async () => FakeEventSource.last.open({ resume: "complete" }));
+  expect(seen.error).toBeNull();
 });

@@ -1,8 +1,9 @@
 import { useCallback, useEffect, useReducer, useRef, useState } from "react";
-import { api, wordsFor } from "./api";
+import { api } from "./api";
 import type { SnapshotPage } from "./api";
 import { pageLine, useEvents } from "./events";
 import { change, NO_SNAPSHOTS } from "./snapshots";
+import { useFailure } from "./useFailure";
 
 const PAGE = 10;
 /** A page whose stream does not open still shows what is there. */
@@ -17,7 +18,7 @@ const WITHOUT_STREAM_MS = 2_000;
 export function useSnapshots(announce: (text: string) => void) {
   const [known, tell] = useReducer(change, NO_SNAPSHOTS);
   const [loading, setLoading] = useState<"list" | "more" | null>("list");
-  const [error, setError] = useState<string | null>(null);
+  const [error, fail] = useFailure(() => void reload());
   const loads = useRef<AbortController | null>(null);
   const touched = useRef(new Set<string>());
   const isLoaded = useRef(false);
@@ -28,15 +29,18 @@ export function useSnapshots(announce: (text: string) => void) {
     loads.current?.abort();
     const own = (loads.current = new AbortController());
     setLoading(kind);
-    setError(null);
     try {
       await read(own.signal);
+      fail(null);
     } catch (failure) {
-      if (!own.signal.aborted) setError(wordsFor(failure));
+      if (own.signal.aborted) return;
+      // The list may be incomplete, so the next stream loads it.
+      isLoaded.current = false;
+      fail(failure);
     } finally {
       if (!own.signal.aborted) setLoading(null);
     }
-  }, []);
+  }, [fail]);
 
   const reload = useCallback(
     () =>

@@ -22,17 +22,17 @@ export function lineWords(line: LineView): LineWords {
 }
 
 function openWords({ resume, replayed }: LineView): LineWords {
-  if (resume === "reset") return { title: "Open, after a reset", detail: "Some events are no longer kept. The list was loaded again." };
+  if (resume === "reset") return { title: "Open, after a reset", detail: "What was missed cannot be replayed in full. The list is loaded again." };
   if (resume === "new") return { title: "Open", detail: "A new stream. Events arrive as they happen." };
-  if (replayed === 0) return { title: "Caught up", detail: "Back again. Nothing had happened meanwhile." };
+  if (replayed === 0) return { title: "Caught up", detail: "Back again. No event was missed." };
   return { title: "Caught up", detail: `Back again. ${replayed} missed ${replayed === 1 ? "event was" : "events were"} replayed.` };
 }
 
 function lostWords(reason: EndReason | null): string {
-  if (reason === "drain") return "The replica is going out of service. Moving to another one.";
-  if (reason === "rotate") return "The stream has reached its lifetime. The next one follows.";
-  if (reason === "busy") return "The server takes no further stream right now. The next try follows.";
-  return "The connection was lost. Once it is back, what was missed is replayed.";
+  if (reason === "drain") return "The replica is going out of service. The page connects again by itself.";
+  if (reason === "rotate") return "The stream has reached its lifetime. The page opens a new one.";
+  if (reason === "busy") return "The server takes no further stream right now. The page tries again by itself.";
+  return "The connection was lost. Once it is back, missed events are replayed, as far as they are kept.";
 }
 
 function endTitle(reason: EndReason | null): string {

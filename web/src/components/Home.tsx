@@ -2,6 +2,7 @@ import { useEffect, useState } from "react";
 import { api, ApiError, wordsFor } from "../api";
 import type { Account } from "../api";
 import { useLine } from "../events";
+import { useFailure } from "../useFailure";
 import { endWords } from "../words";
 import { Brand } from "./Brand";
 import { EventLog } from "./EventLog";
@@ -14,7 +15,8 @@ interface HomeProps {
 }
 
 export function Home({ account, onSignedOut }: HomeProps) {
-  const [error, setError] = useState<string | null>(null);
+  const [error, fail] = useFailure();
+  const [isLeaving, setLeaving] = useState(false);
   const state = useLine((line) => line.state);
   const closeReason = useLine((line) => line.closeReason);
 
@@ -26,11 +28,15 @@ export function Home({ account, onSignedOut }: HomeProps) {
   }, [state, closeReason, onSignedOut]);
 
   const signOut = async () => {
+    if (isLeaving) return;
+    setLeaving(true);
+    fail(null);
     try {
       await api.signOut();
     } catch (failure) {
       const isOut = failure instanceof ApiError && failure.status === 401;
-      if (!isOut) return setError(wordsFor(failure));
+      setLeaving(false);
+      if (!isOut) return fail(failure);
     }
     onSignedOut(endWords("signed_out"));
   };
@@ -38,18 +44,26 @@ export function Home({ account, onSignedOut }: HomeProps) {
   return (
     <div className="home">
       <header className="header">
-        <Brand />
+        <h1 className="header-brand" tabIndex={-1} data-first-focus>
+          <Brand />
+        </h1>
         <div className="account" data-testid="account">
           <span className="account-name">{account.name}</span>
           {account.email !== null && <span className="account-email muted">{account.email}</span>}
         </div>
-        <button type="button" className="button" data-testid="sign-out" onClick={() => void signOut()}>
-          Sign out
+        <button
+          type="button"
+          className="button"
+          data-testid="sign-out"
+          aria-disabled={isLeaving}
+          onClick={() => void signOut()}
+        >
+          {isLeaving ? "Signing out…" : "Sign out"}
         </button>
       </header>
-      {error && (
-        <p className="note bad" role="alert">
-          {error}
+      {error !== null && (
+        <p className="note bad" role="alert" data-testid="sign-out-error">
+          {wordsFor(error)} You may still be signed in.
         </p>
       )}
       <main className="columns">

@@ -1,5 +1,8 @@
+import { useRef } from "react";
+import type { RefObject } from "react";
 import { pageLine, useLine } from "../events";
 import type { LineView } from "../events";
+import { useHeir } from "../useHeir";
 import { useNow } from "../useNow";
 import { ageWords, lineWords, resetWords } from "../words";
 
@@ -7,16 +10,19 @@ import { ageWords, lineWords, resetWords } from "../words";
 export function LinePanel() {
   const line = useLine();
   const { title, detail } = lineWords(line);
+  const titleRef = useRef<HTMLHeadingElement>(null);
   return (
     <section className="card line" aria-label="Stream">
       <Wire line={line} />
       <div className="line-head">
         <div role="status" data-testid="line-state" data-state={line.state} data-resume={line.resume ?? ""} data-replayed={line.replayed}>
-          <h2 className="line-title">{title}</h2>
+          <h2 ref={titleRef} className="line-title" tabIndex={-1}>
+            {title}
+          </h2>
           <p className="muted">{detail}</p>
           <Resets line={line} />
         </div>
-        <ReopenButton line={line} />
+        <ReopenButton line={line} heir={titleRef} />
       </div>
       <Facts line={line} />
     </section>
@@ -49,31 +55,38 @@ function Resets({ line: { state, resume, resets, gap } }: { line: LineView }) {
       ))}
       {gap && (
         <li data-testid="gap" data-reason={gap.reason}>
-          A gap on <code>{gap.topics.join(", ")}</code>: {resetWords(gap.reason)}. The list was loaded again.
+          A gap on <code>{gap.topics.join(", ")}</code>: {resetWords(gap.reason)}. The list is loaded again.
         </li>
       )}
     </ul>
   );
 }
 
-function ReopenButton({ line: { state, closeReason, nextTryAt } }: { line: LineView }) {
-  if (state === "ended") return <Reopen label={closeReason === "replaced" ? "Continue here" : "Try again"} />;
-  if (nextTryAt === null) return null;
-  return <Reopen label="Try now" />;
+interface ReopenButtonProps {
+  line: LineView;
+  heir: RefObject<HTMLElement | null>;
 }
 
-function Reopen({ label }: { label: string }) {
+function ReopenButton({ line: { state, closeReason, nextTryAt }, heir }: ReopenButtonProps) {
+  if (state === "ended") return <Reopen label={closeReason === "replaced" ? "Continue here" : "Try again"} heir={heir} />;
+  if (nextTryAt === null) return null;
+  return <Reopen label="Try now" heir={heir} />;
+}
+
+function Reopen({ label, heir }: { label: string; heir: RefObject<HTMLElement | null> }) {
+  const button = useHeir<HTMLButtonElement>(heir);
   return (
-    <button type="button" className="button" data-testid="reopen" onClick={pageLine.reopen}>
+    <button ref={button} type="button" className="button" data-testid="reopen" onClick={pageLine.reopen}>
       {label}
     </button>
   );
 }
 
 function Facts({ line }: { line: LineView }) {
+  const isOpen = line.state === "open";
   return (
     <dl className="facts">
-      <Fact label="Replica">
+      <Fact label={isOpen ? "Replica" : "Last replica"}>
         <span data-testid="replica">{line.replica ?? "–"}</span>
       </Fact>
       <Fact label="Last heard">
@@ -82,7 +95,7 @@ function Facts({ line }: { line: LineView }) {
       <Fact label="Last event ID">
         <code data-testid="last-event-id">{line.lastEventId ?? "–"}</code>
       </Fact>
-      <Fact label="Stream">
+      <Fact label={isOpen ? "Stream" : "Last stream"}>
         <code data-testid="stream-id">{line.streamId ?? "–"}</code>
       </Fact>
     </dl>

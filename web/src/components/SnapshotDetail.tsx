@@ -1,24 +1,27 @@
 import { useEffect, useState } from "react";
 import { api, wordsFor } from "../api";
 import type { SnapshotWithContent } from "../api";
+import { useFailure } from "../useFailure";
 import { timeWords } from "../words";
 
 export function SnapshotDetail({ id }: { id: string }) {
   const [snapshot, setSnapshot] = useState<SnapshotWithContent | null>(null);
-  const [error, setError] = useState<string | null>(null);
+  const [error, fail] = useFailure();
 
+  // Runs again when the error is over.
   useEffect(() => {
+    if (error !== null) return;
     const leave = new AbortController();
     api.snapshot(id, leave.signal).then(setSnapshot, (failure: unknown) => {
-      if (!leave.signal.aborted) setError(wordsFor(failure));
+      if (!leave.signal.aborted) fail(failure);
     });
     return () => leave.abort();
-  }, [id]);
+  }, [id, error, fail]);
 
-  if (error) {
+  if (error !== null) {
     return (
       <p className="note bad" role="alert">
-        {error}
+        {wordsFor(error)}
       </p>
     );
   }

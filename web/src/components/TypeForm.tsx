@@ -1,19 +1,31 @@
-import { useId, useState } from "react";
+import { useId, useRef, useState } from "react";
 import type { FormEvent } from "react";
 
 interface TypeFormProps {
-  isValid: (type: string) => boolean;
+  known: readonly string[];
+  isType: (text: string) => boolean;
   onAdd: (type: string) => void;
 }
 
 /** Lets the log hear one more event type. */
-export function TypeForm({ isValid, onAdd }: TypeFormProps) {
+export function TypeForm({ known, isType, onAdd }: TypeFormProps) {
   const id = useId();
+  const errorId = `${id}-error`;
+  const input = useRef<HTMLInputElement>(null);
   const [type, setType] = useState("");
+  const [error, setError] = useState<string | null>(null);
+
+  const refusal = () => {
+    if (type === "") return "Type the name of an event type.";
+    if (!isType(type)) return "A type begins with a small letter; small letters, digits, “.”, “_” and “-” follow.";
+    return known.includes(type) ? "This type is listened to already." : null;
+  };
 
   const submit = (event: FormEvent) => {
     event.preventDefault();
-    if (!isValid(type)) return;
+    const why = refusal();
+    setError(why);
+    if (why !== null) return input.current?.focus();
     onAdd(type);
     setType("");
   };
@@ -24,6 +36,7 @@ export function TypeForm({ isValid, onAdd }: TypeFormProps) {
         Also listen to
       </label>
       <input
+        ref={input}
         id={id}
         name="type"
         value={type}
@@ -31,11 +44,21 @@ export function TypeForm({ isValid, onAdd }: TypeFormProps) {
         autoComplete="off"
         autoCapitalize="off"
         spellCheck={false}
-        onChange={(event) => setType(event.target.value.trim())}
+        aria-invalid={error !== null}
+        aria-describedby={error === null ? undefined : errorId}
+        onChange={(event) => {
+          setType(event.target.value.trim());
+          setError(null);
+        }}
       />
-      <button type="submit" className="button small" aria-disabled={!isValid(type)}>
+      <button type="submit" className="button small">
         Add
       </button>
+      {error && (
+        <p id={errorId} className="field-error" role="alert" data-testid="error-type">
+          {error}
+        </p>
+      )}
     </form>
   );
 }

@@ -32,8 +32,8 @@ export function Welcome({ notice, onSignedIn }: WelcomeProps) {
         <Brand />
         <h1>Know it when it happens.</h1>
         <p>
-          One replica does the work, another holds your stream, and the event still reaches this page. If the
-          connection breaks, what you missed is replayed.
+          Whichever replica does the work, the event reaches this page through the one that holds its stream. If the
+          connection breaks, missed events are replayed from the history.
         </p>
         <div className="wire wire-still" data-state="open" aria-hidden="true">
           <span className="wire-end">this page</span>
@@ -42,7 +42,9 @@ export function Welcome({ notice, onSignedIn }: WelcomeProps) {
         </div>
       </section>
       <section className="card welcome-card" aria-labelledby="welcome-title">
-        <h2 id="welcome-title">{isNew ? "Create an account" : "Sign in"}</h2>
+        <h2 id="welcome-title" tabIndex={-1} data-first-focus>
+          {isNew ? "Create an account" : "Sign in"}
+        </h2>
         {notice && (
           <p className="note" role="status" data-testid="notice">
             {notice}
