@@ -11,8 +11,6 @@ from playwright.sync_api import Browser, FloatRect, Locator, Page, expect
 
 from tests.replicas import ROOT, Replica, publish, replica
 
-pytestmark = pytest.mark.timeout(180)
-
 WAIT_MS = 30_000
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 EMAIL = "augusta.ada.king@the.analytical.engine.example"
