@@ -69,21 +69,24 @@ def test_a_gap_and_a_close_leave_the_last_event_id_alone() -> None:
     assert parser.retry_ms == 5
 
 
-def test_the_head_byte_for_byte() -> None:
-    assert frames.head({"x-request-id": "r1", "date": "now"}) == (
+@pytest.mark.parametrize(("chunked", "framing"), [(True, b"transfer-encoding: chunked\r\n"), (False, b"")])
+def test_the_head_byte_for_byte(chunked: bool, framing: bytes) -> None:
+    assert frames.head({"x-request-id": "r1", "date": "now"}, chunked=chunked) == (
         b"HTTP/1.1 200 OK\r\n"
         b"content-type: text/event-stream\r\n"
-        b"cache-control: no-store\r\n"
+        b"cache-control: no-store, no-transform\r\n"
         b"x-accel-buffering: no\r\n"
-        b"connection: close\r\n"
-        b"x-request-id: r1\r\n"
+        b"connection: close\r\n" + framing + b"x-request-id: r1\r\n"
         b"date: now\r\n"
         b"\r\n"
     )
 
 
-def test_the_head_says_nothing_twice() -> None:
-    assert frames.head({"cache-control": "max-age=9", "connection": "keep-alive"}) == frames.head({})
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_head_says_nothing_twice(chunked: bool) -> None:
+    said = {"cache-control": "max-age=9", "connection": "keep-alive", "transfer-encoding": "gzip"}
+
+    assert frames.head(said, chunked=chunked) == frames.head({}, chunked=chunked)
 
 
 @pytest.mark.parametrize("bad", ["a\r\nset-cookie: x=1", "a\n", "\r", "a\0b", "\x1b[2J", "\x7f"])
@@ -92,17 +95,28 @@ def test_the_head_refuses_what_would_end_its_line(bad: str, where: str) -> None:
     headers = {bad: "x"} if where == "name" else {"x-request-id": bad}
 
     with pytest.raises(ValueError, match="control character"):
-        frames.head(headers)
+        frames.head(headers, chunked=True)
 
 
 @given(st.text(st.characters(max_codepoint=255)))
 def test_no_header_value_makes_another_line(value: str) -> None:
     try:
-        head = frames.head({"x": value})
+        head = frames.head({"x": value}, chunked=True)
     except ValueError:
         return
-    assert head.count(b"\r\n") == 7
-    assert head.count(b"\n") == head.count(b"\r") == 7
+    assert head.count(b"\r\n") == 8
+    assert head.count(b"\n") == head.count(b"\r") == 8
+
+
+def test_frames_are_one_chunk_which_streams_share() -> None:
+    wire, other = frames.heartbeat(Position(12, 3)), b"data: " + b"x" * 70_000 + b"\n\n"
+
+    chunks = [frames.chunk(wire), frames.chunk(wire)]
+
+    assert chunks[0] == b"24\r\n" + wire + b"\r\n"
+    assert chunks[0] is chunks[1]
+    assert frames.chunk(other) == b"11178\r\n" + other + b"\r\n"
+    assert frames.chunk(wire) == chunks[0]
 
 
 def test_a_proof_stands_behind_each_id_of_joined_frames_and_nowhere_in_data() -> None:
