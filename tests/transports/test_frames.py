@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,6 +8,7 @@ from allim.client import Parser
 from allim.hub import CloseReason, Opening, Position
 from allim.hub.resume import Reset, Verdict
 from allim.transports.sse import frames
+from allim.transports.sse.handover import HandoverStream
 
 NEW = Opening(Verdict("new", (), None), Position(12, 3), 0)
 RESET = Opening(
@@ -108,15 +111,42 @@ def test_no_header_value_makes_another_line(value: str) -> None:
     assert head.count(b"\n") == head.count(b"\r") == 8
 
 
-def test_frames_are_one_chunk_which_streams_share() -> None:
-    wire, other = frames.heartbeat(Position(12, 3)), b"data: " + b"x" * 70_000 + b"\n\n"
+@pytest.mark.parametrize(("wire", "size"), [(b"x" * 9, b"9"), (b"x" * 255, b"ff"), (b"x" * 70_008, b"11178")])
+def test_frames_are_one_chunk(wire: bytes, size: bytes) -> None:
+    assert frames.chunk(wire) == size + b"\r\n" + wire + b"\r\n"
 
-    chunks = [frames.chunk(wire), frames.chunk(wire)]
 
-    assert chunks[0] == b"24\r\n" + wire + b"\r\n"
-    assert chunks[0] is chunks[1]
-    assert frames.chunk(other) == b"11178\r\n" + other + b"\r\n"
-    assert frames.chunk(wire) == chunks[0]
+class Written(asyncio.Transport):
+    """A connection that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert isinstance(data, bytes)
+        self.pieces.append(data)
+
+
+def writing(*, chunked: bool) -> tuple[HandoverStream, list[bytes]]:
+    """A stream that is live, and what it writes."""
+    stream, transport = HandoverStream.__new__(HandoverStream), Written()
+    stream.transport, stream.head, stream.close_reason, stream.chunked = transport, b"", None, chunked
+    return stream, transport.pieces
+
+
+def test_streams_that_write_the_same_frames_share_the_bytes() -> None:
+    (one, to_one), (two, to_two), (old, to_old) = (writing(chunked=chunked) for chunked in (True, True, False))
+    events = [b"id: 1-0\n" + b"event: t\ndata: %d\n\n" % number for number in range(3)]
+
+    for event in events:
+        for stream in (one, old, two):
+            stream.write(event)
+    one.write(events[0])
+
+    assert to_one == [frames.chunk(event) for event in (*events, events[0])]
+    assert all(mine is yours for mine, yours in zip(to_one, to_two, strict=False))
+    assert all(mine is event for mine, event in zip(to_old, events, strict=True))
 
 
 def test_a_proof_stands_behind_each_id_of_joined_frames_and_nowhere_in_data() -> None:

@@ -43,22 +43,13 @@ def head(headers: Mapping[str, str], lines: bytes = b"", *, chunked: bool) -> by
     return b"%b%b%b\r\n" % (start, said.encode("latin-1"), lines)
 
 
-_newest = b"", b""  # frames, and the chunk that they are
-
-
 def chunk(frames: bytes) -> bytes:
-    """Return these frames as one chunk of a body. Frames that are written to one stream after another become a chunk
-    once, and all these streams share its bytes.
+    """Return these frames as one chunk of a body.
 
     Shape: `frames` is not empty, because an empty chunk ends the body.
     Source: RFC 9112, 7.1.
     """
-    global _newest
-    known, made = _newest
-    if known is not frames:
-        made = b"%x\r\n%b\r\n" % (len(frames), frames)
-        _newest = frames, made
-    return made
+    return b"%x\r\n%b\r\n" % (len(frames), frames)
 
 
 def opening(stream_id: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:

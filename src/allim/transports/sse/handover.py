@@ -34,6 +34,20 @@ class HandedOver(Exception):
     """Tells the old protocol why it lost its connection, which lives on. Nothing failed."""
 
 
+class _Written:
+    """The frames that a stream wrote last, and the chunk that they are. Streams that write the same frames one after
+    another share the chunk.
+    """
+
+    __slots__ = ("chunk", "frames")
+
+    def __init__(self) -> None:
+        self.frames = self.chunk = b""
+
+
+_written = _Written()
+
+
 class HandoverStream(SseStream, asyncio.Protocol):
     """A stream that is its connection's protocol. No task, no queue, no timer: the buffer is the transport's.
 
@@ -68,13 +82,16 @@ class HandoverStream(SseStream, asyncio.Protocol):
 
     def write(self, wire: bytes) -> None:
         if self.close_reason is None and self.transport is not None:
-            sent = frames.chunk(wire) if self.chunked else wire
+            if self.chunked:
+                if wire is not _written.frames:
+                    _written.frames, _written.chunk = wire, frames.chunk(wire)
+                wire = _written.chunk
             if self.head:
-                self.head += sent
+                self.head += wire
                 if len(self.head) >= FIRST_BYTES:
                     self.begin()
             else:
-                self.transport.write(sent)
+                self.transport.write(wire)
 
     def begin(self) -> None:
         """Send the head, and what was written with it."""
