@@ -137,7 +137,8 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
                     streams_per_user=hub.settings.streams_per_user,
                 )
                 async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
-                    yield
+                    with sse.draining_on_signals(hub.drain):
+                        yield
         finally:
             if issuer is not None:
                 await issuer.jwks.close()

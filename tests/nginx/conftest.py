@@ -16,6 +16,7 @@ import pytest
 
 from allim.up import find_program, nginx_command, private_folder, write_nginx
 from tests.leaks import inspect
+from tests.waiting import PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,23 @@ class Front:
 
 Start = Callable[..., AbstractAsyncContextManager[Front]]
 
+OUTER = """
+daemon off;
+pid nginx.pid;
+error_log stderr crit;
+events { }
+http {
+    client_body_temp_path temp; proxy_temp_path temp;
+    fastcgi_temp_path temp; uwsgi_temp_path temp; scgi_temp_path temp;
+    access_log off;
+    gzip on; gzip_types *; gzip_proxied any; gzip_min_length 0;
+    server {
+        listen 127.0.0.1:%d;
+        location / { proxy_pass %s; }
+    }
+}
+"""
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
@@ -53,18 +71,39 @@ def start(folder: Path) -> Start:
         port = free_port()
         write_nginx(folder / "nginx", listen=f"127.0.0.1:{port}", servers=servers, origins=origins)
         _change(folder / "nginx" / "nginx.conf", changed)
-        with ExitStack() as stack:
-            output = stack.enter_context((folder / "output").open("wb"))
-            process = _spawn(folder / "nginx", output)
-            stack.callback(inspect, folder / "output")
-            stack.callback(_end, process)
-            with anyio.fail_after(10):
-                while not _accepts(port):
-                    assert process.poll() is None, (folder / "output").read_text()
-                    await anyio.sleep(0.01)
+        async with _running(folder / "nginx", folder / "output", port):
             yield Front(f"http://127.0.0.1:{port}", folder)
 
     return start
+
+
+@pytest.fixture
+def start_outer(folder: Path) -> Start:
+    """Start another nginx in front of an address. It compresses all that it may, and buffers as by default."""
+
+    @asynccontextmanager
+    async def start(url: str) -> AsyncIterator[Front]:
+        outer, port = folder / "outer", free_port()
+        outer.mkdir()
+        (outer / "nginx.conf").write_text(OUTER % (port, url))
+        async with _running(outer, outer / "output", port):
+            yield Front(f"http://127.0.0.1:{port}", outer)
+
+    return start
+
+
+@asynccontextmanager
+async def _running(folder: Path, log: Path, port: int) -> AsyncIterator[None]:
+    with ExitStack() as stack:
+        output = stack.enter_context(log.open("wb"))
+        process = _spawn(folder, output)
+        stack.callback(inspect, log)
+        stack.callback(_end, process)
+        with anyio.fail_after(PATIENCE_S):
+            while not _accepts(port):
+                assert process.poll() is None, log.read_text()
+                await anyio.sleep(0.01)
+        yield
 
 
 @pytest.fixture

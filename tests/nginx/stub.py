@@ -35,7 +35,13 @@ async def hang_up(_: Asked, writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+_STREAM_SAYS = b"Content-Type: text/event-stream\r\nX-Accel-Buffering: no\r\nConnection: close\r\n"
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\n%bTransfer-Encoding: chunked\r\n\r\n" % _STREAM_SAYS
+
+
+def chunk(body: bytes) -> bytes:
+    """One chunk of a stream's body, as a replica writes it; the one without bytes ends the body."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import anyio
@@ -18,7 +18,8 @@ import pytest
 from allim.http.requests import SECURITY_HEADERS
 from allim.up import nginx_command, write_nginx
 from tests.nginx.conftest import Front, Start, free_port
-from tests.nginx.stub import STREAM_HEAD, Answer, Asked, Stub, hang_up, plain
+from tests.nginx.stub import STREAM_HEAD, Answer, Asked, Stub, chunk, hang_up, plain
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -76,9 +77,9 @@ async def test_events_are_passed_on_at_once(start: Start) -> None:
     read = asyncio.Event()
 
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD + b"data: 1\n\n")
+        writer.write(STREAM_HEAD + chunk(b"data: 1\n\n"))
         await read.wait()  # a proxy that collects would wait for more, and so would this
-        writer.write(b"data: 2\n\n")
+        writer.write(chunk(b"data: 2\n\n") + chunk(b""))
         writer.close()
 
     async with Stub(answer) as stub, start(stub.address) as front, front.client() as client:
@@ -94,9 +95,54 @@ async def test_events_are_passed_on_at_once(start: Start) -> None:
     assert "content-encoding" not in response.headers
 
 
+async def test_another_nginx_in_front_that_compresses_holds_nothing_back(start: Start, start_outer: Start) -> None:
+    read = asyncio.Queue[None]()
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        for number in range(3):
+            writer.write(chunk(b"data: %d\n\n" % number))
+            await read.get()
+        writer.write(chunk(b""))
+        writer.close()
+
+    async with (
+        Stub(answer) as stub,
+        start(stub.address) as front,
+        start_outer(front.url) as outer,
+        outer.client() as client,
+    ):
+        with anyio.fail_after(PATIENCE_S):
+            async with client.stream("GET", "/events", headers={"Accept-Encoding": "gzip"}) as response:
+                got = []
+                async for piece in response.aiter_bytes():
+                    got.append(piece)
+                    read.put_nowait(None)
+
+    assert got == [b"data: 0\n\n", b"data: 1\n\n", b"data: 2\n\n"]
+    assert response.headers["content-encoding"] == "gzip"
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["killed", "ended"])
+async def test_a_stream_that_its_replica_did_not_end_is_cut(start: Start, dies: bool) -> None:
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunk(b"data: 1\n\n") + (b"" if dies else chunk(b"")))
+        writer.close()
+
+    got = b""
+    async with Stub(answer) as stub, start(stub.address) as front, front.client() as client:
+        cut = pytest.raises(httpx.RemoteProtocolError) if dies else nullcontext()
+        with anyio.fail_after(PATIENCE_S), cut:
+            async with client.stream("GET", "/events") as response:
+                async for piece in response.aiter_bytes():
+                    got += piece
+
+    assert got == b"data: 1\n\n"
+
+
 async def test_a_browser_that_leaves_frees_its_stream_on_the_replica(start: Start) -> None:
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD + b"data: 1\n\n")
+        writer.write(STREAM_HEAD + chunk(b"data: 1\n\n"))
 
     async with (
         Stub(answer) as stub,
@@ -118,7 +164,8 @@ async def test_without_replicas_a_stream_is_told_when_to_come_back(start: Start)
     for answer in answers:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/event-stream"
-        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["cache-control"] == "no-store, no-transform"
+        assert answer.headers["x-accel-buffering"] == "no"
     waits = {answer.text for answer in answers}
     assert waits <= {f"retry: {wait_ms}\n\n" for wait_ms in range(1000, 5000, 200)}
     assert len(waits) >= 8

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,6 +8,7 @@ from allim.client import Parser
 from allim.hub import CloseReason, Opening, Position
 from allim.hub.resume import Reset, Verdict
 from allim.transports.sse import frames
+from allim.transports.sse.handover import HandoverStream
 
 NEW = Opening(Verdict("new", (), None), Position(12, 3), 0)
 RESET = Opening(
@@ -69,21 +72,24 @@ def test_a_gap_and_a_close_leave_the_last_event_id_alone() -> None:
     assert parser.retry_ms == 5
 
 
-def test_the_head_byte_for_byte() -> None:
-    assert frames.head({"x-request-id": "r1", "date": "now"}) == (
+@pytest.mark.parametrize(("chunked", "framing"), [(True, b"transfer-encoding: chunked\r\n"), (False, b"")])
+def test_the_head_byte_for_byte(chunked: bool, framing: bytes) -> None:
+    assert frames.head({"x-request-id": "r1", "date": "now"}, chunked=chunked) == (
         b"HTTP/1.1 200 OK\r\n"
         b"content-type: text/event-stream\r\n"
-        b"cache-control: no-store\r\n"
+        b"cache-control: no-store, no-transform\r\n"
         b"x-accel-buffering: no\r\n"
-        b"connection: close\r\n"
-        b"x-request-id: r1\r\n"
+        b"connection: close\r\n" + framing + b"x-request-id: r1\r\n"
         b"date: now\r\n"
         b"\r\n"
     )
 
 
-def test_the_head_says_nothing_twice() -> None:
-    assert frames.head({"cache-control": "max-age=9", "connection": "keep-alive"}) == frames.head({})
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_head_says_nothing_twice(chunked: bool) -> None:
+    said = {"cache-control": "max-age=9", "connection": "keep-alive", "transfer-encoding": "gzip"}
+
+    assert frames.head(said, chunked=chunked) == frames.head({}, chunked=chunked)
 
 
 @pytest.mark.parametrize("bad", ["a\r\nset-cookie: x=1", "a\n", "\r", "a\0b", "\x1b[2J", "\x7f"])
@@ -92,17 +98,55 @@ def test_the_head_refuses_what_would_end_its_line(bad: str, where: str) -> None:
     headers = {bad: "x"} if where == "name" else {"x-request-id": bad}
 
     with pytest.raises(ValueError, match="control character"):
-        frames.head(headers)
+        frames.head(headers, chunked=True)
 
 
 @given(st.text(st.characters(max_codepoint=255)))
 def test_no_header_value_makes_another_line(value: str) -> None:
     try:
-        head = frames.head({"x": value})
+        head = frames.head({"x": value}, chunked=True)
     except ValueError:
         return
-    assert head.count(b"\r\n") == 7
-    assert head.count(b"\n") == head.count(b"\r") == 7
+    assert head.count(b"\r\n") == 8
+    assert head.count(b"\n") == head.count(b"\r") == 8
+
+
+@pytest.mark.parametrize(("wire", "size"), [(b"x" * 9, b"9"), (b"x" * 255, b"ff"), (b"x" * 70_008, b"11178")])
+def test_frames_are_one_chunk(wire: bytes, size: bytes) -> None:
+    assert frames.chunk(wire) == size + b"\r\n" + wire + b"\r\n"
+
+
+class Written(asyncio.Transport):
+    """A connection that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert isinstance(data, bytes)
+        self.pieces.append(data)
+
+
+def writing(*, chunked: bool) -> tuple[HandoverStream, list[bytes]]:
+    """A stream that is live, and what it writes."""
+    stream, transport = HandoverStream.__new__(HandoverStream), Written()
+    stream.transport, stream.head, stream.close_reason, stream.chunked = transport, b"", None, chunked
+    return stream, transport.pieces
+
+
+def test_streams_that_write_the_same_frames_share_the_bytes() -> None:
+    (one, to_one), (two, to_two), (old, to_old) = (writing(chunked=chunked) for chunked in (True, True, False))
+    events = [b"id: 1-0\n" + b"event: t\ndata: %d\n\n" % number for number in range(3)]
+
+    for event in events:
+        for stream in (one, old, two):
+            stream.write(event)
+    one.write(events[0])
+
+    assert to_one == [frames.chunk(event) for event in (*events, events[0])]
+    assert all(mine is yours for mine, yours in zip(to_one, to_two, strict=False))
+    assert all(mine is event for mine, event in zip(to_old, events, strict=True))
 
 
 def test_a_proof_stands_behind_each_id_of_joined_frames_and_nowhere_in_data() -> None:

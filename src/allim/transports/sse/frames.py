@@ -12,26 +12,44 @@ from allim.hub import CloseReason, Opening, Position
 from allim.hub.event import encode
 
 MEDIA_TYPE = "text/event-stream"
-HEADERS = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-accel-buffering": "no"}
+HEADERS = {
+    "content-type": MEDIA_TYPE,
+    "cache-control": "no-store, no-transform",  # a proxy that compresses would hold events back: RFC 9111, 5.2.2.6
+    "x-accel-buffering": "no",
+}
+LAST_CHUNK = b"0\r\n\r\n"
 
 _SAID = HEADERS | {"connection": "close"}
 _START = "".join(["HTTP/1.1 200 OK\r\n", *(f"{name}: {value}\r\n" for name, value in _SAID.items())]).encode()
+_CHUNKED_START = _START + b"transfer-encoding: chunked\r\n"
+_OWN_NAMES = frozenset({*_SAID, "transfer-encoding"})
 _ID = re.compile(rb"(?:\A(?:retry: \d+\n)?|(?<=\n\n))id: [^\n]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def head(headers: Mapping[str, str], lines: bytes = b"") -> bytes:
-    """The response head of a stream written without the server: it ends when the connection does.
+def head(headers: Mapping[str, str], lines: bytes = b"", *, chunked: bool) -> bytes:
+    """The response head of a stream written without the server. The stream is its connection's last response.
 
     Shape: of `headers`, what a stream says itself is left out; `lines` are more fields, known to be sound and others.
+    The body is `chunked`, or ends with the connection, which is for clients that speak HTTP/1.0.
     Raises: ValueError when a name or value would end its line (CR, LF) or holds another control character.
     """
-    fields = [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _SAID]
+    fields = [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _OWN_NAMES]
     said = "".join(fields)
     if len(_CONTROL.findall(said)) > 2 * len(fields):  # more than the ends of lines
         bad = [name for name, value in headers.items() if _CONTROL.search(name + value)]
         raise ValueError(f"header {bad[0]!r} holds a control character")
-    return b"%b%b%b\r\n" % (_START, said.encode("latin-1"), lines)
+    start = _CHUNKED_START if chunked else _START
+    return b"%b%b%b\r\n" % (start, said.encode("latin-1"), lines)
+
+
+def chunk(frames: bytes) -> bytes:
+    """Return these frames as one chunk of a body.
+
+    Shape: `frames` is not empty, because an empty chunk ends the body.
+    Source: RFC 9112, 7.1.
+    """
+    return b"%x\r\n%b\r\n" % (len(frames), frames)
 
 
 def opening(stream_id: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:

@@ -34,13 +34,28 @@ class HandedOver(Exception):
     """Tells the old protocol why it lost its connection, which lives on. Nothing failed."""
 
 
+class _Written:
+    """The frames that a stream wrote last, and the chunk that they are. Streams that write the same frames one after
+    another share the chunk.
+    """
+
+    __slots__ = ("chunk", "frames")
+
+    def __init__(self) -> None:
+        self.frames = self.chunk = b""
+
+
+_written = _Written()
+
+
 class HandoverStream(SseStream, asyncio.Protocol):
     """A stream that is its connection's protocol. No task, no queue, no timer: the buffer is the transport's.
 
-    Shape: `head` is what is written first and not sent yet.
+    Shape: `head` is what is written first and not sent yet. The body is `chunked`, so that its reader can tell the
+    end of the stream from the end of the replica.
     """
 
-    __slots__ = ("connections", "head", "transport", "waiter")
+    __slots__ = ("chunked", "connections", "head", "transport", "waiter")
 
     transport: asyncio.Transport | None
 
@@ -49,6 +64,7 @@ class HandoverStream(SseStream, asyncio.Protocol):
         self.transport = None
         self.connections: set[Any] = set()
         self.head = b""
+        self.chunked = True
         self.waiter: asyncio.Future[None] | None = None
 
     def attach(self, transport: asyncio.Transport, connections: set[Any], head: bytes) -> None:
@@ -66,6 +82,10 @@ class HandoverStream(SseStream, asyncio.Protocol):
 
     def write(self, wire: bytes) -> None:
         if self.close_reason is None and self.transport is not None:
+            if self.chunked:
+                if wire is not _written.frames:
+                    _written.frames, _written.chunk = wire, frames.chunk(wire)
+                wire = _written.chunk
             if self.head:
                 self.head += wire
                 if len(self.head) >= FIRST_BYTES:
@@ -79,14 +99,15 @@ class HandoverStream(SseStream, asyncio.Protocol):
             first, self.head = self.head, b""
             self.transport.write(first)
 
-    def finish(self, *, flush: bool) -> None:
+    def finish(self, last: bytes | None) -> None:
         self._wake()
         transport = self.transport
         if transport is None:
             return
-        if not flush:
+        if last is None:
             _reset(transport)
             return
+        self.head += frames.chunk(last) + frames.LAST_CHUNK if self.chunked else last
         self.begin()
         transport.close()
         if transport.get_write_buffer_size():
@@ -179,10 +200,13 @@ class HandoverResponse(Response):
 
     background = None
 
-    def __init__(self, stream: HandoverStream, begin: Start, headers: Mapping[str, str], lines: bytes) -> None:
+    def __init__(
+        self, stream: HandoverStream, begin: Start, headers: Mapping[str, str], lines: bytes, *, chunked: bool
+    ) -> None:
         self.stream = stream
         self.begin = begin
-        self.head = frames.head(headers, lines)
+        self.head = frames.head(headers, lines, chunked=chunked)
+        stream.chunked = chunked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hand_over: Callable[[HandoverStream, bytes], bool] = scope["extensions"][EXTENSION]

@@ -4,11 +4,16 @@ Dearer than the handover (several tasks and a queue per stream), and the fallbac
 """
 
 import asyncio
+import signal
+import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import anyio
+import uvicorn
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,6 +24,38 @@ from allim.transports.sse import frames
 from allim.transports.sse.stream import Proven, SseStream
 
 SEND_TIMEOUT_S = 20.0  # sse-starlette waits for ever by default
+
+
+@contextmanager
+def draining_on_signals(drain: Callable[[], None]) -> Iterator[None]:
+    """Call `drain` when a signal tells the server to stop, before the server's own handler is called.
+
+    A server tells its application to stop by the lifespan, after the last response has ended; a stream does not end
+    by itself, so each would be cut when the server's patience ends. uvicorn is left alone: `allim serve` drains by
+    itself, and sse-starlette looks for uvicorn's handler.
+
+    Nothing happens in another thread than the main one, nor for a signal that the server does not handle in Python.
+    """
+    loop = asyncio.get_running_loop()
+    kept: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(drain)
+        kept[number](number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handler = signal.getsignal(number)
+            by_uvicorn = isinstance(getattr(handler, "__self__", None), uvicorn.Server)
+            if callable(handler) and handler is not signal.default_int_handler and not by_uvicorn:
+                kept[number] = handler
+                signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for kept_number, kept_handler in kept.items():
+            if signal.getsignal(kept_number) is handle:  # else the server, or its loop, has taken it away already
+                signal.signal(kept_number, kept_handler)
 
 
 class PortableStream(SseStream):
@@ -44,11 +81,14 @@ class PortableStream(SseStream):
             if self.live:
                 self.hub.bring_back(self)
 
-    def finish(self, *, flush: bool) -> None:
+    def finish(self, last: bytes | None) -> None:
         assert self.close_reason is not None
-        last = [self.chunks[-1]] if flush and self.chunks else []
-        if not flush or not self.close_reason.reconnect:  # who may not read on gets the reason and nothing before it
-            self.chunks = deque(last)
+        if (
+            last is None or not self.close_reason.reconnect
+        ):  # who may not read on gets the reason and nothing before it
+            self.chunks.clear()
+        if last is not None:
+            self.chunks.append(last)
         self.something.set()
         self.room.set()
         self.hub.leave(self, self.close_reason)  # the response may take until SEND_TIMEOUT_S to notice

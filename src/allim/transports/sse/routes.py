@@ -25,10 +25,14 @@ _PARAMETERS = (
         list[_TopicOrNothing],
         f"At most {MAX_TOPICS} further topics; the user's own and `system` are always there. A ticket holds its own.",
     ),
-    Parameter("query", "last_event_id", str, "Where to resume, if the header is absent."),
     Parameter("header", "Last-Event-ID", str, "Where to resume."),
+    Parameter("query", "last_event_id", str, "Where to resume, if the header is absent."),
+    *(
+        Parameter("query", name, str, "The same, as libraries write it. Of all that are given the last one counts.")
+        for name in ("lastEventId", "lastEventID")
+    ),
 )
-_KNOWN = frozenset({"topics", "last_event_id", "ticket"})
+_LAST_EVENT_ID = frozenset({"last_event_id", "lastEventId", "lastEventID"})
 
 
 class Door(Protocol):
@@ -84,7 +88,9 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
         if request.method == "HEAD":  # how a page asks why its EventSource gave up
             await gate.count(request, visitor.identity)
             hub.check_room(visitor.address)
-            return Response(headers=frames.HEADERS)
+            response = Response(headers=frames.HEADERS)
+            del response.headers["content-length"]  # it would be the stream's, which has none
+            return response
         stream = _kind(request, visitor)(hub, speech, visitor, topics)
         try:
             begin = await hub.join(stream, _last_event_id(request), visitor.ticket, gate.toll(request, visitor))
@@ -94,8 +100,8 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
         if stream.ended:
             raise _refusal(stream)
         if isinstance(stream, HandoverStream):
-            state = request.scope["state"]
-            return HandoverResponse(stream, begin, state["answer_headers"], state["standing"].lines)
+            state, chunked = request.scope["state"], request.scope["http_version"] == "1.1"
+            return HandoverResponse(stream, begin, state["answer_headers"], state["standing"].lines, chunked=chunked)
         return PortableResponse(stream, begin)
 
     return [route("/events", tag="Events", get=events)]
@@ -112,9 +118,6 @@ async def _topics(request: Request, visitor: Visitor, permission: Permission) ->
 
     Raises: Invalid for a malformed one, Forbidden for one that is not theirs or does not exist: both look alike.
     """
-    for name in request.query_params:
-        if name not in _KNOWN:
-            raise Invalid.field(name[:100], "is not a known parameter; known are topics, last_event_id and ticket")
     asked = [topic for value in request.query_params.getlist("topics") for topic in value.split(",") if topic]
     if len(asked) > MAX_TOPICS:
         raise Invalid.field("topics", f"at most {MAX_TOPICS} topics on one stream")
@@ -128,11 +131,14 @@ async def _topics(request: Request, visitor: Visitor, permission: Permission) ->
 
 
 def _last_event_id(request: Request) -> str | None:
-    """The header is the newer one: a browser sends it when it reconnects to the URL it was given.
+    """Return where the client wants to resume, None for nowhere.
 
+    The header is the newer one: a browser sends it when it reconnects to the URL it was given. In the URL the last
+    one is the newest: a library appends its own to the URL that it was given.
     What stands behind a position is its stream's proof, which concerns the gate alone.
     """
-    sent = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    in_url = [value for name, value in request.query_params.multi_items() if name in _LAST_EVENT_ID and value]
+    sent = request.headers.get("last-event-id") or (in_url[-1] if in_url else None)
     return sent and sent.partition("~")[0]
 
 

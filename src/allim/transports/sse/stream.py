@@ -52,14 +52,12 @@ class SseStream(Stream):
     def close(self, reason: CloseReason) -> None:
         if self.ended:
             return
-        if reason.told:
-            self.write(frames.close(reason, self.speech.retry()))
         self.close_reason = reason
-        self.finish(flush=reason.told)
+        self.finish(frames.close(reason, self.speech.retry()) if reason.told else None)
 
     @abstractmethod
-    def finish(self, *, flush: bool) -> None:
-        """End the connection, after what has been written (`flush`) or at once."""
+    def finish(self, last: bytes | None) -> None:
+        """End the connection: with this frame, after what has been written; or, with None, at once."""
 
 
 class Proven(SseStream):
