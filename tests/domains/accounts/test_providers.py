@@ -80,11 +80,11 @@ class Site:
         ]
         passwords = accounts.Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         hub = RecordingHub()
-        service = accounts.Service(engine, TOKENS, passwords, self.snapshots, hub.sign_out, hub.extend, hub.last_kick)
+        service = accounts.Service(engine, TOKENS, passwords, self.snapshots, hub)
         gate = gate_of(None, **limits)
         flows = accounts.Flows(keys, self.clock)
         self.routes: list[BaseRoute] = [
-            *accounts.routes(service, gate, TOKENS.lifetime_s),
+            *accounts.routes(service, gate, TOKENS),
             *accounts.provider_routes(self.providers, flows, service, gate, TOKENS.lifetime_s, public_url),
         ]
 

@@ -10,6 +10,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from allim.domains.accounts.devices import device_of
 from allim.domains.accounts.models import ProviderNames
 from allim.domains.accounts.providers import FLOW_LIFETIME_S, Cancelled, Flows, Provider, Stale
 from allim.domains.accounts.service import Service
@@ -87,7 +88,7 @@ def provider_routes(
         try:
             await gate.stop_guessing(request)
             person = await provider.person(flows.open(sealed, provider.name), request.query_params)
-            session = await service.sign_in_as(person)
+            session = await service.sign_in_as(person, device_of(request))
         except AllimError as error:
             outcome = _OUTCOMES.get(type(error), "failed")
             log.info("sign-in over a provider failed", provider=provider.name, outcome=outcome, reason=error.detail)

@@ -34,10 +34,11 @@ def head(headers: Mapping[str, str], lines: bytes = b"") -> bytes:
     return b"%b%b%b\r\n" % (_START, said.encode("latin-1"), lines)
 
 
-def opening(stream_id: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:
-    """The first frame of every stream: the verdict, and an id to resume from."""
+def opening(stream_id: str, user: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:
+    """The first frame of every stream: whose it is, the verdict, and an id to resume from."""
     data = {
         "stream": stream_id,
+        "user": user,
         "replica": replica,
         "resume": opening.verdict.resume,
         "replayed": opening.replayed,
