@@ -108,20 +108,20 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     queue = snapshots.open_queue(redis_pool, Keys(settings.redis_prefix).work, settings.server_id)
     worker = snapshots.Worker(engine, queue, generation.attempt, now=hub.shared_clock)
     snapshot_service = snapshots.Service(engine, profile, worker.start, refused=metrics.refused, now=hub.shared_clock)
+    key_service = keys.Service(engine, now=hub.shared_clock)
     account_service = accounts.Service(
         engine,
         tokens,
         accounts.Passwords(),
         snapshot_service,
-        hub.sign_out,
-        hub.extend,
-        hub.last_kick,
+        hub,
         settings.operators,
+        on_deleted=[snapshot_service.delete_in, key_service.delete_in],
+        now=hub.shared_clock,
     )
     http = accounts.back_channel()
     providers = _providers(settings, http)
     flows = accounts.Flows((settings.secret_key, *settings.old_secret_keys))
-    key_service = keys.Service(engine, now=hub.shared_clock)
     publishers = Publishers(settings_keys, key_service.publisher, count=gate.count_unknown_key)
 
     @asynccontextmanager
@@ -153,7 +153,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     if isinstance(broker, RedisBroker):
         checks["redis"] = broker.check
     resources = [
-        *accounts.routes(account_service, gate, settings.session_lifetime_s),
+        *accounts.routes(account_service, gate, tokens),
         *accounts.provider_routes(
             providers, flows, account_service, gate, settings.session_lifetime_s, settings.public_url or ""
         ),

@@ -87,6 +87,12 @@ class Conflict(AllimError):
     code = "conflict"
 
 
+class OtherUser(Conflict):
+    """The request is meant for another user than the one whose session it carries."""
+
+    code = "other_user"
+
+
 class Unavailable(AllimError):
     """A needed service does not answer. The request may be repeated."""
 

@@ -76,7 +76,7 @@ def test_a_sign_out_in_one_window_ends_the_other(page: Page, system: Cluster) ->
 
     other.get_by_test_id("sign-out").click()
 
-    expect(page.get_by_test_id("notice")).to_have_text("You have signed out.", timeout=WAIT_MS)
+    expect(page.get_by_test_id("notice")).to_have_text("You are signed out.", timeout=WAIT_MS)
     expect(page.get_by_test_id("signin-form")).to_be_visible()
 
 

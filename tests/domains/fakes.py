@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from allim.errors import Conflict, Unavailable
-from allim.hub import ZERO, Draft, Holder, Published
+from allim.hub import ZERO, Draft, Holder, Published, Standing, is_kicked
 
 
 class RecordingHub:
@@ -12,6 +12,7 @@ class RecordingHub:
     def __init__(self) -> None:
         self.events: list[Draft] = []
         self.ended: list[tuple[str, str]] = []
+        self.kicked: dict[str, float] = {}
         self.extended: list[tuple[str, str, float]] = []
         self.calls = 0
         self.is_down = False
@@ -31,7 +32,22 @@ class RecordingHub:
         return Published(tuple(ZERO for _ in drafts), "memory")
 
     async def last_kick(self, subject: str) -> float | None:
-        return None if self.is_down else 0.0
+        return None if self.is_down else self.kicked.get(subject, 0.0)
+
+    async def kick(self, subject: str) -> None:
+        if self.is_down:
+            raise Unavailable("The history does not answer.")
+        self.kicked[subject] = self.kicked.get(subject, 0.0) + 1
+
+    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
+        if self.is_down:
+            raise Unavailable("The history does not answer.")
+        return [self._standing(holder) for holder in holders]
+
+    def _standing(self, holder: Holder) -> Standing:
+        if (holder.subject, holder.session) in self.ended:
+            return Standing.SIGNED_OUT
+        return Standing.KICKED if is_kicked(holder, self.kicked.get(holder.subject, -1)) else Standing.GOOD
 
     async def sign_out(self, holder: Holder) -> None:
         if self.is_down:

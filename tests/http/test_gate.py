@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from allim.brokers.memory import MemoryLedger
-from allim.errors import Forbidden, Kicked, SignedOut, TooMany, Unauthenticated, Unavailable
+from allim.errors import Forbidden, Kicked, OtherUser, SignedOut, TooMany, Unauthenticated, Unavailable
 from allim.http import rates
 from allim.http.gate import COOKIE, Gate, Limits, bearer_of, clear_cookie, set_cookie, token_of
 from allim.http.rates import Policy
@@ -38,6 +38,18 @@ def request(
 
 def asked_by(subject: str, **claims: Any) -> Request:
     return request(authorization=f"Bearer {TOKENS.issue(subject, **claims)}")
+
+
+async def test_a_call_that_is_meant_for_another_user_is_refused() -> None:
+    gate = gate_of()
+    for meant, refused in (("42", False), ("43", True), ("", True)):
+        call = request(authorization=f"Bearer {TOKENS.issue('42')}", allim_user=meant)
+        for judge in (gate.identify, gate.recognise):
+            if refused:
+                with pytest.raises(OtherUser):
+                    await judge(call)
+            else:
+                assert (await judge(call)).subject == "42"
 
 
 # The token ----------------------------------------------------------------------------------------------------

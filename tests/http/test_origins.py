@@ -200,7 +200,7 @@ def preflight(origin: str, method: str = "POST", headers: str = "content-type") 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_a_listed_page_is_told_what_it_may_send(asked: Asked, method: str) -> None:
-    wanted = "authorization,content-type,idempotency-key,last-event-id,x-request-id"
+    wanted = "allim-user,authorization,content-type,idempotency-key,last-event-id,x-request-id"
     answer = await sent(asked, "OPTIONS", headers=preflight(LISTED, method, wanted))
 
     assert answer.status_code == 200

@@ -367,6 +367,40 @@ def test_a_session_is_renewed_until_it_has_lasted_as_long_as_it_may() -> None:
             ours.renew(signed({"sub": "u1", "exp": NOW + DAY, **started}))
 
 
+@pytest.mark.parametrize(
+    ("age_s", "max_s", "due"),
+    [
+        (0, 30 * DAY, False),
+        (1799, 30 * DAY, False),
+        (1801, 30 * DAY, True),
+        (3599, 30 * DAY, True),
+        (3599, 3600, False),  # it has lasted as long as it may
+        (3599, 3650, True),
+    ],
+)
+async def test_a_renewal_is_due_in_the_second_half_of_a_token_that_gains_by_it(
+    age_s: float, max_s: int, due: bool
+) -> None:
+    clock = Clock(NOW)
+    ours = renewing(clock, max_s=max_s)
+    token = ours.issue("u1")
+    clock.at += age_s
+
+    life = ours.life(token, await ours.verify(token))
+
+    assert (life.lifetime_s, life.renewal_due) == (3600, due)
+    assert life.expires_in_s == pytest.approx(3600 - age_s)
+
+
+async def test_a_token_of_five_minutes_is_to_be_renewed_after_half_of_them() -> None:
+    clock = Clock(NOW)
+    ours = renewing(clock)
+    token = signed({**GOOD, "iat": NOW, "exp": NOW + 300})
+    clock.at += 151
+
+    assert ours.life(token, await ours.verify(token)) == (149, 300, True)
+
+
 async def test_a_token_of_a_service_is_renewed_for_as_long_as_the_service_gave_it() -> None:
     clock = Clock(NOW + 200.123)
     ours = renewing(clock)
@@ -420,6 +454,8 @@ async def test_a_token_of_an_outside_issuer_is_renewed_by_that_issuer() -> None:
     async with with_issuer(publishing()) as ours:
         with pytest.raises(Invalid, match="its issuer") as refusal:
             ours.renew(signed_by("ES256", ec_key(), THEIRS, kid="ES256"))
+        late = signed_by("ES256", ec_key(), {**THEIRS, "iat": NOW - DAY}, kid="ES256")
+        assert not ours.life(late, await ours.verify(late)).renewal_due
 
     assert [field.field for field in refusal.value.fields] == ["token"]
 

@@ -229,10 +229,8 @@ class Replica:
         policies = Limits(*(Policy(name, 1000, 60) for name in Limits._fields))
         gate = Gate(self.tokens, Tickets([SECRET], 30, now=self.machine.wall_s), self.rates, policies)
         nothing = cast(Any, None)
-        service = accounts.Service(
-            nothing, self.tokens, nothing, nothing, self.hub.sign_out, self.hub.extend, self.hub.last_kick, ()
-        )
-        app = Starlette(routes=accounts.routes(service, gate, TOKEN_LIFETIME_S), exception_handlers=problems.handlers)
+        service = accounts.Service(nothing, self.tokens, nothing, nothing, self.hub)
+        app = Starlette(routes=accounts.routes(service, gate, self.tokens), exception_handlers=problems.handlers)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             response = await client.delete("/api/session", headers={"authorization": f"Bearer {token}"})
         return response.status_code

@@ -47,40 +47,41 @@ CALLS = {
     "me": ("GET", "/api/accounts/me", None),
     "kick": ("DELETE", "/api/users/somebody/streams", None),
     "keys": ("GET", "/api/keys", None),
+    "list": ("GET", "/api/accounts/me/sessions", None),
 }
 
 # 200, 201, 202: served. 204: kicked, at a stream; done, at a kick. 401: nobody we know. 403: not theirs. 404: it is
 # somebody, who has no account here.
 TABLE = """
-                             | own system another's exact by-prefix not-granted unknown | publish ticket me  kick keys
-nothing                      | 401 401    401       401   401       401         401     | 401     401    401 401  401
-nonsense                     | 401 401    401       401   401       401         401     | 401     401    401 401  401
-expired token                | 401 401    401       401   401       401         401     | 401     401    401 401  401
-wrong signature              | 401 401    401       401   401       401         401     | 401     401    401 401  401
-algorithm none               | 401 401    401       401   401       401         401     | 401     401    401 401  401
-wrong audience               | 401 401    401       401   401       401         401     | 401     401    401 401  401
-key unknown by kid           | 401 401    401       401   401       401         401     | 401     401    401 401  401
-issuer's, key not in its set | 401 401    401       401   401       401         401     | 401     401    401 401  401
-issuer's, wrong audience     | 401 401    401       401   401       401         401     | 401     401    401 401  401
-its public key as a secret   | 401 401    401       401   401       401         401     | 401     401    401 401  401
-another issuer's             | 401 401    401       401   401       401         401     | 401     401    401 401  401
-signed-out session           | 401 401    401       401   401       401         401     | 401     401    401 401  401
-kicked user                  | 204 204    204       204   204       204         204     | 401     401    401 401  401
-session cookie               | 200 200    403       403   403       403         403     | 401     201    200 403  403
-user token                   | 200 200    403       200   200       403         403     | 401     201    200 403  403
-user token by an old key     | 200 200    403       200   200       403         403     | 401     201    200 403  403
-issuer's user                | 200 200    403       200   200       403         403     | 401     201    200 403  403
-operator token               | 200 200    403       200   200       403         403     | 401     201    200 204  200
-issuer's operator            | 200 200    403       200   200       403         403     | 401     201    200 204  200
-another user's token         | 403 200    200       200   200       403         403     | 401     201    404 403  403
-publish key                  | 401 401    401       401   401       401         401     | 202     401    401 401  401
-ticket, fresh                | 200 200    403       200   200       403         403     | 401     401    401 401  401
-ticket, used                 | 401 401    403       401   401       403         403     | 401     401    401 401  401
-ticket, expired              | 401 401    401       401   401       401         401     | 401     401    401 401  401
-ticket by a foreign key      | 401 401    401       401   401       401         401     | 401     401    401 401  401
-ticket, signed-out session   | 401 401    401       401   401       401         401     | 401     401    401 401  401
-ticket, kicked user          | 204 204    204       204   204       204         204     | 401     401    401 401  401
-"""
+                             | own system another's exact by-prefix not-granted unknown | publish ticket me  kick keys list
+nothing                      | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+nonsense                     | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+expired token                | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+wrong signature              | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+algorithm none               | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+wrong audience               | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+key unknown by kid           | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+issuer's, key not in its set | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+issuer's, wrong audience     | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+its public key as a secret   | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+another issuer's             | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+signed-out session           | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+kicked user                  | 204 204    204       204   204       204         204     | 401     401    401 401  401 401
+session cookie               | 200 200    403       403   403       403         403     | 401     201    200 403  403 200
+user token                   | 200 200    403       200   200       403         403     | 401     201    200 403  403 200
+user token by an old key     | 200 200    403       200   200       403         403     | 401     201    200 403  403 200
+issuer's user                | 200 200    403       200   200       403         403     | 401     201    200 403  403 200
+operator token               | 200 200    403       200   200       403         403     | 401     201    200 204  200 200
+issuer's operator            | 200 200    403       200   200       403         403     | 401     201    200 204  200 200
+another user's token         | 403 200    200       200   200       403         403     | 401     201    404 403  403 200
+publish key                  | 401 401    401       401   401       401         401     | 202     401    401 401  401 401
+ticket, fresh                | 200 200    403       200   200       403         403     | 401     401    401 401  401 401
+ticket, used                 | 401 401    403       401   401       403         403     | 401     401    401 401  401 401
+ticket, expired              | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+ticket by a foreign key      | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+ticket, signed-out session   | 401 401    401       401   401       401         401     | 401     401    401 401  401 401
+ticket, kicked user          | 204 204    204       204   204       204         204     | 401     401    401 401  401 401
+"""  # noqa: E501 - a table
 
 
 @dataclass

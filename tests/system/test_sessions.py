@@ -31,6 +31,7 @@ TRIES_PER_MIN = 3
 EVENTS_PER_S = 20
 FIRST_KEY, SECOND_KEY = "a publish key with a rate", "another one with another"
 LEDGER_PATIENCE_S = 2.0
+PASSWORDS_S = 2.0  # for a busy machine to verify one password and hash another before sessions are ended
 
 _numbers = itertools.count(1)
 
@@ -221,6 +222,115 @@ async def test_a_kick_that_a_black_holed_replica_misses_ends_its_streams_with_th
         assert last.data == {"reason": "kicked", "reconnect": False}
         assert ended_at - ready_at < PULSE_S
     assert refused_stream(held_by.url, session).status_code == 204
+
+
+# One's own account --------------------------------------------------------------------------------------------
+
+PASSWORD = "correct horse battery"
+
+
+def registered(url: str) -> tuple[str, str, str]:
+    """A new account: its email, its ID and the token of its first session."""
+    account = {"email": f"own-{next(_numbers)}@example.org", "name": "O", "password": PASSWORD}
+    answer = httpx.post(f"{url}/api/accounts", json=account)
+    assert answer.status_code == 201, answer.text
+    return account["email"], answer.json()["account"]["id"], answer.json()["token"]
+
+
+def signed_in(url: str, email: str, password: str = PASSWORD) -> str:
+    answer = httpx.post(f"{url}/api/session", json={"email": email, "password": password})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["token"])
+
+
+def listed(url: str, session: str) -> dict[bool, list[str]]:
+    """The IDs of the account's sessions; under True that of the one that asks."""
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for item in httpx.get(f"{url}/api/accounts/me/sessions", headers=bearer(session)).json()["items"]:
+        found[item["current"]].append(item["id"])
+    return found
+
+
+async def test_a_session_that_is_ended_from_the_list_ends_everywhere_within_a_second_and_no_other(
+    system: Deployment,
+) -> None:
+    here, there = system.urls
+    email, user, session = registered(there)
+    own = signed_in(here, email)
+    async with AsyncExitStack() as stack:
+        ending = [await stack.enter_async_context(await opened(url, session)) for url in system.urls]
+        kept = await stack.enter_async_context(await opened(there, own))
+        [ended] = listed(here, own)[False]
+        began = time.monotonic()
+        answer = httpx.delete(f"{here}/api/accounts/me/sessions/{ended}", headers=bearer(own))
+        assert answer.status_code == 204
+
+        for last, ended_at in await asyncio.gather(*map(last_of, ending)):
+            assert last.data == {"reason": "signed_out", "reconnect": False}
+            assert ended_at - began < 1
+        for url in everywhere(system):
+            assert_problem(me(url, session), 401, "signed_out")
+            assert listed(url, own)[False] == []
+        system.replicas[0].publish((f"user:{user}", "t", "still there"))
+        assert (await kept.next("t")).data == "still there"
+
+
+async def test_a_changed_password_ends_the_other_sessions_everywhere_within_a_second(system: Deployment) -> None:
+    here, there = system.urls
+    email, user, session = registered(there)
+    own = signed_in(here, email)
+    async with AsyncExitStack() as stack:
+        ending = [await stack.enter_async_context(await opened(url, session)) for url in system.urls]
+        kept = await stack.enter_async_context(await opened(there, own))
+        began = time.monotonic()
+        body = {"currentPassword": PASSWORD, "newPassword": "battery staple horse"}
+        answer = httpx.post(f"{here}/api/accounts/me/password", json=body, headers=bearer(own))
+        assert answer.status_code == 204
+
+        for last, ended_at in await asyncio.gather(*map(last_of, ending)):
+            assert last.data == {"reason": "signed_out", "reconnect": False}
+            assert ended_at - began < 1 + PASSWORDS_S
+        for url in everywhere(system):
+            assert_problem(me(url, session), 401, "signed_out")
+            assert me(url, own).status_code == 200
+        system.replicas[0].publish((f"user:{user}", "t", "still there"))
+        assert (await kept.next("t")).data == "still there"
+    signed_in(there, email, "battery staple horse")
+
+
+async def test_a_deleted_account_ends_everywhere_and_its_successor_sees_nothing_of_it(system: Deployment) -> None:
+    here, there = system.urls
+    email, user, session = registered(there)
+    service = token(user)  # of another service that holds the key
+    async with AsyncExitStack() as stack:
+        ending = [
+            await stack.enter_async_context(await opened(url, who))
+            for url, who in ((here, session), (there, session), (there, service))
+        ]
+        unused = ticket(there, session)
+        began = time.monotonic()
+        answer = httpx.post(f"{here}/api/accounts/me/deletion", json={"password": PASSWORD}, headers=bearer(session))
+        assert answer.status_code == 204, answer.text
+
+        for last, ended_at in await asyncio.gather(*map(last_of, ending)):
+            assert last.data == {"reason": "kicked", "reconnect": False}
+            assert ended_at - began < 1 + PASSWORDS_S
+    for url, who in itertools.product(everywhere(system), (session, service)):
+        assert_problem(me(url, who), 401, "kicked")
+    assert httpx.get(f"{there}/events", params={"ticket": unused}).status_code == 204
+    assert system.replicas[1].publish((f"user:{user}", "t", "to nobody")).status_code == 202
+
+    account = {"email": email, "name": "O", "password": PASSWORD}
+    again = httpx.post(f"{there}/api/accounts", json=account).json()
+    assert again["account"]["id"] != user
+    assert refused_stream_of(there, again["token"], user) == 403
+    async with await opened(there, again["token"], last_event_id="1-0") as stream:
+        system.replicas[0].publish((f"user:{again['account']['id']}", "t", "to the new one"))
+        assert (await stream.next("t")).data == "to the new one"
+
+
+def refused_stream_of(url: str, who: str, user: str) -> int:
+    return httpx.get(f"{url}/events", params={"topics": f"user:{user}"}, headers=bearer(who)).status_code
 
 
 # Tickets over replicas ----------------------------------------------------------------------------------------

@@ -22,21 +22,21 @@ RESET = Opening(
         (
             NEW,
             15.0,
-            b'retry: 2000\nid: 12-3\nevent: stream.open\ndata: {"stream":"s1","replica":"r1","resume":"new",'
-            b'"replayed":0,"resets":[],"heartbeat_s":15}\n\n',
+            b'retry: 2000\nid: 12-3\nevent: stream.open\ndata: {"stream":"s1","user":"42","replica":"r1",'
+            b'"resume":"new","replayed":0,"resets":[],"heartbeat_s":15}\n\n',
         ),
         (
             RESET,
             1.5,
-            b'retry: 2000\nid: 1-0\nevent: stream.open\ndata: {"stream":"s1","replica":"r1","resume":"reset",'
-            b'"replayed":7,"resets":[{"topic":"user:42","reason":"trimmed"},{"topic":"a","reason":"trimmed"}],'
+            b'retry: 2000\nid: 1-0\nevent: stream.open\ndata: {"stream":"s1","user":"42","replica":"r1",'
+            b'"resume":"reset","replayed":7,"resets":[{"topic":"user:42","reason":"trimmed"},{"topic":"a","reason":"trimmed"}],'
             b'"heartbeat_s":1.5}\n\n',
         ),
     ],
     ids=["new", "reset"],
 )
 def test_the_opening_byte_for_byte(opening: Opening, heartbeat_s: float, wire: bytes) -> None:
-    assert frames.opening("s1", "r1", opening, heartbeat_s, 2000) == wire
+    assert frames.opening("s1", "42", "r1", opening, heartbeat_s, 2000) == wire
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import { App } from "./App";
 import { pageLine } from "./events";
 import { FakeEventSource } from "./events/fake-event-source";
 
-const ADA: Account = { id: "1", email: "ada@example.org", name: "Ada", createdAt: "2026-01-01T00:00:00Z" };
+const ADA: Account = { id: "1", email: "ada@example.org", name: "Ada", createdAt: "2026-01-01T00:00:00Z", hasPassword: true };
+const BEN: Account = { ...ADA, id: "2", email: "ben@example.org", name: "Ben" };
 
 let root: Root;
 let place: HTMLElement;
@@ -23,12 +24,20 @@ const render = (notice: string | null = null) =>
       </StrictMode>,
     ),
   );
+const sessionOf = (user: string) =>
+  vi.mocked(fetch).mockImplementation(() => Promise.resolve(Response.json({ user, expiresInS: 9, lifetimeS: 9, renewalDue: false })));
+const signInElsewhere = (account: Account) => {
+  vi.mocked(api.account).mockResolvedValue(account);
+  sessionOf(account.id);
+};
 const signedOut = () => vi.mocked(api.account).mockRejectedValue(new ApiError({ title: "Sign in first.", status: 401 }));
 
 beforeEach(() => {
   vi.useFakeTimers();
   vi.stubGlobal("EventSource", FakeEventSource);
   vi.stubGlobal("IS_REACT_ACT_ENVIRONMENT", true);
+  vi.stubGlobal("fetch", vi.fn());
+  sessionOf("1");
   vi.spyOn(api, "account").mockResolvedValue(ADA);
   vi.spyOn(api, "providers").mockResolvedValue({ providers: [] });
   vi.spyOn(api, "snapshots").mockResolvedValue({ items: [], nextCursor: null });
@@ -110,13 +119,13 @@ test("a page whose user was kicked says so and stays signed in", async () => {
   await act(async () => FakeEventSource.last.open());
   await act(async () => FakeEventSource.last.frame("stream.close", { reason: "kicked", reconnect: false }));
 
-  expect(text("line-state")).toContain("Ended by an operator");
+  expect(text("line-state")).toContain("All sessions ended");
   expect(text("reopen")).toBe("Try again");
   expect(find("sign-out")).not.toBeNull();
 });
 
 test.each([
-  ["signed_out", "You have signed out."],
+  ["signed_out", "You are signed out."],
   ["token_expired", "Your session has expired."],
 ])("%s leads to the sign-in form", async (reason, words) => {
   await render();
@@ -125,6 +134,59 @@ test.each([
 
   expect(text("notice")).toBe(words);
   expect(FakeEventSource.unclosed).toEqual([]);
+});
+
+test("a stream of another user than the one shown leads to that one's page, and nothing more is heard", async () => {
+  await render();
+  const first = FakeEventSource.last;
+  signInElsewhere(BEN);
+
+  await act(async () => {
+    first.open({ user: "2" });
+    first.frame("snapshots.generated", { snapshotId: "bens", snapshotCount: 1, timestamp: "2026-01-01T00:00:00Z", serverId: "a" });
+  });
+
+  expect(text("account")).toBe("Benben@example.org");
+  expect(FakeEventSource.last).not.toBe(first);
+  expect(FakeEventSource.last.url).toBe("/events");
+  expect(place.textContent).not.toContain("bens");
+});
+
+test("a page that is seen again after another user has signed in shows that one", async () => {
+  await render();
+  signInElsewhere(BEN);
+  vi.setSystemTime(Date.now() + 60_000);
+  await act(async () => document.dispatchEvent(new Event("visibilitychange")));
+
+  expect(text("account")).toBe("Benben@example.org");
+});
+
+test("a page that has found another account tells the others", async () => {
+  await render();
+  signInElsewhere(BEN);
+  const other = new BroadcastChannel("allim-account");
+  other.postMessage("1");
+  other.postMessage("2");
+  vi.useRealTimers();
+  await vi.waitFor(async () => {
+    await act(async () => {});
+    expect(text("account")).toBe("Benben@example.org");
+  });
+  other.close();
+});
+
+test("a call that is refused because another user has signed in shows that one's page", async () => {
+  await render();
+  signInElsewhere(BEN);
+  const problem = { title: "Conflict", status: 409, code: "other_user" };
+  const headers = { "Content-Type": "application/problem+json" };
+  vi.mocked(fetch).mockResolvedValueOnce(Response.json(problem, { status: 409, headers }));
+
+  await act(async () => find("sign-out")?.click());
+
+  const [path, request] = vi.mocked(fetch).mock.calls.find(([, { method } = {}]) => method === "DELETE") ?? [];
+  expect([path, request?.headers]).toEqual(["/api/session", { Accept: "application/json", "Allim-User": "1" }]);
+  expect(text("account")).toBe("Benben@example.org");
 });
 
 test("whoever has a session without an account can sign in", async () => {

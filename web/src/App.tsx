@@ -5,6 +5,7 @@ import { Brand } from "./components/Brand";
 import { Home } from "./components/Home";
 import { Welcome } from "./components/Welcome";
 import { fullJitterMs, pageLine } from "./events";
+import { watchAccount } from "./shownAccount";
 
 type Who =
   | { is: "unknown"; error: string | null }
@@ -18,12 +19,22 @@ interface AppProps {
 
 export function App({ notice }: AppProps) {
   const [who, setWho] = useState<Who>({ is: "unknown", error: null });
+  const [looks, setLooks] = useState(0);
+  const shown = who.is === "signed-in" ? who.account.id : null;
+
+  const lookAgain = useCallback(() => {
+    pageLine.forget();
+    setWho({ is: "unknown", error: null });
+    setLooks((before) => before + 1);
+  }, []);
+
+  useEffect(() => watchAccount(shown, lookAgain), [shown, lookAgain]);
 
   useEffect(() => {
     const leave = new AbortController();
     void findAccount(leave.signal, notice, setWho);
     return () => leave.abort();
-  }, [notice]);
+  }, [notice, looks]);
 
   const signOut = useCallback((notice: string | null) => {
     // The next account must not resume where this one stood.

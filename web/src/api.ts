@@ -6,6 +6,19 @@ export interface Account {
   email: string | null;
   name: string;
   createdAt: string;
+  /** False for an account that signs in over a provider. */
+  hasPassword: boolean;
+}
+
+export interface Session {
+  id: string;
+  createdAt: string;
+  seenAt: string;
+  expiresAt: string;
+  address: string | null;
+  agent: string | null;
+  /** The session of this page. */
+  current: boolean;
 }
 
 export interface Snapshot {
@@ -38,11 +51,13 @@ export interface Problem {
   title: string;
   status: number;
   detail?: string;
+  code?: string;
   errors?: FieldError[];
 }
 
 /** How long a call waits for its answer. */
 export const TIMEOUT_S = 15;
+const ME = "/api/accounts/me";
 const SNAPSHOTS = "/api/accounts/me/snapshots";
 
 export class ApiError extends Error {
@@ -81,7 +96,13 @@ export const api = {
     call<{ account: Account }>("POST", "/api/session", { body: credentials }),
   providers: (signal?: AbortSignal) => call<{ providers: string[] }>("GET", "/api/session/providers", { signal }),
   signOut: () => call<void>("DELETE", "/api/session"),
-  account: (signal?: AbortSignal) => call<Account>("GET", "/api/accounts/me", { signal }),
+  account: (signal?: AbortSignal) => call<Account>("GET", ME, { signal }),
+  changePassword: (passwords: { currentPassword: string; newPassword: string }) =>
+    call<void>("POST", `${ME}/password`, { body: passwords }),
+  deleteAccount: (password: string | null) =>
+    call<void>("POST", `${ME}/deletion`, { body: password === null ? {} : { password } }),
+  sessions: (signal?: AbortSignal) => call<{ items: Session[] }>("GET", `${ME}/sessions`, { signal }),
+  endSession: (id: string) => call<void>("DELETE", `${ME}/sessions/${encodeURIComponent(id)}`),
   requestSnapshot: () => call<Snapshot>("POST", SNAPSHOTS),
   snapshot: (id: string, signal?: AbortSignal) =>
     call<SnapshotWithContent>("GET", `${SNAPSHOTS}/${encodeURIComponent(id)}`, { signal }),
@@ -91,6 +112,19 @@ export const api = {
   },
 };
 
+let shownUser: string | null = null;
+let onAnotherUser = () => {};
+
+/**
+ * From now on each call names this user, and the server refuses it with
+ * `other_user` if another one has signed in in this browser meanwhile: what is
+ * pressed in a page of one account is never done in another. `null` names none.
+ */
+export function actAs(user: string | null, onAnother: () => void): void {
+  shownUser = user;
+  onAnotherUser = onAnother;
+}
+
 interface Options {
   body?: unknown;
   signal?: AbortSignal | undefined;
@@ -98,13 +132,18 @@ interface Options {
 
 async function call<Answer>(method: string, path: string, options: Options = {}): Promise<Answer> {
   const response = await reach(method, path, options);
-  if (!response.ok) throw new ApiError(await problemOf(response), retryAfter(response));
+  if (!response.ok) {
+    const problem = await problemOf(response);
+    if (problem.code === "other_user") onAnotherUser();
+    throw new ApiError(problem, retryAfter(response));
+  }
   if (response.status === 204) return undefined as Answer;
   return (await response.json()) as Answer;
 }
 
 async function reach(method: string, path: string, { body, signal }: Options): Promise<Response> {
   const headers: Record<string, string> = { Accept: "application/json" };
+  if (shownUser !== null) headers["Allim-User"] = shownUser;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const timeout = AbortSignal.timeout(TIMEOUT_S * 1_000);
   try {

@@ -7,6 +7,7 @@ import "./styles/welcome.css";
 import "./styles/line.css";
 import "./styles/snapshots.css";
 import "./styles/event-log.css";
+import "./styles/account.css";
 
 const root = document.getElementById("root");
 if (!root) throw new Error("index.html has no #root");

@@ -2,6 +2,7 @@
 
 const WORDS = new Map([
   ["cancelled", "You have not signed in: it was cancelled."],
+  ["expired", "This sign-in took too long, or was begun in another browser. Please try again."],
   ["failed", "Signing in did not work. Please try again."],
   ["email_taken", "There is already an account with this email. Please sign in with its password."],
   ["unavailable", "This service cannot be reached right now. Try again later, or sign in with a password."],

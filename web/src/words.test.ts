@@ -6,7 +6,7 @@ import { lineWords } from "./words";
 const ended = (closeReason: LineView["closeReason"]) => lineWords({ ...NO_STREAM, state: "ended", closeReason });
 
 test.each([
-  ["kicked", "Ended by an operator"],
+  ["kicked", "All sessions ended"],
   ["replaced", "Another window took over"],
   ["forbidden", "may not open"],
   ["signed_out", "signed out"],

@@ -37,7 +37,7 @@ function lostWords(reason: EndReason | null): string {
 
 function endTitle(reason: EndReason | null): string {
   if (reason === "replaced") return "Open elsewhere";
-  if (reason === "kicked") return "Ended by an operator";
+  if (reason === "kicked") return "All sessions ended";
   if (reason === "forbidden") return "Not permitted";
   return "Ended";
 }
@@ -45,11 +45,11 @@ function endTitle(reason: EndReason | null): string {
 export function endWords(reason: EndReason | null): string {
   switch (reason) {
     case "signed_out":
-      return "You have signed out.";
+      return "You are signed out.";
     case "token_expired":
       return "Your session has expired.";
     case "kicked":
-      return "An operator has ended your streams. This page does not come back by itself.";
+      return "An operator has ended all sessions of this account, or it was deleted. This page does not come back by itself.";
     case "replaced":
       return "Another window took over: this account has as many streams open as it may have.";
     case "forbidden":

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from allim.errors import Forbidden, Unauthenticated
+from allim.errors import Forbidden, OtherUser, Unauthenticated
 from allim.http.addresses import network_of
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
@@ -22,6 +22,7 @@ from allim.networks import shares_of
 
 HERE = "this machine"  # the address of those who came without a proxy
 COOKIE = "allim_session"
+USER_HEADER = "Allim-User"  # the user whom a page shows; it may differ from the one who has signed in since
 HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 
@@ -52,10 +53,11 @@ class Gate:
         """Return the token's identity, also if its session has ended and if its times are wrong: it is for
         ending the session, and this machine's clock may be wrong. So the call is counted against its address.
 
-        Raises: Unauthenticated; TooMany; Unavailable when it cannot be known now.
+        Raises: Unauthenticated; TooMany; OtherUser; Unavailable when it cannot be known now.
         """
         identity = await self._tokens.verify_signature(token_of(request))
         await self.stop_guessing(request)
+        _check_user(request, identity)
         return identity
 
     async def identify(self, request: Request) -> Identity:
@@ -65,6 +67,7 @@ class Gate:
         """
         identity = await self._tokens.verify(token_of(request))
         await self.count(request, identity)
+        _check_user(request, identity)
         return identity
 
     async def limit(self, request: Request, identity: Identity, policy: Policy) -> None:
@@ -161,6 +164,13 @@ class Gate:
         Raises: as `Turns.turn`.
         """
         return self._hashing.turn(request, network_of(request) or HERE)
+
+
+def _check_user(request: Request, identity: Identity) -> None:
+    """Raises: OtherUser."""
+    meant = request.headers.get(USER_HEADER)
+    if meant is not None and meant != identity.subject:
+        raise OtherUser("Another user has signed in meanwhile; load the page again.")
 
 
 def bearer_of(connection: HTTPConnection) -> str | None:

@@ -54,7 +54,8 @@ _ABOUT = """\
 Events to browsers and services while they happen, over any number of replicas.
 
 Bodies are JSON in UTF-8; unknown members and parameters are refused. Times are RFC 3339 in UTC. Every error is a
-`Problem` (RFC 9457). Beside the answers that are listed, any call may answer 500.
+`Problem` (RFC 9457). Beside the answers that are listed, any call may answer 500, and a user's call with the header
+`Allim-User` 409 when it names another user than the one who has signed in.
 """
 _SECURITY_SCHEMES = {
     "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A user in a browser, signed in."},

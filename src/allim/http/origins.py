@@ -19,7 +19,13 @@ from allim.http.problems import problem
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
-_REQUEST_HEADERS = ("Authorization", "Idempotency-Key", "Last-Event-ID", "X-Request-ID")  # besides the safe ones
+_REQUEST_HEADERS = (
+    "Allim-User",
+    "Authorization",
+    "Idempotency-Key",
+    "Last-Event-ID",
+    "X-Request-ID",
+)  # besides the safe ones
 _ANSWER_HEADERS = ("Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
 _PREFLIGHT_AGE_S = 600
 

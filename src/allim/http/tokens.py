@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from joserfc import jws, jwt
 from joserfc.errors import JoseError
@@ -48,6 +49,17 @@ class Issuer:
     audience: str
 
 
+class Life(NamedTuple):
+    """How long a token is still valid.
+
+    Shape: `renewal_due` when the token is past half of its life and a renewed one would be valid for longer.
+    """
+
+    expires_in_s: float
+    lifetime_s: float
+    renewal_due: bool
+
+
 class Tokens:
     """Issues, renews and verifies tokens. The algorithm decides whose key may have signed, and nothing else does.
 
@@ -75,7 +87,7 @@ class Tokens:
         self._written = {_encoded({}, kid, key).partition(".")[0]: key for kid, key in self._keys.items()}
         self.lifetime_s = lifetime_s
         self._audience = audience
-        self._max_s = max_s
+        self.max_s = max_s
         self._issuer = issuer
         self._now = now
 
@@ -113,12 +125,27 @@ class Tokens:
         an outside issuer's, who alone can renew it.
         """
         claims, identity = self._renewable(token)
-        lifetime_s: float = self.lifetime_s
-        if "iat" in claims:
-            lifetime_s = min(lifetime_s, identity.expires_at - identity.issued_at)
         kept: dict[str, object] = {name: claims[name] for name in ("sub", "role", "topics", "aud") if name in claims}
-        started_at = next((_seconds(claims[name]) for name in ("auth_time", "iat") if name in claims), None)
-        return self._signed({**kept, "sid": identity.session}, started_at, lifetime_s, after_kick)
+        lifetime_s = self._lifetime_s(identity)
+        return self._signed({**kept, "sid": identity.session}, _began_at(claims), lifetime_s, after_kick)
+
+    def life(self, token: str, identity: Identity) -> Life:
+        """Return how long a token is still valid, whose identity has been verified."""
+        now = self._now()
+        left_s, lifetime_s = identity.expires_at - now, self._lifetime_s(identity)
+        try:
+            claims, _ = self._renewable(token)
+        except Invalid:  # its issuer alone can renew it
+            return Life(left_s, lifetime_s, renewal_due=False)
+        began_at = _began_at(claims)
+        longest_s = self.max_s if began_at is None else began_at + self.max_s - now
+        gained_s = min(lifetime_s, longest_s) - left_s
+        return Life(left_s, lifetime_s, renewal_due=left_s < lifetime_s / 2 and gained_s > 1)
+
+    def _lifetime_s(self, identity: Identity) -> float:
+        """Return how long a renewed token is valid: as long as the one before it."""
+        told_s = identity.expires_at - identity.issued_at
+        return min(self.lifetime_s, told_s) if identity.issued_at else self.lifetime_s
 
     def may_renew(self, token: str) -> Identity:
         """Return the token's identity, if the token may be renewed here.
@@ -167,7 +194,7 @@ class Tokens:
         # With fractions, so that a sign-in can be told from a kick within the same second; and never later than now.
         issued_at = math.floor(self._now() * 1000) / 1000
         auth_time = issued_at if auth_time is None else min(auth_time, issued_at)
-        expires_at = round(min(issued_at + lifetime_s, auth_time + self._max_s), 3)
+        expires_at = round(min(issued_at + lifetime_s, auth_time + self.max_s), 3)
         if expires_at <= issued_at:
             raise Unauthenticated("The session has lasted as long as it may; sign in again.")
         times = {"iat": issued_at, "exp": expires_at, "auth_time": auth_time}
@@ -323,6 +350,11 @@ def _seconds(claim: object) -> float:
         with suppress(OverflowError):
             return float(claim)
     raise _bad_token()
+
+
+def _began_at(claims: Mapping[str, object]) -> float | None:
+    """Return when the session began, in Unix seconds; None if its token does not say."""
+    return next((_seconds(claims[name]) for name in ("auth_time", "iat") if name in claims), None)
 
 
 def _topics(claim: object) -> tuple[str, ...]:

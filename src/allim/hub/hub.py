@@ -277,6 +277,13 @@ class Hub:
         moment = await _in_time(self._ledger.kick(subject, self.settings.revocation_s, self._wall()))
         await self._order(Control(subject, CloseReason.KICKED, issued_until=moment))
 
+    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
+        """Return for each session whether it has ended.
+
+        Raises: Unavailable.
+        """
+        return await _in_time(self._ledger.standings(holders))
+
     async def last_kick(self, subject: str) -> float | None:
         """Return the moment of the user's last kick, for a token that is issued now; 0 when there was none, None when
         the ledger does not answer: the token is then compared with later kicks by its time of issue.

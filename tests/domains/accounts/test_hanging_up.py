@@ -56,10 +56,8 @@ async def test_a_client_that_hangs_up_while_it_waits_is_not_hashed(tmp_path: Pat
     engine = open_engine(f"sqlite:///{tmp_path / 'allim.db'}")
     await migrate(engine)
     hub = RecordingHub()
-    service = accounts.Service(
-        engine, TOKENS, accounts.Passwords(hasher), FirstSnapshots(), hub.sign_out, hub.extend, hub.last_kick
-    )
-    app = Starlette(routes=accounts.routes(service, gate_of(), TOKENS.lifetime_s))
+    service = accounts.Service(engine, TOKENS, accounts.Passwords(hasher), FirstSnapshots(), hub)
+    app = Starlette(routes=accounts.routes(service, gate_of(), TOKENS))
 
     async with served(app) as connect:
         running = [await send(connect, f"running{number}@example.org") for number in range(2)]

@@ -80,11 +80,11 @@ class Site:
         ]
         passwords = accounts.Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         hub = RecordingHub()
-        service = accounts.Service(engine, TOKENS, passwords, self.snapshots, hub.sign_out, hub.extend, hub.last_kick)
+        service = accounts.Service(engine, TOKENS, passwords, self.snapshots, hub)
         gate = gate_of(None, **limits)
         flows = accounts.Flows(keys, self.clock)
         self.routes: list[BaseRoute] = [
-            *accounts.routes(service, gate, TOKENS.lifetime_s),
+            *accounts.routes(service, gate, TOKENS),
             *accounts.provider_routes(self.providers, flows, service, gate, TOKENS.lifetime_s, public_url),
         ]
 
@@ -162,12 +162,22 @@ async def sign_in(browser: httpx.AsyncClient, name: str = "google") -> httpx.Res
     return await browser.get(await come_back_to(browser, name))
 
 
+def flows_of(browser: httpx.AsyncClient) -> list[str]:
+    """The names of the flows that this browser holds."""
+    return [cookie.name for cookie in browser.cookies.jar if cookie.name.startswith("allim_sign_in")]
+
+
 def assert_back(response: httpx.Response, outcome: str) -> None:
-    """The browser is sent home with this word alone, without session and without flow."""
+    """The browser is sent home with this word alone, and without its flow. No session begins or ends."""
     assert (response.status_code, response.headers["location"]) == (303, f"/?sign_in={outcome}")
     assert response.headers["cache-control"] == "no-store"
-    assert "allim_session" not in response.cookies
-    assert 'allim_sign_in=""; HttpOnly; Max-Age=0' in response.headers["set-cookie"]
+    changed = response.headers.get_list("set-cookie")
+    if outcome == "expired":  # without a valid flow, except one that has expired
+        assert not [cookie for cookie in changed if not cookie.startswith("allim_sign_in_")]
+    else:
+        assert len(changed) == 1
+        assert '=""; HttpOnly; Max-Age=0' in changed[0]
+        assert changed[0].startswith("allim_sign_in_")
 
 
 # The way
@@ -338,7 +348,7 @@ async def test_a_state_of_another_flow_is_refused(site: Site) -> None:
         address = await come_back_to(browser)
         await come_back_to(somebody_else)
 
-        assert_back(await somebody_else.get(address), "failed")
+        assert_back(await somebody_else.get(address), "expired")
     assert site.double.times_asked("/token") == 0
 
 
@@ -349,7 +359,8 @@ async def test_a_wrong_or_missing_state_is_refused(site: Site, query: str) -> No
     async with site.browser() as browser:
         await come_back_to(browser)
 
-        assert_back(await browser.get(f"{PATH}/google/callback{query}"), "failed")
+        assert_back(await browser.get(f"{PATH}/google/callback{query}"), "expired")
+        assert len(flows_of(browser)) == 1
 
 
 async def test_without_the_cookie_nobody_comes_back(site: Site) -> None:
@@ -357,17 +368,18 @@ async def test_without_the_cookie_nobody_comes_back(site: Site) -> None:
         address = await come_back_to(browser)
         browser.cookies.clear()
 
-        assert_back(await browser.get(address), "failed")
+        assert_back(await browser.get(address), "expired")
 
 
 @pytest.mark.parametrize("cookie", ["x", "a.b.c", "a..b.c.d", "eyJhbGciOiJkaXIifQ....", "é", "." * 5000])
 async def test_a_forged_cookie_is_refused(site: Site, cookie: str) -> None:
     async with site.browser() as browser:
         address = await come_back_to(browser)
+        [name] = flows_of(browser)
         browser.cookies.clear()
 
-        headers = {"cookie": f"allim_sign_in={cookie}".encode()}
-        assert_back(await browser.get(address, headers=headers), "failed")  # type: ignore[arg-type]
+        headers = {"cookie": f"{name}={cookie}".encode()}
+        assert_back(await browser.get(address, headers=headers), "expired")  # type: ignore[arg-type]
 
 
 async def test_a_second_use_of_the_address_is_refused(site: Site) -> None:
@@ -375,16 +387,17 @@ async def test_a_second_use_of_the_address_is_refused(site: Site) -> None:
         address = await come_back_to(browser)
         await browser.get(address)
 
-        assert_back(await browser.get(address), "failed")
+        assert_back(await browser.get(address), "expired")
 
 
 async def test_a_kept_cookie_does_not_make_the_code_good_again(site: Site) -> None:
     async with site.browser() as browser:
         address = await come_back_to(browser)
-        kept = browser.cookies["allim_sign_in"]
+        [name] = flows_of(browser)
+        kept = browser.cookies[name]
         await browser.get(address)
 
-        assert_back(await browser.get(address, headers={"cookie": f"allim_sign_in={kept}"}), "failed")
+        assert_back(await browser.get(address, headers={"cookie": f"{name}={kept}"}), "failed")
     assert site.double.times_asked("/token") == 2
 
 
@@ -392,11 +405,11 @@ async def test_a_flow_with_another_provider_is_refused(sqlite: AsyncEngine, doub
     async with Site(sqlite, double, "google", "kakao") as site, site.browser() as browser:
         address = await come_back_to(browser, "google")
 
-        assert_back(await browser.get(address.replace("/google/", "/kakao/")), "failed")
+        assert_back(await browser.get(address.replace("/google/", "/kakao/")), "expired")
     assert double.times_asked("/token") == 0
 
 
-@pytest.mark.parametrize(("age_s", "location"), [(599, "/"), (601, "/?sign_in=failed")])
+@pytest.mark.parametrize(("age_s", "location"), [(599, "/"), (601, "/?sign_in=expired")])
 async def test_a_flow_is_good_for_ten_minutes(site: Site, age_s: int, location: str) -> None:
     site.double.claims = {"exp": time.time() + 3600}
 
@@ -418,6 +431,57 @@ async def test_a_flow_outlives_a_change_of_the_secret_key(sqlite: AsyncEngine, d
         after.cookies = before.cookies
 
         assert (await after.get(address)).headers["location"] == "/"
+
+
+async def test_sign_ins_in_two_tabs_of_one_browser_both_succeed(both: Site) -> None:
+    async with both.browser() as browser:
+        first, second = await come_back_to(browser), await come_back_to(browser)
+
+        answers = [await browser.get(address) for address in (first, second)]
+
+        assert [answer.headers["location"] for answer in answers] == ["/", "/"]
+        assert flows_of(browser) == []
+    assert await both.count("accounts") == 1
+
+
+async def test_a_sign_in_that_fails_or_is_stale_leaves_the_session_and_the_other_tabs_alone(site: Site) -> None:
+    async with site.browser() as browser:
+        await sign_in(browser)
+        session = browser.cookies["allim_session"]
+        other_tab = await come_back_to(browser)
+        site.double.refusal = "access_denied"
+        cancelled = await come_back_to(browser)
+
+        assert_back(await browser.get(cancelled), "cancelled")
+        assert_back(await browser.get(cancelled), "expired")
+        assert_back(await browser.get(f"{PATH}/google/callback?code=x&state=unknown"), "expired")
+
+        assert browser.cookies["allim_session"] == session
+        assert (await browser.get(other_tab)).headers["location"] == "/"
+
+
+async def test_a_browser_keeps_its_five_newest_sign_ins(site: Site) -> None:
+    async with site.browser() as browser:
+        addresses = []
+        for _ in range(7):
+            addresses.append(await come_back_to(browser))
+            site.clock.advance(1)
+
+        assert len(flows_of(browser)) == 5
+        assert_back(await browser.get(addresses[1]), "expired")
+        assert (await browser.get(addresses[2])).headers["location"] == "/"
+
+
+async def test_sign_ins_that_cannot_be_finished_make_room_first(site: Site) -> None:
+    async with site.browser() as browser:
+        address = await come_back_to(browser)
+        for number in range(5):
+            browser.cookies.set(f"allim_sign_in_{number}", "forged", domain="test.local", path=PATH)
+
+        await come_back_to(browser)
+
+        assert len(flows_of(browser)) == 2
+        assert (await browser.get(address)).headers["location"] == "/"
 
 
 @pytest.mark.parametrize(

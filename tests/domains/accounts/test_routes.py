@@ -55,8 +55,8 @@ async def client(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> AsyncIterator[httpx.AsyncClient]:
     passwords = accounts.Passwords(CHEAP)
-    service = accounts.Service(engine, TOKENS, passwords, snapshots, hub.sign_out, hub.extend, hub.last_kick)
-    async with client_of(accounts.routes(service, gate_of(), TOKENS.lifetime_s)) as client:
+    service = accounts.Service(engine, TOKENS, passwords, snapshots, hub)
+    async with client_of(accounts.routes(service, gate_of(), TOKENS)) as client:
         yield client
 
 
@@ -73,7 +73,8 @@ async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
     account = response.json()["account"]
     assert response.status_code == 201
     assert response.headers["location"] == "/api/accounts/me"
-    assert set(account) == {"id", "email", "name", "createdAt"}
+    assert set(account) == {"id", "email", "name", "createdAt", "hasPassword"}
+    assert account["hasPassword"] is True
     assert (account["email"], account["name"]) == ("jiwoo@example.com", "지우")
     assert account["createdAt"].endswith("Z")
     assert (await TOKENS.verify(response.json()["token"])).subject == account["id"]
@@ -86,11 +87,9 @@ async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
 async def test_an_address_makes_so_many_accounts(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> None:
-    service = accounts.Service(
-        engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
-    )
+    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
     gate = gate_of(new_accounts=Policy("accounts", 2, 3600))
-    async with client_of(accounts.routes(service, gate, TOKENS.lifetime_s)) as client:
+    async with client_of(accounts.routes(service, gate, TOKENS)) as client:
         malformed = await client.post("/api/accounts", json={**JIWOO, "email": "nobody"})
         answers = [
             await client.post("/api/accounts", json={**JIWOO, "email": f"a{number}@example.com"})
@@ -274,7 +273,7 @@ async def test_a_hash_made_with_older_parameters_is_renewed_at_sign_in(
 ) -> None:
     await client.post("/api/accounts", json=JIWOO)
     stronger = accounts.Passwords(PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
-    service = accounts.Service(engine, TOKENS, stronger, snapshots, hub.sign_out, hub.extend, hub.last_kick)
+    service = accounts.Service(engine, TOKENS, stronger, snapshots, hub)
 
     await service.sign_in(JIWOO["email"], JIWOO["password"])
 
@@ -325,6 +324,7 @@ async def test_an_identity_without_account_is_told(client: httpx.AsyncClient) ->
 
 async def test_a_profile_is_what_the_owner_sees(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
     account = (await client.post("/api/accounts", json=JIWOO)).json()["account"]
+    del account["hasPassword"]
 
     assert await accounts.profile(engine, account["id"]) == account
     assert await accounts.profile(engine, "nobody") is None
@@ -332,11 +332,9 @@ async def test_a_profile_is_what_the_owner_sees(client: httpx.AsyncClient, engin
 
 async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snapshots: FirstSnapshots) -> None:
     away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
-    service = accounts.Service(
-        away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
-    )
+    service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
 
-    async with client_of(accounts.routes(service, gate_of(), TOKENS.lifetime_s)) as client:
+    async with client_of(accounts.routes(service, gate_of(), TOKENS)) as client:
         with capture_logs():
             response = await client.post("/api/accounts", json=JIWOO)
 
@@ -350,12 +348,10 @@ async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snaps
 async def test_an_address_written_in_another_way_is_no_further_try(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots, written: str
 ) -> None:
-    service = accounts.Service(
-        engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
-    )
+    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
     gate = gate_of(sign_in_tries=Policy("sign-in", 1, 60))
 
-    async with client_of(accounts.routes(service, gate, TOKENS.lifetime_s)) as client:
+    async with client_of(accounts.routes(service, gate, TOKENS)) as client:
         await client.post("/api/session", json={"email": JIWOO["email"], "password": "wrong"})
         response = await client.post("/api/session", json={"email": written, "password": "wrong"})
 
@@ -364,9 +360,7 @@ async def test_an_address_written_in_another_way_is_no_further_try(
 
 async def test_without_a_turn_nothing_is_looked_up_or_hashed(hub: RecordingHub, snapshots: FirstSnapshots) -> None:
     away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
-    service = accounts.Service(
-        away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub.sign_out, hub.extend, hub.last_kick
-    )
+    service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
 
     @asynccontextmanager
     async def no_turn() -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ import type { Account } from "../api";
 import { useLine } from "../events";
 import { useFailure } from "../useFailure";
 import { endWords } from "../words";
+import { AccountButton } from "./account/AccountButton";
 import { Brand } from "./Brand";
 import { EventLog } from "./EventLog";
 import { LinePanel } from "./LinePanel";
@@ -51,6 +52,7 @@ export function Home({ account, onSignedOut }: HomeProps) {
           <span className="account-name">{account.name}</span>
           {account.email !== null && <span className="account-email muted">{account.email}</span>}
         </div>
+        <AccountButton account={account} onDeleted={() => onSignedOut("Your account is deleted.")} />
         <button
           type="button"
           className="button"

@@ -45,8 +45,8 @@ export class FakeEventSource extends EventTarget {
   }
 
   open(change: Record<string, unknown> = {}, id = "100-0"): void {
-    const open = { stream: "s1", replica: "app-1", resume: "new", replayed: 0, resets: [], heartbeat_s: 15, ...change };
-    this.frame("stream.open", open, id);
+    const open = { stream: "s1", user: "1", replica: "app-1", resume: "new", replayed: 0, resets: [], heartbeat_s: 15 };
+    this.frame("stream.open", { ...open, ...change }, id);
   }
 
   /** The connection was lost; the browser comes back by itself. */

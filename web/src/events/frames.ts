@@ -9,6 +9,8 @@ export interface TopicReset {
 
 export interface StreamOpen {
   stream: string;
+  /** Whose stream it is. */
+  user: string;
   replica: string;
   resume: Resume;
   replayed: number;

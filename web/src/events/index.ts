@@ -2,6 +2,7 @@ export { fullJitterMs } from "./backoff";
 export { isEventType, LINE_TYPES } from "./frames";
 export type { DataOf, EventData, SnapshotGenerated, SnapshotProgress, TopicReset } from "./frames";
 export { useEvents, useLine } from "./hooks";
+export { keepSession } from "./keeper";
 export { Line } from "./line";
 export type { Handler, LineOptions } from "./line";
 export { pageLine } from "./page";

@@ -16,7 +16,22 @@ export async function renewSession(): Promise<void> {
   await call("POST", "/api/session/renew", 200);
 }
 
-async function call(method: string, path: string, welcome: number): Promise<void> {
+/** `GET /api/session`. */
+export interface SessionLife {
+  /** Who is signed in: not the user whom the page shows, if another account has signed in since. */
+  user: string;
+  expiresInS: number;
+  lifetimeS: number;
+  renewalDue: boolean;
+}
+
+export async function readSession(): Promise<SessionLife> {
+  const response = await call("GET", "/api/session", 200);
+  return (await response.json()) as SessionLife;
+}
+
+async function call(method: string, path: string, welcome: number): Promise<Response> {
   const response = await fetch(path, { method, signal: AbortSignal.timeout(TIMEOUT_MS) });
   if (response.status !== welcome) throw Refusal.of(response);
+  return response;
 }

@@ -1,4 +1,4 @@
-"""Accounts: registering, signing in and out, also over providers. This is the room's door."""
+"""Accounts: registering, signing in and out, also over providers; their sessions. This is the room's door."""
 
 from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.provider_routes import provider_routes

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from allim.domains.accounts.store import Account
+from allim.domains.accounts.store import Account, SessionRow
 from allim.http.bodies import Body, Instant, utc
 
 _EMAIL_MAX = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
@@ -98,6 +98,50 @@ class AccountView(Body):
     email: str | None
     name: str
     created_at: Instant
+    has_password: bool
+
+
+class NewPassword(Body):
+    """`POST /api/accounts/me/password`."""
+
+    current_password: Annotated[str, Field(max_length=1024, json_schema_extra=_PASSWORD_EXAMPLE)]
+    new_password: Annotated[str, Field(min_length=8, max_length=1024, json_schema_extra=_PASSWORD_EXAMPLE)]
+
+
+class Deletion(Body):
+    """`POST /api/accounts/me/deletion`. An account with a password is deleted with it, any other after a sign-in."""
+
+    password: Annotated[str, Field(max_length=1024, json_schema_extra=_PASSWORD_EXAMPLE)] | None = None
+
+
+class SessionView(Body):
+    """A session of the account; `current` is the one that asks."""
+
+    id: str
+    created_at: Instant
+    seen_at: Instant
+    expires_at: Instant
+    address: str | None
+    agent: str | None
+    current: bool
+
+
+class SessionList(Body):
+    """The sessions that have not ended, the one that was seen last first."""
+
+    items: list[SessionView]
+
+
+class SessionLife(Body):
+    """Whose session it is, and how long its token is still valid.
+
+    `renewalDue` says that the token is past half of its life and that a renewed one would be valid for longer.
+    """
+
+    user: str
+    expires_in_s: float
+    lifetime_s: float
+    renewal_due: bool
 
 
 class SignedIn(Body):
@@ -127,4 +171,18 @@ def view(account: Account) -> AccountView:
         email=account.email,
         name=account.name,
         created_at=utc(account.created_at),
+        has_password=account.password_hash is not None,
+    )
+
+
+def session_view(session: SessionRow, current: str) -> SessionView:
+    """Return the session as its owner sees it, who asks with the session `current`."""
+    return SessionView.model_construct(
+        id=session.id,
+        created_at=utc(session.created_at),
+        seen_at=utc(session.seen_at),
+        expires_at=utc(session.expires_at),
+        address=session.address,
+        agent=session.agent,
+        current=session.id == current,
     )

@@ -1,13 +1,18 @@
-"""Sign-in over a provider, for browsers: two redirects and a cookie in between."""
+"""Sign-in over a provider, for browsers: two redirects and a cookie in between.
+
+Each sign-in under way has a cookie of its own, so that several tabs can sign in at the same time.
+"""
 
 from collections.abc import Sequence
+from hashlib import sha256
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from allim.domains.accounts.devices import device_of
 from allim.domains.accounts.models import ProviderNames
-from allim.domains.accounts.providers import FLOW_LIFETIME_S, Cancelled, Flow, Flows, Provider
+from allim.domains.accounts.providers import FLOW_LIFETIME_S, Cancelled, Flows, Provider, Stale
 from allim.domains.accounts.service import Service
 from allim.errors import AllimError, Conflict, NotFound, TooMany, Unavailable
 from allim.http.gate import Gate, set_cookie
@@ -15,11 +20,13 @@ from allim.http.routing import Answer, Parameter, Resource, operation, route
 
 log = structlog.get_logger(__name__)
 
-FLOW_COOKIE = "allim_sign_in"
+FLOW_COOKIE = "allim_sign_in_"  # followed by a digest of the flow's state
+MAX_FLOWS = 5  # of one browser: each cookie takes about 600 of the bytes that a request's head may have
 
 _PATH = "/api/session/providers"
 _NAME = Parameter("path", "name", str, "The provider.")
 _OUTCOMES = {
+    Stale: "expired",
     Cancelled: "cancelled",
     Conflict: "email_taken",
     TooMany: "unavailable",
@@ -57,7 +64,10 @@ def provider_routes(
         await gate.stop_guessing(request)
         flow = flows.begin(provider.name, callback_url(request, provider))
         response = RedirectResponse(await provider.authorization_url(flow), 302, {"Cache-Control": "no-store"})
-        _set_flow(request, response, flows.seal(flow), FLOW_LIFETIME_S)
+        others = {name: sealed for name, sealed in request.cookies.items() if name.startswith(FLOW_COOKIE)}
+        for name in flows.superfluous(others, MAX_FLOWS - 1):
+            _set_flow(request, response, name, "", 0)
+        _set_flow(request, response, _cookie_of(flow.state), flows.seal(flow), FLOW_LIFETIME_S)
         return response
 
     @operation(
@@ -69,13 +79,16 @@ def provider_routes(
         """Come back from a provider.
 
         Called by the provider's redirect, with what it puts into the query. `?sign_in=` tells the page what failed.
+        Other sign-ins of this browser, and its session, stay as they are.
         """
         provider = named(request)
+        cookie = _cookie_of(request.query_params.get("state", ""))
+        sealed = request.cookies.get(cookie, "")
         home = request.scope.get("root_path", "") + "/"
         try:
             await gate.stop_guessing(request)
-            person = await provider.person(begun(request, provider), request.query_params)
-            session = await service.sign_in_as(person)
+            person = await provider.person(flows.open(sealed, provider.name), request.query_params)
+            session = await service.sign_in_as(person, device_of(request))
         except AllimError as error:
             outcome = _OUTCOMES.get(type(error), "failed")
             log.info("sign-in over a provider failed", provider=provider.name, outcome=outcome, reason=error.detail)
@@ -84,7 +97,8 @@ def provider_routes(
             response = RedirectResponse(home, 303)
             set_cookie(request, response, session.token, session_lifetime_s)
         response.headers["Cache-Control"] = "no-store"
-        _set_flow(request, response, "", 0)
+        if sealed:
+            _set_flow(request, response, cookie, "", 0)
         return response
 
     def named(request: Request) -> Provider:
@@ -96,9 +110,6 @@ def provider_routes(
     def callback_url(request: Request, provider: Provider) -> str:
         return f"{public_url}{request.scope.get('root_path', '')}{_PATH}/{provider.name}/callback"
 
-    def begun(request: Request, provider: Provider) -> Flow:
-        return flows.open(request.cookies.get(FLOW_COOKIE, ""), provider.name)
-
     return [
         route(_PATH, tag="Session", get=provider_names),
         route(_PATH + "/{name}", tag="Session", get=begin_provider),
@@ -106,9 +117,14 @@ def provider_routes(
     ]
 
 
-def _set_flow(request: Request, response: Response, sealed: str, max_age_s: int) -> None:
+def _cookie_of(state: str) -> str:
+    """Return the name of the flow's cookie. It does not tell the state, which is a secret of the flow."""
+    return FLOW_COOKIE + sha256(state.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _set_flow(request: Request, response: Response, cookie: str, sealed: str, max_age_s: int) -> None:
     response.set_cookie(
-        FLOW_COOKIE,
+        cookie,
         sealed,
         max_age=max_age_s,
         path=request.scope.get("root_path", "") + _PATH,

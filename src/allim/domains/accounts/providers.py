@@ -90,6 +90,10 @@ class Cancelled(AllimError):
     code = "cancelled"
 
 
+class Stale(Unauthenticated):
+    """The browser came back from a provider and holds no flow that fits, or an expired one."""
+
+
 class Person(NamedTuple):
     """Whom a provider vouches for.
 
@@ -135,16 +139,31 @@ class Flows:
     def open(self, sealed: str, provider: str) -> Flow:
         """The flow that `seal` sealed for this provider.
 
-        Raises: Unauthenticated.
+        Raises: Stale.
         """
+        claims = self._claims(sealed)
+        if claims is None or claims["provider"] != provider:
+            raise Stale("No sign-in with this provider was begun here, or it took too long.")
+        return Flow(**{name: claims[name] for name in Flow._fields})
+
+    def superfluous(self, sealed: Mapping[str, str], most: int) -> list[str]:
+        """Return the names of flows that can be forgotten: those that are not valid, and of the others the oldest,
+        until `most` are left.
+        """
+        expiry = {name: (self._claims(text) or {"exp": 0.0})["exp"] for name, text in sealed.items()}
+        by_age = sorted(expiry, key=lambda name: expiry[name])
+        valid = sum(exp > 0 for exp in expiry.values())
+        return by_age[: len(by_age) - min(valid, most)]
+
+    def _claims(self, sealed: str) -> dict[str, Any] | None:
+        """Return what was sealed, or None if it was not sealed here or has expired."""
         for key in self._keys:
             try:
                 claims = dict(jwt.decode(sealed, key, registry=_SEALS).claims)
             except (JoseError, ValueError):
                 continue
-            if claims.pop("exp") > self._now() and claims["provider"] == provider:
-                return Flow(**claims)
-        raise Unauthenticated("No sign-in with this provider was begun here, or it took too long.")
+            return claims if claims["exp"] > self._now() else None
+        return None
 
 
 class _Metadata(NamedTuple):

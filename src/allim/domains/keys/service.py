@@ -82,6 +82,11 @@ class Service:
             raise _unknown()
         log.info("publish key deleted", key=key_id, publisher=key.name, operator=operator)
 
+    async def delete_in(self, connection: AsyncConnection, operator: str) -> None:
+        """Delete the keys that this operator made, inside the caller's transaction."""
+        for key in await store.remove_made_by(connection, operator):
+            log.info("publish key deleted", key=key.id, publisher=key.name, operator=operator)
+
     async def key(self, key_id: str) -> PublishKey:
         """One key, also one that has expired.
 

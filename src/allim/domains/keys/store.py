@@ -102,6 +102,12 @@ async def remove(connection: AsyncConnection, key_id: str) -> PublishKey | None:
     return _one(await connection.execute(statement.returning(*_FIELDS)))
 
 
+async def remove_made_by(connection: AsyncConnection, operator: str) -> list[PublishKey]:
+    """Delete the keys that this operator made; gives them."""
+    statement = delete(publish_keys).where(publish_keys.c.created_by == operator)
+    return [_key(row) for row in await connection.execute(statement.returning(*_FIELDS))]
+
+
 def _one(result: CursorResult[Any]) -> PublishKey | None:
     row = result.one_or_none()
     return _key(row) if row else None

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.domains.snapshots import events, store
 from allim.domains.snapshots.events import Announcement
-from allim.domains.snapshots.store import PENDING, Claim, LeaseLost, Snapshot
+from allim.domains.snapshots.store import PENDING, AccountGone, Claim, LeaseLost, Snapshot
 from allim.errors import AllimError
 from allim.http.bodies import utc
 from allim.hub import Draft
@@ -78,7 +78,9 @@ class Generation:
                 await self._hand_back(claim, self._now())
             raise
         except LeaseLost:
-            log.warning("snapshot taken over by another replica", snapshot=snapshot_id)
+            log.warning("snapshot taken over by another replica, or deleted", snapshot=snapshot_id)
+        except AccountGone:
+            log.info("snapshot dropped, its account was deleted", snapshot=snapshot_id)
         except Exception as error:  # noqa: BLE001 - the top of a task: logged, and the row says when to retry
             _log_failure(error, snapshot_id)
             if claim is not None:
@@ -134,7 +136,9 @@ class Generation:
         await asyncio.sleep(self._step_s)
         profile = await self._profile(account_id)
         if profile is None:
-            raise LookupError("the account is gone")
+            async with writing(self._engine) as connection:
+                await store.remove_account(connection, account_id)
+            raise AccountGone
         async with reading(self._engine) as connection:
             earlier = await store.generated_count(connection, account_id)
         return {"profile": profile, "earlierSnapshots": earlier, "takenAt": utc(self._now())}

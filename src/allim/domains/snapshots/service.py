@@ -55,10 +55,10 @@ class Service:
 
         Raises: NotFound for an identity without an account; Conflict while `MAX_OWED` of its snapshots are owed.
         """
-        if await self._profile(account_id) is None:
-            raise NotFound("There is no account for this identity.")
         async with writing(self._engine) as connection:
             await store.lock_account(connection, account_id)  # requests at one moment see one another
+            if await self._profile(account_id) is None:  # under the lock: the account may be deleted at this moment
+                raise NotFound("There is no account for this identity.")
             if await store.owed(connection, account_id) >= MAX_OWED:
                 self._refused("snapshots_pending")
                 raise Conflict(f"{MAX_OWED} snapshots of this account are pending; wait until one is generated.")
@@ -69,6 +69,10 @@ class Service:
     async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
         """Accept a new account's first request, inside the caller's transaction; `start` the id after the commit."""
         return (await self._add(connection, account_id)).id
+
+    async def delete_in(self, connection: AsyncConnection, account_id: str) -> None:
+        """Delete the account's snapshots inside the caller's transaction; those in work are given up."""
+        await store.remove_account(connection, account_id)
 
     async def snapshot(self, account_id: str, snapshot_id: str) -> Snapshot:
         """One of the account's own.

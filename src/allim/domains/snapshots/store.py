@@ -102,7 +102,11 @@ class Claim(NamedTuple):
 
 
 class LeaseLost(Exception):
-    """Somebody else works on the snapshot by now; leave it to them."""
+    """Another replica works on the snapshot by now, or it was deleted; leave it."""
+
+
+class AccountGone(Exception):
+    """The snapshot's account was deleted, and the snapshot with it."""
 
 
 _FIELDS = [snapshots.c[name] for name in Snapshot._fields]
@@ -129,6 +133,13 @@ async def drop_oldest(connection: AsyncConnection, account_id: str, upto_count: 
     """Forget the account's announced snapshots up to this count."""
     old = (snapshots.c.account_id == account_id) & (snapshots.c.snapshot_count <= upto_count)
     await connection.execute(delete(snapshots).where(old, snapshots.c.announced_at.is_not(None)))
+
+
+async def remove_account(connection: AsyncConnection, account_id: str) -> None:
+    """Delete all of the account's snapshots. Whoever works on one finds its lease lost."""
+    await lock_account(connection, account_id)
+    await connection.execute(delete(snapshots).where(snapshots.c.account_id == account_id))
+    await connection.execute(delete(snapshot_counts).where(snapshot_counts.c.account_id == account_id))
 
 
 async def of_account(connection: AsyncConnection, account_id: str, snapshot_id: str) -> Snapshot | None:

@@ -52,10 +52,11 @@ def chunk(frames: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(frames), frames)
 
 
-def opening(stream_id: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:
-    """The first frame of every stream: the verdict, and an id to resume from."""
+def opening(stream_id: str, user: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:
+    """The first frame of every stream: whose it is, the verdict, and an id to resume from."""
     data = {
         "stream": stream_id,
+        "user": user,
         "replica": replica,
         "resume": opening.verdict.resume,
         "replayed": opening.replayed,

@@ -38,7 +38,7 @@ class SseStream(Stream):
 
     def open(self, opening: Opening) -> None:
         speech = self.speech
-        self.write(frames.opening(self.id, speech.replica, opening, speech.heartbeat_s, speech.retry()))
+        self.write(frames.opening(self.id, self.subject, speech.replica, opening, speech.heartbeat_s, speech.retry()))
 
     def heartbeat(self, position: Position | None) -> None:
         self.write(frames.heartbeat(position))
