@@ -17,6 +17,7 @@ import pytest
 
 from allim.http.requests import SECURITY_HEADERS
 from allim.up import nginx_command, write_nginx
+from tests.http.test_origins import COVERED, NOT_COVERED, PATTERNS
 from tests.nginx.conftest import Front, Start, free_port
 from tests.nginx.stub import STREAM_HEAD, Answer, Asked, Stub, chunk, hang_up, plain
 from tests.waiting import PATIENCE_S
@@ -662,6 +663,17 @@ async def test_no_other_page_may(start: Start, origin: str) -> None:
     for answer in answers:
         assert not [name for name in answer.headers if name.startswith("access-control-")]
         assert answer.headers.get_list("vary") == ["Origin"]
+
+
+async def test_wildcards_apps_and_extensions_are_the_same_pages_as_the_apps(start: Start) -> None:
+    async with start(nobody_listens(), origins=[LISTED, *PATTERNS, OTHER]) as front:
+        for origin in (LISTED, OTHER, *COVERED):
+            headers = (await raw(front, "GET", "/events", {"Origin": origin})).headers
+            assert headers.get_list("access-control-allow-origin") == [origin]
+        for origin in NOT_COVERED:
+            if origin.isprintable():  # nginx itself refuses the others
+                answer = await raw(front, "GET", "/events", {"Origin": origin})
+                assert not [name for name in answer.headers if name.startswith("access-control-")], origin
 
 
 @pytest.mark.parametrize("origin", [LISTED, ""])
