@@ -177,7 +177,7 @@ def test_origins_of_pages_apps_and_extensions_are_taken(origin: str) -> None:
     ],
 )
 def test_an_origin_that_is_none_or_belongs_to_many_is_refused(origin: str) -> None:
-    with pytest.raises(SettingsError, match="^ALLIM_CORS_ORIGINS: "):
+    with pytest.raises(SettingsError, match=r"^ALLIM_CORS_ORIGINS: "):
         load_settings({"ALLIM_SECRET_KEY": SECRET, "ALLIM_CORS_ORIGINS": origin})
 
 

@@ -128,6 +128,7 @@ def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(_listed_origin, values))
 
 
+_TRACING = ("traceparent", "tracestate", "sentry-trace", "baggage")  # Trace Context, Baggage, Sentry's own
 _FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,64}", re.ASCII)  # RFC 9110, 5.1, without *
 
 
