@@ -387,6 +387,38 @@ async def test_a_clients_word_about_itself_is_overwritten(start: Start) -> None:
     assert len(stub.asked) == 3
 
 
+async def test_the_word_of_a_trusted_proxy_is_passed_on_and_of_a_chain_what_it_added(start: Start) -> None:
+    told = {"X-Forwarded-For": "6.6.6.6, 203.0.113.7, 127.0.1.9", "X-Forwarded-Proto": "https"}
+    trusted = ["127.0.0.1", "127.0.1.7/24"]
+    async with Stub() as stub, start(stub.address, trusted=trusted) as front, front.client() as client:
+        page = await client.get("/api/x", headers=told)
+        await client.get("/events", headers={**told, "X-Forwarded-Proto": "gopher"})
+
+    assert [asked.headers["x-forwarded-for"] for asked in stub.asked] == ["203.0.113.7"] * 2
+    assert [asked.headers["x-forwarded-proto"] for asked in stub.asked] == ["https", "http"]
+    assert page.status_code == 200
+    assert [json.loads(line)["client"] for line in front.log().splitlines()] == ["203.0.113.7"] * 2
+
+
+async def test_nobody_else_is_believed_where_a_proxy_is_trusted(start: Start) -> None:
+    forged = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https"}
+    async with Stub() as stub, start(stub.address, trusted=["127.0.0.1"]) as front:
+        transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+        async with httpx.AsyncClient(transport=transport, base_url=front.url) as client:
+            await client.get("/api/x", headers=forged)
+
+    assert [asked.headers["x-forwarded-for"] for asked in stub.asked] == ["127.0.0.2"]
+    assert [asked.headers["x-forwarded-proto"] for asked in stub.asked] == ["http"]
+
+
+async def test_what_nginx_answers_to_https_over_a_trusted_proxy_is_as_strict(start: Start) -> None:
+    async with start(nobody_listens(), trusted=["127.0.0.1"]) as front, front.client() as client:
+        told = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+        answers = [await client.get("/api/x", headers=headers) for headers in (told, {})]
+
+    assert ["strict-transport-security" in answer.headers for answer in answers] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("given", "passed"),
     [("order-7_a.b", True), ("a" * 64, True), ("a" * 65, False), ('a"b', False), ("../x", False), ("", False)],
