@@ -174,9 +174,8 @@ def deployment(
             running.append(launch_replica(home, redis_url=url, **settings))
             stack.callback(running[-1].end)
         origins = str(settings.get("cors_origins", "")).split(",")
-        front = (
-            Nginx(lasting_port(), home / "nginx", home / "nginx.log", nginx_changed or {}, origins) if nginx else None
-        )
+        where = lasting_port(), home / "nginx", home / "nginx.log"
+        front = Nginx(*where, nginx_changed or {}, origins, nginx_trusted) if nginx else None
         if front:
             front.configure(*(replica.port for replica in running))
             front.start()
