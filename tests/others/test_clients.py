@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.deployment import Deployment, deployment
 from tests.others.clients import NODE_MODULES, Client, empty_page, running
 from tests.others.pages import blocks, table
 from tests.replicas import PUBLISH_KEY, bearer, token
-from tests.waiting import START_S, until
+from tests.waiting import START_S
 
 pytestmark = pytest.mark.timeout(400)  # the history is the first test's
 
@@ -34,8 +35,16 @@ each_client = pytest.mark.parametrize(("name", "way"), NAMES)
 ONE_BY_ONE = ("first", "x" * 60_000, "third")  # a large one is several pieces on the wire
 IN_TIME_S = 12.0  # for one event on a busy machine; before the heartbeat, which would push a buffer on
 EVERY_S = 0.1
+TICK_S = 0.05
+QUIETS = 6
 QUIET_S = 2.5  # after which a client that comes back would have: `retry:` is 0.75 s at most, a polyfill waits 1 s
-SETTINGS: dict[str, Any] = {"heartbeat_s": 20, "stream_lifetime_s": 14, "retry_ms": 500, "drain_s": 1}
+SETTINGS: dict[str, Any] = {
+    "heartbeat_s": 20,
+    "stream_lifetime_s": 14,
+    "retry_ms": 500,
+    "drain_s": 1,
+    "history_events": 10_000,
+}
 
 # What the page says a client needs, and the same snippet without it.
 WITHOUT = {
@@ -104,56 +113,72 @@ async def _history(deployed: Deployment, folder: Path, origin: str, chromium: st
 
 
 async def _live(deployed: Deployment, history: History) -> None:
+    logs = Logs(deployed)
     clients = list(history.clients.values())
     everybody = [*clients, *history.without.values()]
 
-    def opened(at_least: dict[str, int]) -> bool:
-        now = _opened(deployed)
-        return all(now.get(client.subject, 0) > at_least.get(client.subject, 0) for client in clients)
+    def opened_again(before: dict[str, int]) -> bool:
+        now = logs.opened
+        return all(now.get(client.subject, 0) > before.get(client.subject, 0) for client in clients)
+
+    def ended(reason: str, whose: Sequence[Client]) -> bool:
+        now = logs.ends
+        return all(reason in now.get(client.subject, []) for client in whose)
+
+    def have(position: str) -> bool:
+        return all(client.lines and client.lines[-1].startswith(f"{position} ") for client in clients)
 
     async with httpx.AsyncClient(headers=bearer(PUBLISH_KEY), timeout=15, trust_env=False) as http:
-        await _settled(lambda: all(client.subject in _opened(deployed) for client in everybody))
+        await _settled(lambda: logs.opened.keys() >= {client.subject for client in everybody}, START_S)
         for data in ONE_BY_ONE:
             position = await _publish(http, deployed.urls, len(history.accepted), data)
             history.accepted.append(position)
-            await _settled(lambda: all(position in client.ids for client in clients), IN_TIME_S)  # noqa: B023
+            await _settled(partial(have, position), IN_TIME_S)
             history.late += [(client, position) for client in clients if position not in client.ids]
 
-        impatient = history.without["httpx-sse"].subject
-        await _settled(lambda: "client_left" in _ends(deployed).get(impatient, []))
+        await _settled(lambda: ended("client_left", [history.without["httpx-sse"]]))  # for it was silent for so long
 
         going_on = asyncio.Event()
         publishing = asyncio.create_task(_publish_until(going_on, http, deployed.urls, history.accepted))
-        await _settled(lambda: all("rotate" in _ends(deployed).get(client.subject, []) for client in everybody))
-        await _settled(lambda: opened(dict.fromkeys([client.subject for client in clients], 1)))
-        history.ends = _ends(deployed)
+        await _settled(lambda: ended("rotate", everybody))
+        await _settled(lambda: opened_again(dict.fromkeys([client.subject for client in clients], 1)))
+        history.ends = logs.ends
 
         for replica in deployed.replicas:
             replica.kill()
-        history.opened.append(_opened(deployed))
+        history.opened.append(logs.opened)
         behind = sum(client.url == deployed.url for client in clients)
-        await _settled(lambda: _come_backs(deployed) >= behind)
+        await _settled(lambda: logs.come_backs >= behind)
         for replica in deployed.replicas:
             replica.start()
         await asyncio.gather(*(asyncio.to_thread(replica.until_ready) for replica in deployed.replicas))
-        await _settled(lambda: opened(history.opened[0]), START_S)
+        await _settled(lambda: opened_again(history.opened[0]), START_S)
         going_on.set()
         await publishing
-        await _settled(lambda: all(client.ids[-1:] == history.accepted[-1:] for client in clients))
-        history.opened.append(_opened(deployed))
+        await _settled(lambda: have(history.accepted[-1]))
+        history.opened.append(logs.opened)
 
     await _sign_out(deployed.url, clients)
     await _settled(lambda: all(client.returned is not None for client in clients if not client.in_a_browser))
-    await _settled(lambda: all("signed_out" in _ends(deployed).get(client.subject, []) for client in clients))
-    before = [client.requests for client in history.pages]
-    await asyncio.sleep(QUIET_S)
-    history.requests = [now.requests - then for now, then in zip(history.pages, before, strict=True)]
+    await _quiet(history)
+
+
+async def _quiet(history: History) -> None:
+    """Wait until no page has asked for a stream for a while; note what they asked in the last while."""
+    for _ in range(QUIETS):
+        before = [client.requests for client in history.pages]
+        await asyncio.sleep(QUIET_S)
+        history.requests = [now.requests - then for now, then in zip(history.pages, before, strict=True)]
+        if not any(history.requests):
+            return
 
 
 async def _settled(condition: Callable[[], bool], within_s: float = 40.0) -> None:
     """Wait for all clients, but for none longer than that: the tests say which of them did not do it."""
-    with suppress(AssertionError):
-        await until(condition, within_s)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while not condition():
+                await asyncio.sleep(TICK_S)
 
 
 async def _publish(http: httpx.AsyncClient, urls: Sequence[str], number: int, data: str) -> str:
@@ -185,34 +210,52 @@ async def _sign_out(url: str, clients: Sequence[Client]) -> None:
     assert {answer.status_code for answer in answers} == {204}
 
 
-def _lines(deployed: Deployment, event: str) -> Iterator[dict[str, str]]:
-    for replica in deployed.replicas:
-        for line in replica.log.read_text().splitlines():
-            if f'"event": "{event}"' in line:
-                yield json.loads(line)
+class Logs:
+    """What replicas and nginx logged of streams, read on from where the last look ended."""
 
+    def __init__(self, deployed: Deployment) -> None:
+        assert deployed.nginx is not None
+        self.files = {replica.log: 0 for replica in deployed.replicas} | {deployed.nginx.log: 0}
+        self._opened: dict[str, int] = {}
+        self._ends: dict[str, list[str]] = {}
+        self._come_backs = 0
 
-def _opened(deployed: Deployment) -> dict[str, int]:
-    """How many streams each user had opened."""
-    counts: dict[str, int] = {}
-    for line in _lines(deployed, "stream opened"):
-        counts[line["user"]] = counts.get(line["user"], 0) + 1
-    return counts
+    @property
+    def opened(self) -> dict[str, int]:
+        """How many streams each user has opened."""
+        self._read()
+        return dict(self._opened)
 
+    @property
+    def ends(self) -> dict[str, list[str]]:
+        """The reasons by which each user's streams ended."""
+        self._read()
+        return {user: list(reasons) for user, reasons in self._ends.items()}
 
-def _ends(deployed: Deployment) -> dict[str, list[str]]:
-    """The reasons by which each user's streams ended."""
-    reasons: dict[str, list[str]] = {}
-    for line in _lines(deployed, "stream closed"):
-        reasons.setdefault(line["user"], []).append(line["reason"])
-    return reasons
+    @property
+    def come_backs(self) -> int:
+        """How often nginx told a stream when to come back."""
+        self._read()
+        return self._come_backs
 
+    def _read(self) -> None:
+        for path, offset in self.files.items():
+            with path.open("rb") as file:
+                file.seek(offset)
+                lines = file.read().rpartition(b"\n")[0]
+            self.files[path] = offset + len(lines) + bool(lines)
+            for line in lines.splitlines():
+                self._note(line)
 
-def _come_backs(deployed: Deployment) -> int:
-    """How often nginx told a stream when to come back."""
-    assert deployed.nginx is not None
-    lines = [json.loads(line) for line in deployed.nginx.log.read_text().splitlines() if '"path":"/events"' in line]
-    return sum(line["status"] == "200" and "502" in line["upstream_status"] for line in lines)
+    def _note(self, line: bytes) -> None:
+        if b'"event": "stream opened"' in line:
+            user = json.loads(line)["user"]
+            self._opened[user] = self._opened.get(user, 0) + 1
+        elif b'"event": "stream closed"' in line:
+            closed = json.loads(line)
+            self._ends.setdefault(closed["user"], []).append(closed["reason"])
+        elif b'"path":"/events"' in line and b'"status":"200"' in line:
+            self._come_backs += "502" in json.loads(line)["upstream_status"]
 
 
 # -- The page ---------------------------------------------------------------------------------------------
