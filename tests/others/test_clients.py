@@ -25,7 +25,7 @@ from tests.others.pages import blocks, table
 from tests.replicas import PUBLISH_KEY, bearer, token
 from tests.waiting import START_S
 
-pytestmark = pytest.mark.timeout(400)  # the history is the first test's
+pytestmark = pytest.mark.timeout(600)  # the history is the first test's
 
 PAGE = "clients.md"
 BLOCKS = {name: snippet for name, [snippet] in blocks(PAGE).items()}

@@ -24,7 +24,7 @@ from tests.others.proxies import KINDS, PATIENCE_S, Proxy, missing, proxy, requi
 from tests.replicas import Reader, publish, token
 from tests.waiting import START_S, until, until_sync
 
-pytestmark = pytest.mark.timeout(400)  # the history is the first test's
+pytestmark = pytest.mark.timeout(600)  # the history is the first test's
 
 BLOCKS = blocks("proxies.md")
 EACH = 2  # streams over each proxy
