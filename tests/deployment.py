@@ -96,7 +96,7 @@ def _leaves(worker: int) -> bool:
     """Whether a worker of nginx accepts no more connections, or has ended."""
     try:
         return b"shutting down" in Path(f"/proc/{worker}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before the file was opened, or read
         return True
 
 
