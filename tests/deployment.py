@@ -31,13 +31,16 @@ from tests.waiting import START_S, accepts, until_sync
 class Nginx:
     """nginx from the project's template, with its workers in a process group of their own.
 
-    `changed` are texts of the configuration, and what stands in their place.
+    `changed` are texts of the configuration, and what stands in their place; `origins` are those of pages,
+    `trusted` are proxies in front.
     """
 
     port: int
     folder: Path
     log: Path
     changed: Mapping[str, str] = field(default_factory=dict)
+    origins: Sequence[str] = ()
+    trusted: Sequence[str] = ()
     process: "subprocess.Popen[bytes]" = field(init=False)
 
     @property
@@ -48,7 +51,9 @@ class Nginx:
         """Write the configuration for replicas at these ports."""
         written = self.folder / "written"
         self.folder.mkdir(exist_ok=True)
-        write_nginx(written, listen=f"127.0.0.1:{self.port}", servers=[f"127.0.0.1:{port}" for port in ports])
+        servers = [f"127.0.0.1:{port}" for port in ports]
+        listen = f"127.0.0.1:{self.port}"
+        write_nginx(written, listen=listen, servers=servers, origins=self.origins, trusted=self.trusted)
         text = (written / "nginx.conf").read_text()
         shutil.rmtree(written)
         for name, value in self.changed.items():
@@ -91,7 +96,7 @@ def _leaves(worker: int) -> bool:
     """Whether a worker of nginx accepts no more connections, or has ended."""
     try:
         return b"shutting down" in Path(f"/proc/{worker}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before the file was opened, or read
         return True
 
 
@@ -143,6 +148,7 @@ def deployment(
     proxied: bool = True,
     nginx: bool = True,
     nginx_changed: Mapping[str, str] | None = None,
+    nginx_trusted: Sequence[str] = (),
     folder: Path | None = None,
     **settings: Any,
 ) -> Iterator[Deployment]:
@@ -167,7 +173,9 @@ def deployment(
             url = _at_port(server.url, port)
             running.append(launch_replica(home, redis_url=url, **settings))
             stack.callback(running[-1].end)
-        front = Nginx(lasting_port(), home / "nginx", home / "nginx.log", nginx_changed or {}) if nginx else None
+        origins = str(settings.get("cors_origins", "")).split(",")
+        where = lasting_port(), home / "nginx", home / "nginx.log"
+        front = Nginx(*where, nginx_changed or {}, origins, nginx_trusted) if nginx else None
         if front:
             front.configure(*(replica.port for replica in running))
             front.start()

@@ -285,6 +285,8 @@ class Reader:
             chunk = await self.reader.readexactly(size) if size else b""
             await self.reader.readline()
         else:
+            if "content-length" in self.headers:  # otherwise it ends with the connection
+                most = min(most, int(self.headers["content-length"]) - len(self.raw))
             chunk = await self.reader.read(most)
         self.raw += chunk
         self.messages += self.parser.feed(chunk)

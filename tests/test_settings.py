@@ -90,6 +90,9 @@ def test_settings_cannot_be_changed() -> None:
         ("SERVER_ID", "s" * 65),
         ("TRUSTED_PROXIES", "proxy.example"),
         ("TRUSTED_PROXIES", "10.0.0.1,300.1.1.1"),
+        ("CORS_HEADERS", "*"),
+        ("CORS_HEADERS", "x-a b"),
+        ("CORS_HEADERS", "x-a:"),
         ("HEARTBEAT_S", "0.5"),
         ("HEARTBEAT_S", "301"),
         ("HEARTBEAT_S", "soon"),
@@ -120,6 +123,62 @@ def test_a_wrong_value_is_one_line_that_names_the_variable(name: str, value: str
     assert line.startswith(f"ALLIM_{name}: ")
     assert "\n" not in line
     assert SECRET not in line
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example.org",
+        "http://tauri.localhost",
+        "https://*.example.org",
+        "https://*.pages.example.org:8443",
+        "http://*.localhost.example.org",
+        "https://*.acme.github.io",
+        "capacitor://localhost",
+        "tauri://localhost",
+        "ionic://localhost",
+        "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+        "moz-extension://0f9a1c52-7c5e-4a2b-9d3e-1b2c3d4e5f60",
+    ],
+)
+def test_origins_of_pages_apps_and_extensions_are_taken(origin: str) -> None:
+    assert load_settings({"ALLIM_SECRET_KEY": SECRET, "ALLIM_CORS_ORIGINS": origin}).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "https://*",
+        "https://*.com",
+        "https://*.co.uk",
+        "https://*.github.io",
+        "https://*.localhost",
+        "https://*.0.0.1",
+        "https://a*.example.org",
+        "https://*.*.example.org",
+        "https://a.*.example.org",
+        "https://*.example.org/",
+        "https://*.example.org:443",
+        "https://*.example.org:*",
+        "https://*.Example.org",
+        "*.example.org",
+        "*://a.example.org",
+        "capacitor://*",
+        "capacitor://*.example.org",
+        "ftp://example.org",
+        "file://",
+        "chrome-extension://*",
+        "chrome-extension://abc",
+        "moz-extension://*",
+        "https://app.example.org/",
+        "https://app.example.org:443",
+    ],
+)
+def test_an_origin_that_is_none_or_belongs_to_many_is_refused(origin: str) -> None:
+    with pytest.raises(SettingsError, match=r"^ALLIM_CORS_ORIGINS: "):
+        load_settings({"ALLIM_SECRET_KEY": SECRET, "ALLIM_CORS_ORIGINS": origin})
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,18 @@ def test_what_the_user_set_reaches_the_replicas(tmp_path: Path) -> None:
     assert len(first["ALLIM_SECRET_KEY"]) >= 32
 
 
+def test_trusted_proxies_that_the_user_set_are_those_in_front_of_nginx(tmp_path: Path) -> None:
+    environ = {"ALLIM_DATA_DIR": str(tmp_path), "ALLIM_TRUSTED_PROXIES": "10.0.0.5, 10.1.0.9/16,::1"}
+    shared = up.replica_environ(PLAN, environ)
+
+    trusted = up.proxies_in_front(environ, shared)
+
+    assert shared["ALLIM_TRUSTED_PROXIES"] == "127.0.0.1"
+    assert up.proxies_in_front({}, shared) == ()
+    conf = up.nginx_conf("${ALLIM_NGINX_TRUSTED}", listen="", servers=[], trusted=trusted)
+    assert conf == "set_real_ip_from 10.0.0.5/32; set_real_ip_from 10.1.0.0/16; set_real_ip_from ::1/128;\n"
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -175,7 +175,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         middleware=[
             Middleware(Requests, offer=sse.ANSWER, leaving=leaving),
             Middleware(problems.UnexpectedErrors),
-            Middleware(Origins, listed=settings.cors_origins),
+            Middleware(Origins, listed=settings.cors_origins, headers=settings.cors_headers),
             Middleware(Paths, resources=resources),
         ],
         exception_handlers=problems.handlers,

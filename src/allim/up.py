@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -86,7 +87,8 @@ def run(replicas: int, host: str, port: int, environ: Mapping[str, str]) -> int:
         # Two with a Redis each would have no events in common, on one database.
         own = nullcontext() if redis is None else alone(settings.data_dir)
         with own, _Stop(drain_s) as stop, private_folder() as folder:
-            write_files(folder, plan, drain_s, redis=redis, nginx=nginx, origins=settings.cors_origins)
+            front = {"origins": settings.cors_origins, "trusted": proxies_in_front(environ, shared)}
+            write_files(folder, plan, drain_s, redis=redis, nginx=nginx, **front)
             check_nginx(nginx, folder / "nginx")
             return _supervised(folder, plan, shared, stop)
     except (StartError, SettingsError) as why:
@@ -164,6 +166,15 @@ def replica_environ(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def proxies_in_front(environ: Mapping[str, str], shared: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the proxies whose word nginx believes: those that the user set. The default names nginx itself.
+
+    Raises: SettingsError for a value that is no address or network.
+    """
+    given = environ.get("ALLIM_TRUSTED_PROXIES")
+    return load_settings({**shared, "ALLIM_TRUSTED_PROXIES": given}).trusted_proxies if given else ()
+
+
 # -- The private folder and its files ---------------------------------------------------------------------
 
 
@@ -180,19 +191,30 @@ def private_folder() -> Iterator[Path]:
 
 
 def write_files(
-    folder: Path, plan: Plan, drain_s: float, *, redis: str | None, nginx: str, origins: Sequence[str] = ()
+    folder: Path,
+    plan: Plan,
+    drain_s: float,
+    *,
+    redis: str | None,
+    nginx: str,
+    origins: Sequence[str] = (),
+    trusted: Sequence[str] = (),
 ) -> None:
     """Lay out the folder: `supervisord.conf`, `redis/` and `nginx/`."""
     (folder / "redis").mkdir(mode=0o700)
     servers = [_address(LOOPBACK, port) for port in plan.replica_ports]
-    write_nginx(folder / "nginx", listen=_address(plan.host, plan.port), servers=servers, origins=origins)
+    listen = _address(plan.host, plan.port)
+    write_nginx(folder / "nginx", listen=listen, servers=servers, origins=origins, trusted=trusted)
     (folder / "supervisord.conf").write_text(supervisord_conf(folder, plan, drain_s, redis=redis, nginx=nginx))
 
 
-def write_nginx(folder: Path, *, listen: str, servers: Sequence[str], origins: Sequence[str] = ()) -> None:
+def write_nginx(
+    folder: Path, *, listen: str, servers: Sequence[str], origins: Sequence[str] = (), trusted: Sequence[str] = ()
+) -> None:
     """A folder for `nginx -p`: its configuration, and room for its pid and temporary files."""
     folder.mkdir()
-    conf = nginx_conf(nginx_template().read_text(), listen=listen, servers=servers, origins=origins)
+    template = nginx_template().read_text()
+    conf = nginx_conf(template, listen=listen, servers=servers, origins=origins, trusted=trusted)
     (folder / "nginx.conf").write_text(conf)
 
 
@@ -206,12 +228,17 @@ def nginx_template() -> Path:
     raise StartError("nginx.conf.template is missing from this installation")
 
 
-def nginx_conf(template: str, *, listen: str, servers: Sequence[str], origins: Sequence[str] = ()) -> str:
+def nginx_conf(
+    template: str, *, listen: str, servers: Sequence[str], origins: Sequence[str] = (), trusted: Sequence[str] = ()
+) -> str:
     """Fill the template in. A line that names ALLIM_NGINX_SERVER is repeated for each server.
+
+    Shape: `trusted` are addresses and networks of proxies in front of nginx.
 
     Raises: KeyError for an ALLIM_ name the template should not have.
     """
     values = {"LISTEN": listen, "FILES": str(_allowed_files()), "RESOLVER": "", "ORIGINS": ",".join(origins)}
+    values["TRUSTED"] = " ".join(f"set_real_ip_from {ip_network(proxy, strict=False)};" for proxy in trusted)
     lines: list[str] = []
     for line in template.splitlines():
         if line.lstrip().startswith("#"):

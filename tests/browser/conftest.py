@@ -11,6 +11,7 @@ from tests.cluster import Cluster, cluster
 _QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP *.example.test 127.0.0.1",
 ]  # fmt: skip
 
 

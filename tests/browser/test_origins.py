@@ -52,7 +52,8 @@ def other() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def system(listed: str) -> Iterator[Cluster]:
-    with cluster(replicas=2, cors_origins=f"https://app.example.org,{listed}") as started:
+    wildcard = listed.replace("127.0.0.1", "*.pages.example.test")
+    with cluster(replicas=2, cors_origins=f"https://app.example.org,{listed},{wildcard}") as started:
         yield started
 
 
@@ -103,6 +104,17 @@ SIGN_UP = """async (url) => {
     const answer = await fetch(`${url}/api/accounts`, {method: "POST", body, headers, credentials: "include"});
     return [answer.status, answer.headers.get("x-request-id") !== null, (await answer.json()).account.id];
 }"""
+TRACED = """async ([url, token]) => {
+    const tracing = {traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "sentry-trace": "1-2"};
+    const headers = {authorization: `Bearer ${token}`, baggage: "a=b", tracestate: "a=b", ...tracing};
+    const answer = await fetch(`${url}/api/tickets`, {method: "POST", headers});
+    const ticket = (await answer.json()).ticket;
+    return await new Promise((resolve, reject) => {
+        const source = new EventSource(`${url}/events?ticket=${ticket}`);
+        source.addEventListener("stream.open", message => resolve(JSON.parse(message.data).resume));
+        source.addEventListener("error", () => reject(new Error("refused")));
+    });
+}"""
 LISTEN = """(url) => {
     window.opened = []; window.heard = []; window.failures = 0;
     window.source = new EventSource(`${url}/events`, {withCredentials: true});
@@ -132,6 +144,14 @@ def test_a_listed_page_keeps_its_stream_over_an_absence_of_every_replica(
 
     opened, heard = page.evaluate("[opened, heard]")
     assert (opened[0], set(opened[1:]), heard) == ("new", {"complete"}, ["after"])
+
+
+def test_a_page_under_a_listed_wildcard_sends_its_tracing_headers_and_opens_a_stream(
+    page: Page, system: Cluster, listed: str
+) -> None:
+    page.goto(listed.replace("127.0.0.1", "tenant.pages.example.test"))
+
+    assert page.evaluate(TRACED, [system.url, token()]) == "new"
 
 
 def test_a_page_that_is_not_listed_reads_no_stream_and_no_answer(page: Page, system: Cluster, other: str) -> None:

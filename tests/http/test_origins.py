@@ -17,6 +17,37 @@ HOST = "allim.example:8443"
 HERE = f"https://{HOST}"
 LISTED = "https://app.example.org"
 EVIL = "https://evil.example"
+EXTENSION = "chrome-extension://" + "abcdefghijklmnop" * 2
+PATTERNS = ("https://*.pages.example.com", "http://*.dev.example.com:3000", "capacitor://localhost", EXTENSION)
+COVERED = (
+    "https://tenant.pages.example.com",
+    "https://pr-17.pages.example.com",
+    "https://a_b.pages.example.com",
+    "http://tenant.dev.example.com:3000",
+    "capacitor://localhost",
+    EXTENSION,
+)
+NOT_COVERED = (
+    "https://pages.example.com",
+    "https://a.b.pages.example.com",
+    "https://.pages.example.com",
+    "https://*.pages.example.com",
+    "http://tenant.pages.example.com",
+    "https://tenant.pages.example.com:8443",
+    "https://tenant.pages.example.com.evil.example",
+    "https://tenantXpages.example.com",
+    "https://evil.example/.pages.example.com",
+    "https://evil.example#.pages.example.com",
+    "https://tenant@evil.pages.example.com",
+    "https://tenant.pages.example.com\n",
+    "http://tenant.dev.example.com",
+    "https://tenant.dev.example.com:3000",
+    "capacitor://localhost.evil",
+    "CAPACITOR://localhost",
+    "chrome-extension://" + "b" * 32,
+    "moz-extension://" + "abcdefghijklmnop" * 2,
+    "null",
+)
 CORS = ("access-control-allow-origin", "access-control-allow-credentials", "access-control-expose-headers")
 
 
@@ -31,7 +62,7 @@ def asked() -> Asked:
     return Asked()
 
 
-def client_of(asked: Asked, listed: tuple[str, ...]) -> httpx.AsyncClient:
+def client_of(asked: Asked, listed: tuple[str, ...], request_headers: tuple[str, ...]) -> httpx.AsyncClient:
     async def answer(_: Request) -> Response:
         asked.times += 1
         return PlainTextResponse("done")
@@ -52,7 +83,7 @@ def client_of(asked: Asked, listed: tuple[str, ...]) -> httpx.AsyncClient:
         middleware=[
             Middleware(Requests),
             Middleware(problems.UnexpectedErrors),
-            Middleware(Origins, listed=listed),
+            Middleware(Origins, listed=listed, headers=request_headers),
         ],
         exception_handlers=problems.handlers,
     )
@@ -65,9 +96,10 @@ async def sent(
     path: str = "/x",
     *,
     listed: tuple[str, ...] = (LISTED,),
+    request_headers: tuple[str, ...] = (),
     headers: dict[str, str] | None = None,
 ) -> httpx.Response:
-    async with client_of(asked, listed) as client:
+    async with client_of(asked, listed, request_headers) as client:
         return await client.request(method, path, headers=headers)
 
 
@@ -186,6 +218,40 @@ async def test_without_a_list_there_is_no_word_of_it(asked: Asked) -> None:
     assert answer.headers.keys().isdisjoint({*CORS, "vary"})
 
 
+# -- Wildcards, apps and extensions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("origin", COVERED)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_page_that_a_wildcard_or_an_app_entry_covers_may_change_and_read(
+    asked: Asked, method: str, origin: str
+) -> None:
+    headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+
+    answer = await sent(asked, method, listed=PATTERNS, headers=headers)
+
+    assert (answer.text, asked.times) == ("done", 1)
+    assert answer.headers.get_list("access-control-allow-origin") == [origin]
+    assert answer.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize("origin", NOT_COVERED)
+async def test_a_page_that_none_of_them_covers_may_neither(asked: Asked, origin: str) -> None:
+    """httpx sends a line feed in a value as it is; a server refuses it, and the pattern must not let it through."""
+    changed = await sent(asked, "POST", listed=PATTERNS, headers={"origin": origin})
+    read = await sent(asked, "GET", listed=PATTERNS, headers={"origin": origin})
+
+    assert_problem(changed, 403, "forbidden")
+    assert read.headers.keys().isdisjoint(CORS)
+
+
+@pytest.mark.parametrize("origin", COVERED)
+async def test_a_covered_page_is_told_what_it_may_send(asked: Asked, origin: str) -> None:
+    answer = await sent(asked, "OPTIONS", listed=PATTERNS, headers=preflight(origin, headers="authorization"))
+
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, origin)
+
+
 # -- What a browser asks before ---------------------------------------------------------------------------
 
 
@@ -215,6 +281,16 @@ async def test_a_listed_page_is_told_what_it_may_send(asked: Asked, method: str)
 @pytest.mark.parametrize(("method", "header"), [("PUT", "content-type"), ("POST", "x-odd")])
 async def test_and_what_it_may_not(asked: Asked, method: str, header: str) -> None:
     assert (await sent(asked, "OPTIONS", headers=preflight(LISTED, method, header))).status_code == 400
+
+
+async def test_further_headers_may_be_sent_beside_the_usual(asked: Asked) -> None:
+    asked_for = preflight(LISTED, headers="authorization, sentry-trace,traceparent")
+
+    answer = await sent(asked, "OPTIONS", request_headers=("traceparent", "Sentry-Trace"), headers=asked_for)
+
+    assert answer.status_code == 200
+    allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert {"authorization", "sentry-trace", "traceparent", "last-event-id"} <= set(allowed)
 
 
 @pytest.mark.parametrize("listed", [(), (LISTED,)])

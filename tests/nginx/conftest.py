@@ -66,10 +66,14 @@ def start(folder: Path) -> Start:
 
     @asynccontextmanager
     async def start(
-        *servers: str, origins: Sequence[str] = (), changed: Mapping[str, str] = MappingProxyType({})
+        *servers: str,
+        origins: Sequence[str] = (),
+        trusted: Sequence[str] = (),
+        changed: Mapping[str, str] = MappingProxyType({}),
     ) -> AsyncIterator[Front]:
         port = free_port()
-        write_nginx(folder / "nginx", listen=f"127.0.0.1:{port}", servers=servers, origins=origins)
+        listen = f"127.0.0.1:{port}"
+        write_nginx(folder / "nginx", listen=listen, servers=servers, origins=origins, trusted=trusted)
         _change(folder / "nginx" / "nginx.conf", changed)
         async with _running(folder / "nginx", folder / "output", port):
             yield Front(f"http://127.0.0.1:{port}", folder)

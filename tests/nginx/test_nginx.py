@@ -17,6 +17,7 @@ import pytest
 
 from allim.http.requests import SECURITY_HEADERS
 from allim.up import nginx_command, write_nginx
+from tests.http.test_origins import COVERED, NOT_COVERED, PATTERNS
 from tests.nginx.conftest import Front, Start, free_port
 from tests.nginx.stub import STREAM_HEAD, Answer, Asked, Stub, chunk, hang_up, plain
 from tests.waiting import PATIENCE_S
@@ -386,6 +387,38 @@ async def test_a_clients_word_about_itself_is_overwritten(start: Start) -> None:
     assert len(stub.asked) == 3
 
 
+async def test_the_word_of_a_trusted_proxy_is_passed_on_and_of_a_chain_what_it_added(start: Start) -> None:
+    told = {"X-Forwarded-For": "6.6.6.6, 203.0.113.7, 127.0.1.9", "X-Forwarded-Proto": "https"}
+    trusted = ["127.0.0.1", "127.0.1.7/24"]
+    async with Stub() as stub, start(stub.address, trusted=trusted) as front, front.client() as client:
+        page = await client.get("/api/x", headers=told)
+        await client.get("/events", headers={**told, "X-Forwarded-Proto": "gopher"})
+
+    assert [asked.headers["x-forwarded-for"] for asked in stub.asked] == ["203.0.113.7"] * 2
+    assert [asked.headers["x-forwarded-proto"] for asked in stub.asked] == ["https", "http"]
+    assert page.status_code == 200
+    assert [json.loads(line)["client"] for line in front.log().splitlines()] == ["203.0.113.7"] * 2
+
+
+async def test_nobody_else_is_believed_where_a_proxy_is_trusted(start: Start) -> None:
+    forged = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https"}
+    async with Stub() as stub, start(stub.address, trusted=["127.0.0.1"]) as front:
+        transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+        async with httpx.AsyncClient(transport=transport, base_url=front.url) as client:
+            await client.get("/api/x", headers=forged)
+
+    assert [asked.headers["x-forwarded-for"] for asked in stub.asked] == ["127.0.0.2"]
+    assert [asked.headers["x-forwarded-proto"] for asked in stub.asked] == ["http"]
+
+
+async def test_what_nginx_answers_to_https_over_a_trusted_proxy_is_as_strict(start: Start) -> None:
+    async with start(nobody_listens(), trusted=["127.0.0.1"]) as front, front.client() as client:
+        told = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+        answers = [await client.get("/api/x", headers=headers) for headers in (told, {})]
+
+    assert ["strict-transport-security" in answer.headers for answer in answers] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("given", "passed"),
     [("order-7_a.b", True), ("a" * 64, True), ("a" * 65, False), ('a"b', False), ("../x", False), ("", False)],
@@ -662,6 +695,17 @@ async def test_no_other_page_may(start: Start, origin: str) -> None:
     for answer in answers:
         assert not [name for name in answer.headers if name.startswith("access-control-")]
         assert answer.headers.get_list("vary") == ["Origin"]
+
+
+async def test_wildcards_apps_and_extensions_are_the_same_pages_as_the_apps(start: Start) -> None:
+    async with start(nobody_listens(), origins=[LISTED, *PATTERNS, OTHER]) as front:
+        for origin in (LISTED, OTHER, *COVERED):
+            headers = (await raw(front, "GET", "/events", {"Origin": origin})).headers
+            assert headers.get_list("access-control-allow-origin") == [origin]
+        for origin in NOT_COVERED:
+            if origin.isprintable():  # nginx itself refuses the others
+                answer = await raw(front, "GET", "/events", {"Origin": origin})
+                assert not [name for name in answer.headers if name.startswith("access-control-")], origin
 
 
 @pytest.mark.parametrize("origin", [LISTED, ""])

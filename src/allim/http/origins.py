@@ -6,6 +6,7 @@ Two sides of one question. A page that is neither may change nothing, not even b
 Source: Fetch, 3.2 (CORS) and Fetch Metadata; the order of the checks is that of Go's `http.CrossOriginProtection`.
 """
 
+import re
 from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
@@ -41,15 +42,18 @@ class Origins(CORSMiddleware):
 
     Who sends neither `Sec-Fetch-Site` nor `Origin` is no browser, and holds no visitor's cookies.
 
-    Shape: `listed` are origins as browsers write them, such as `https://app.example.org`; never `*`.
+    Shape: `listed` are origins as browsers write them, such as `https://app.example.org`, and patterns such as
+    `https://*.example.org`; never `*`. `headers` are names of request headers that pages may send beside the usual.
     """
 
-    def __init__(self, app: ASGIApp, listed: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, listed: Sequence[str] = (), headers: Sequence[str] = ()) -> None:
+        self.listed = listed
         super().__init__(
             app,
-            allow_origins=listed,
+            allow_origins=[origin for origin in listed if "*" not in origin],
+            allow_origin_regex=_wildcards(listed),
             allow_methods=_METHODS,
-            allow_headers=_REQUEST_HEADERS,
+            allow_headers=(*_REQUEST_HEADERS, *headers),
             allow_credentials=True,
             expose_headers=_ANSWER_HEADERS,
             max_age=_PREFLIGHT_AGE_S,
@@ -61,7 +65,7 @@ class Origins(CORSMiddleware):
             return
         headers = fields_of(scope)
         origin = headers.get("origin")
-        if origin in self.allow_origins:
+        if origin is not None and self.is_allowed_origin(origin):
             await super().__call__(scope, receive, send)
         elif scope["method"] in _SAFE_METHODS or _from_here(headers, origin):
             self._wish(scope, origin)
@@ -76,17 +80,26 @@ class Origins(CORSMiddleware):
         await self.app(scope, receive, send)
 
     def _wish(self, scope: Scope, origin: str | None) -> None:
-        if self.allow_origins:
+        if self.listed:
             scope["state"]["answer_headers"].update(self._answer_headers(origin))
 
     def _answer_headers(self, origin: str | None) -> dict[str, str]:
-        if origin is None or origin not in self.allow_origins:
-            return headers_without_origin(self.allow_origins)
+        if origin is None or not self.is_allowed_origin(origin):
+            return headers_without_origin(self.listed)
         return {
             "vary": "Origin",
             "access-control-allow-origin": origin,
             **{name.lower(): value for name, value in self.simple_headers.items()},
         }
+
+
+def _wildcards(listed: Sequence[str]) -> str | None:
+    """The pattern of every origin that a `*` in the list covers. A `*` is one label, as in a certificate.
+
+    nginx has the same rule for its own answers: the map of `$cors_origin` in nginx.conf.template.
+    """
+    patterns = [re.escape(origin).replace(r"\*", "[a-z0-9_-]+") for origin in listed if "*" in origin]
+    return "|".join(patterns) or None
 
 
 def headers_without_origin(listed: Collection[str]) -> dict[str, str]:
