@@ -59,6 +59,7 @@ class Stack:
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": str(ROOT / "docker-compose.yml"),
             "COMPOSE_PROGRESS": "quiet",
+            "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",  # or each build makes another image, and `up` other containers
             "PORT": str(self.port),
             "NETWORK": self.network,
             "ALLIM_PUBLISH_KEYS": f"tests:{PUBLISH_KEY}",

@@ -51,6 +51,7 @@ def stack() -> Iterator[Stack]:
 def whole(stack: Stack) -> Iterator[None]:
     """Each test finds all replicas."""
     yield
+    changed(stack, REPLICAS=str(REPLICAS))
     if len(stack.ids("app")) != REPLICAS:
         stack.compose("up", "--detach", "--wait")
 
@@ -145,18 +146,13 @@ def test_another_up_leaves_the_replicas_as_they_are(stack: Stack) -> None:
     assert sorted(stack.ids("app")) == sorted(before)
 
 
-@pytest.mark.parametrize("words", ["doctor", "doctor --url http://nginx:8000", "token someone --operator"])
+@pytest.mark.parametrize("words", ["doctor --url http://nginx:8000", "token someone --operator"])
 def test_the_command_line_works_in_a_replica(stack: Stack, words: str) -> None:
-    answer = stack.compose("exec", "--no-TTY", "app", "allim", *words.split(), check=False)
+    answer = stack.compose("exec", "--no-TTY", "app", "allim", *words.split())
 
-    assert "SECRET_KEY" not in answer
     if words.startswith("token"):
         who = answer.strip().splitlines()[-1]
         assert httpx.get(f"{stack.url}/api/keys", headers=bearer(who)).status_code == 200, answer
-
-
-def test_the_doctor_finds_nothing(stack: Stack) -> None:
-    stack.compose("exec", "--no-TTY", "app", "allim", "doctor")
 
 
 # -- Changing while it runs ----------------------------------------------------------------------------------
@@ -187,7 +183,7 @@ async def test_a_roll_to_replicas_that_do_not_start_leaves_the_old_ones(stack: S
     changed(stack, ALLIM_LOG_LEVEL="loud")
 
     try:
-        async with loaded(stack, "failed roll") as (_, load, calls):
+        async with loaded(stack, "failed-roll") as (_, load, calls):
             told = await asyncio.to_thread(stack.run, str(ROOT / "make/roll"), check=False)
     finally:
         del stack.environ["ALLIM_LOG_LEVEL"]
@@ -199,14 +195,16 @@ async def test_a_roll_to_replicas_that_do_not_start_leaves_the_old_ones(stack: S
 
 
 async def test_removing_replicas_fails_no_request(stack: Stack) -> None:
-    async with loaded(stack, "scale down") as (followers, load, calls):
+    async with loaded(stack, "scale-down") as (followers, load, calls):
         for left in range(REPLICAS - 1, 0, -1):
-            await in_background(stack, "docker", "compose", "up", "--detach", "--scale", f"app={left}")
+            changed(stack, REPLICAS=str(left))
+            await in_background(stack, "docker", "compose", "up", "--detach", "--no-recreate")
             await asyncio.sleep(5)  # the time in which nginx may still know the address
 
     assert load.refused == []
     assert failed(calls) == []
     assert silence_s(followers) < 8
+    assert len(stack.ids("app")) == 1
 
 
 async def test_a_replica_that_is_gone_at_once_is_left_within_a_second(stack: Stack) -> None:
@@ -229,7 +227,7 @@ async def test_a_replica_that_is_gone_at_once_is_left_within_a_second(stack: Sta
 
 
 async def test_a_new_nginx_takes_over_within_seconds(stack: Stack) -> None:
-    async with loaded(stack, "new nginx") as (followers, load, calls):
+    async with loaded(stack, "new-nginx") as (followers, load, calls):
         started_at = time.monotonic()
         await in_background(stack, "docker", "compose", "up", "--detach", "--no-deps", "--force-recreate", "nginx")
         took_s = time.monotonic() - started_at
@@ -398,7 +396,10 @@ async def test_stopping_everything_tells_each_stream(stack: Stack) -> None:
         await reader.next("stream.open")
 
     stopping = asyncio.create_task(in_background(stack, "docker", "compose", "stop"))
-    last = [(await reader.rest(timeout_s=60))[-1] for reader in readers]
+    last = []
+    for reader in readers:
+        async with reader:
+            last.append((await reader.rest(timeout_s=60))[-1])
     await stopping
     stack.compose("up", "--detach", "--wait")
 
