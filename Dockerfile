@@ -28,7 +28,8 @@ RUN /opt/allim/bin/pip install --no-cache-dir --no-deps . && /opt/allim/bin/pyth
 FROM nginx:1.29-alpine AS proxy
 COPY nginx/nginx.conf.template /etc/nginx/templates/nginx.conf.template
 # The image's entrypoint fills the template in and writes it to /tmp, the one folder nginx may write to.
-# 127.0.0.11 is Docker's own DNS; it says its answers keep for ten minutes, but replicas come and go faster.
+# 127.0.0.11 is Docker's own DNS; it says its answers keep for ten minutes, but replicas come and go faster. The address
+# of a removed container is silent, and nginx goes on to the next one after ALLIM_NGINX_CONNECT.
 ENV NGINX_ENVSUBST_OUTPUT_DIR=/tmp \
     NGINX_ENVSUBST_FILTER=^ALLIM_NGINX_ \
     NGINX_ENTRYPOINT_QUIET_LOGS=1 \
@@ -36,14 +37,15 @@ ENV NGINX_ENVSUBST_OUTPUT_DIR=/tmp \
     ALLIM_NGINX_SERVER="app:8000 resolve" \
     ALLIM_NGINX_ORIGINS="" \
     ALLIM_NGINX_TRUSTED="" \
-    ALLIM_NGINX_RESOLVER="resolver 127.0.0.11 valid=2s ipv6=off;" \
+    ALLIM_NGINX_RESOLVER="resolver 127.0.0.11 valid=1s ipv6=off;" \
+    ALLIM_NGINX_CONNECT=500ms \
+    ALLIM_NGINX_TLS="" \
     ALLIM_NGINX_FILES=65536
 USER nginx
-EXPOSE 8000
+EXPOSE 8000 8443
 HEALTHCHECK --interval=10s --timeout=6s --start-period=60s \
     CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8000/readyz"]
-# QUIT: streams under way end with their replica's last word instead of being cut.
-STOPSIGNAL SIGQUIT
+STOPSIGNAL SIGTERM
 CMD ["nginx", "-e", "stderr", "-p", "/tmp", "-c", "nginx.conf"]
 
 # -- One replica ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ BIN := .venv/bin
 
 .PHONY: help
 help: ## Print this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: up
 up: setup page servers ## Run it: one process, or REPLICAS=3 over Redis and nginx; PORT=8000
@@ -49,6 +49,10 @@ tests/others/node_modules/.ready: tests/others/package.json tests/others/package
 	cd tests/others && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
+.PHONY: roll
+roll: ## Replace the replicas of docker compose by new ones, one after another, and fail no request
+	@./make/roll
+
 .PHONY: servers
 servers:
 	@[ "$(REPLICAS)" = 1 ] || ./make/install redis-server nginx-light
@@ -62,6 +66,10 @@ test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, PgBouncer, replica
 	@$(MAKE) --no-print-directory web/dist/index.html tests/others/node_modules/.ready
 	cd web && npm test --silent
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+.PHONY: compose-test
+compose-test: setup ## Run docker-compose.yml on a Docker engine, its own if none runs here (as root, on Linux)
+	@ALLIM_COMPOSE_TEST=1 ./make/engine $(BIN)/pytest tests/engine -o log_cli=true --log-cli-level=INFO
 
 .PHONY: lint
 lint: setup ## Check style, types and the walls between the rooms

@@ -14,8 +14,17 @@ _VARIABLE = re.compile(r"\$\$|\$\{(\w+):-([^{}]*)\}")
 
 def services(environ: Mapping[str, str]) -> dict[str, Any]:
     """Every service, with the variables of this environment filled in."""
-    services: dict[str, Any] = yaml.safe_load(filled_in(PATH.read_text(), environ))["services"]
-    return services
+    return _part("services", environ)
+
+
+def networks(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Every network, likewise."""
+    return _part("networks", environ)
+
+
+def _part(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    part: dict[str, Any] = yaml.safe_load(filled_in(PATH.read_text(), environ))[name]
+    return part
 
 
 def filled_in(text: str, environ: Mapping[str, str]) -> str:

@@ -276,6 +276,25 @@ def test_a_folder_that_cannot_be_is_one_line_that_names_the_variable(tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_is_read_from_a_file_also_with_redis(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{SECRET}\n")
+    environ = {"ALLIM_REDIS_URL": "redis://localhost", "ALLIM_SECRET_KEY_FILE": str(tmp_path / "key")}
+
+    assert load_settings(environ).secret_key == SECRET
+    assert load_settings({**environ, "ALLIM_SECRET_KEY": SECRET[::-1]}).secret_key == SECRET[::-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "No such file"), (b"short", "32 char"), (b"\xff" * 40, "text")]
+)
+def test_a_key_file_that_holds_no_key_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+
+    with pytest.raises(SettingsError, match=f"^ALLIM_SECRET_KEY_FILE: .*{reason}"):
+        load_settings({"ALLIM_SECRET_KEY_FILE": str(tmp_path / "key")})
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

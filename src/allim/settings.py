@@ -165,6 +165,7 @@ class Settings(BaseSettings):
     database_url: str = ""
     data_dir: Path = Path("data")
     secret_key: str = ""
+    secret_key_file: Path | None = None
     old_secret_keys: Words = ()
     jwt_audience: str = Field("allim", min_length=1, max_length=256)
     jwt_issuer: str | None = None
@@ -281,14 +282,31 @@ def load_or_create_secret(data_dir: Path) -> str:
             pass
         finally:
             fresh.unlink()
-        secret = path.read_text("utf-8").strip()
-        if len(secret) < MIN_SECRET_CHARS:
-            raise SettingsError(
-                f"{path}: must hold {MIN_SECRET_CHARS} characters or more; remove it to get a new one"
-            )
-        return secret
     except OSError as error:
         raise SettingsError(f"{PREFIX}DATA_DIR: {error.strerror}: {path}") from error
+    return read_secret(path, "DATA_DIR")
+
+
+def read_secret(path: Path, setting: str) -> str:
+    """Return the signing key that a file holds.
+
+    Raises: SettingsError that names the setting when the file cannot be read or its key is too short.
+    """
+    try:
+        secret = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "must be text"
+        raise SettingsError(f"{PREFIX}{setting}: {reason}: {path}") from error
+    if len(secret) < MIN_SECRET_CHARS:
+        raise SettingsError(f"{PREFIX}{setting}: {path} must hold {MIN_SECRET_CHARS} characters or more")
+    return secret
+
+
+def own_secret(secret_key: str, secret_key_file: Path | None, data_dir: Path) -> str:
+    """Return the signing key: `SECRET_KEY`, else that of `SECRET_KEY_FILE`, else the one kept in the data folder."""
+    if secret_key:
+        return secret_key
+    return read_secret(secret_key_file, "SECRET_KEY_FILE") if secret_key_file else load_or_create_secret(data_dir)
 
 
 def _completed(settings: Settings) -> dict[str, Any]:
@@ -310,11 +328,11 @@ def _completed(settings: Settings) -> dict[str, Any]:
             raise SettingsError(f"{PREFIX}PUBLIC_URL: required with {PREFIX}{name.upper()}_CLIENT_ID: {reason}")
     if settings.durability != "memory" and not settings.clustered:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
-    if settings.clustered and not settings.secret_key:
+    if settings.clustered and not (settings.secret_key or settings.secret_key_file):
         raise SettingsError(
             f"{PREFIX}SECRET_KEY: required when {PREFIX}REDIS_URL is set: all replicas must sign with the same key"
         )
-    secret_key = settings.secret_key or load_or_create_secret(settings.data_dir)
+    secret_key = own_secret(settings.secret_key, settings.secret_key_file, settings.data_dir)
     return {"database_url": database_url, "secret_key": secret_key}
 
 

@@ -38,7 +38,7 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 
 from allim.alone import alone
-from allim.settings import SettingsError, load_or_create_secret, load_settings
+from allim.settings import SettingsError, load_settings, own_secret
 
 LOOPBACK = "127.0.0.1"
 READY_WITHIN_S = 30.0
@@ -156,7 +156,8 @@ def why_not_free(host: str, port: int) -> str | None:
 
 def replica_environ(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
     """What replicas share. supervisord passes its own environment on, so no secret is written down."""
-    secret = environ.get("ALLIM_SECRET_KEY") or load_or_create_secret(Path(environ.get("ALLIM_DATA_DIR") or "data"))
+    file, data_dir = environ.get("ALLIM_SECRET_KEY_FILE"), Path(environ.get("ALLIM_DATA_DIR") or "data")
+    secret = own_secret(environ.get("ALLIM_SECRET_KEY", ""), Path(file) if file else None, data_dir)
     return {
         "PYTHONUNBUFFERED": "1",
         **environ,
@@ -237,8 +238,9 @@ def nginx_conf(
 
     Raises: KeyError for an ALLIM_ name the template should not have.
     """
-    values = {"LISTEN": listen, "FILES": str(_allowed_files()), "RESOLVER": "", "ORIGINS": ",".join(origins)}
+    values = {"LISTEN": listen, "FILES": str(_allowed_files()), "ORIGINS": ",".join(origins)}
     values["TRUSTED"] = " ".join(f"set_real_ip_from {ip_network(proxy, strict=False)};" for proxy in trusted)
+    values |= {"RESOLVER": "", "CONNECT": "2s", "TLS": ""}  # for Compose
     lines: list[str] = []
     for line in template.splitlines():
         if line.lstrip().startswith("#"):

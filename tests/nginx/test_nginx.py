@@ -265,6 +265,46 @@ async def test_a_post_that_was_sent_is_never_sent_again(start: Start) -> None:
     assert len(one.asked) + len(two.asked) == 1
 
 
+async def test_a_stream_that_was_asked_for_is_asked_for_once_more_of_each_replica_only(start: Start) -> None:
+    async with (
+        Stub(hang_up) as one,
+        Stub(hang_up) as two,
+        start(one.address, two.address) as front,
+        front.client() as client,
+    ):
+        answer = await client.get("/events?topics=a", headers={"X-Request-ID": "my-id"})
+
+    assert answer.status_code == 200
+    assert answer.text.startswith("retry: ")
+    assert len(one.asked) == len(two.asked) == 1
+
+
+async def test_what_reached_no_replica_is_tried_a_second_time(start: Start) -> None:
+    """As a change of the list of replicas needs it, which nginx before 1.27.3 does not have."""
+    async with start(nobody_listens()) as front, front.client() as client:
+        call = await client.post("/api/publish", content=b"{}")
+        stream = await client.get("/events?topics=a")
+
+    assert (call.status_code, stream.status_code) == (502, 200)
+    attempts = [json.loads(line)["upstream"] for line in front.log().splitlines() if line.startswith("{")]
+    assert [attempt.count(" : ") for attempt in attempts] == [1, 1]
+
+
+async def test_a_front_is_believed_about_client_and_scheme_if_it_is_named(start: Start) -> None:
+    told = {"X-Forwarded-For": "6.6.6.6, 203.0.113.7", "X-Forwarded-Proto": "https"}
+    async with Stub() as stub:
+        for named in ("127.0.0.1", "192.0.2.1"):
+            async with (
+                start(stub.address, changed={"255.255.255.255": named}) as front,
+                front.client() as client,
+            ):
+                await client.get("/api/accounts/me", headers=told)
+            shutil.rmtree(front.folder / "nginx")
+
+    heard = [(asked.headers["x-forwarded-for"], asked.headers["x-forwarded-proto"]) for asked in stub.asked]
+    assert heard == [("203.0.113.7", "https"), ("127.0.0.1", "http")]
+
+
 async def test_a_get_goes_to_the_next_replica(start: Start) -> None:
     async with (
         Stub(hang_up) as one,
