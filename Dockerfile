@@ -13,10 +13,10 @@ RUN npm run build
 FROM python:3.11-slim AS package
 RUN python -m venv /opt/allim
 WORKDIR /src
-COPY pyproject.toml ./
+COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > /tmp/dependencies \
-    && /opt/allim/bin/pip install --no-cache-dir -r /tmp/dependencies
+    && /opt/allim/bin/pip install --no-cache-dir --constraint constraints.txt -r /tmp/dependencies
 COPY README.md LICENSE ./
 COPY src/ src/
 COPY nginx/ nginx/
@@ -43,8 +43,9 @@ ENV NGINX_ENVSUBST_OUTPUT_DIR=/tmp \
     ALLIM_NGINX_FILES=65536
 USER nginx
 EXPOSE 8000 8443
+# Not `/readyz`: an orchestrator that restarts unhealthy containers would restart all of them while Redis is away.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=60s \
-    CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8000/readyz"]
+    CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8000/healthz"]
 STOPSIGNAL SIGTERM
 CMD ["nginx", "-e", "stderr", "-p", "/tmp", "-c", "nginx.conf"]
 
@@ -59,6 +60,6 @@ ENV PATH=/opt/allim/bin:$PATH \
 USER allim
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 STOPSIGNAL SIGTERM
 CMD ["allim", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -138,18 +138,27 @@ def replica(
     mounted: bool = False,
     program: str = "allim serve",
     folder: Path | None = None,
+    host: str = "127.0.0.1",
     port: int | None = None,
     environ: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Iterator[Replica]:
     """`allim serve`, ready to serve; with `portable` the same application under plain uvicorn, with `mounted` inside
-    another one; `program` names a module that takes the place of `allim serve`; `environ` is added to its own."""
+    another one; `program` names a module that takes the place of `allim serve`; `environ` is added to its own;
+    `host` must be one that 127.0.0.1 reaches."""
     with ExitStack() as stack:
         home = folder or Path(tempfile.mkdtemp(prefix="allim-replica-"))
         if folder is None:
             stack.callback(shutil.rmtree, home, ignore_errors=True)
         running = launch_replica(
-            home, portable=portable, mounted=mounted, program=program, port=port, environ=environ, **settings
+            home,
+            portable=portable,
+            mounted=mounted,
+            program=program,
+            host=host,
+            port=port,
+            environ=environ,
+            **settings,
         )
         stack.callback(running.end)
         running.until_ready()
@@ -162,6 +171,7 @@ def launch_replica(
     portable: bool = False,
     mounted: bool = False,
     program: str = "allim serve",
+    host: str = "127.0.0.1",
     port: int | None = None,
     environ: Mapping[str, str] | None = None,
     **settings: object,
@@ -178,7 +188,7 @@ def launch_replica(
         "ALLIM_SERVER_ID": f"replica-{port}",
         **{f"ALLIM_{name.upper()}": str(value) for name, value in settings.items()},
     }
-    where = ["--host", "127.0.0.1", "--port", str(port)]
+    where = ["--host", host, "--port", str(port)]
     factory = "tests.contracts.mounted:create" if mounted else "allim.app:create_app"
     # uvicorn's access log has the query string, and with it tickets.
     module = ["uvicorn", "--no-access-log", "--factory", factory] if portable or mounted else program.split()

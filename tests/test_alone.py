@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 IN_USE = "ALLIM_DATA_DIR: process {pid} uses {folder}, and without Redis processes share no events"
 
 
-def test_a_second_process_is_refused_in_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_in_two_lines_that_say_what_to_do(tmp_path: Path) -> None:
     first = launch_replica(tmp_path)
     try:
         first.until_ready()
@@ -28,9 +28,9 @@ def test_a_second_process_is_refused_in_one_line_that_says_what_to_do(tmp_path: 
         first.end()
 
     assert second.returncode == 2
-    [line] = second.stderr.splitlines()
-    assert line.startswith("allim: " + IN_USE.format(pid=first.process.pid, folder=tmp_path / "data"))
-    assert "ALLIM_REDIS_URL" in line
+    [what, advice] = second.stderr.splitlines()
+    assert what == "allim: " + IN_USE.format(pid=first.process.pid, folder=tmp_path / "data")
+    assert "ALLIM_REDIS_URL" in advice
 
 
 def serve(folder: Path, *program: str, **environ: str) -> "subprocess.CompletedProcess[str]":
@@ -45,7 +45,7 @@ def test_several_workers_of_another_server_are_refused(tmp_path: Path) -> None:
     done = serve(tmp_path, sys.executable, "-m", "uvicorn", "--factory", "allim.app:create_app", *workers)
 
     assert "Stopping parent process" in done.stderr
-    assert "and without Redis processes share no events: set ALLIM_REDIS_URL" in done.stderr
+    assert "and without Redis processes share no events → set ALLIM_REDIS_URL" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -54,8 +54,8 @@ def test_several_replicas_with_a_redis_of_their_own_need_the_folder_too(tmp_path
         done = serve(tmp_path, sys.executable, "-m", "allim", "up", "--replicas", "2", "--port", str(free_port()))
 
     assert done.returncode == 1
-    [line] = done.stderr.splitlines()
-    assert line.startswith("allim up: " + IN_USE.format(pid=os.getpid(), folder=tmp_path))
+    [what, _] = done.stderr.splitlines()
+    assert what == "allim up: " + IN_USE.format(pid=os.getpid(), folder=tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_locked_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with (
-        pytest.raises(SettingsError, match=r"ALLIM_DATA_DIR: .* cannot be locked"),
+        pytest.raises(SettingsError, match=r"ALLIM_DATA_DIR: .* cannot be made or locked"),
         alone(tmp_path / "file" / "folder"),
     ):
         pass

@@ -46,17 +46,22 @@ def test_wrong_settings_are_one_line_and_status_2(command: list[str]) -> None:
 
 
 def test_an_unknown_setting_is_told_and_no_reason_to_stop() -> None:
-    result = run("serve", ALLIM_HEARBEAT_S="1", ALLIM_LOG_LEVEL="loud")
+    result = run("serve", ALLIM_HEARBEAT_S="1", ALLIM_LOG_LEVEL="loud", SECRET_KEY="x" * 32)
 
-    assert result.stderr.splitlines()[0] == "allim: ALLIM_HEARBEAT_S is no setting, ignored"
-    assert result.stderr.splitlines()[1].startswith("allim: ALLIM_LOG_LEVEL: ")
+    assert result.stderr.splitlines() == [
+        "allim: ALLIM_HEARBEAT_S is no setting, ignored; did you mean ALLIM_HEARTBEAT_S?",
+        "allim: SECRET_KEY is set and ALLIM_SECRET_KEY is not: only ALLIM_SECRET_KEY is a setting",
+        "allim: ALLIM_LOG_LEVEL: must be debug, info, warning or error",
+    ]
 
 
 def test_a_cluster_without_a_key_does_not_start() -> None:
     result = run("serve", ALLIM_REDIS_URL="redis://localhost")
 
     assert result.exit_code == 2
-    assert "ALLIM_SECRET_KEY: required" in result.stderr
+    required, advice = result.stderr.splitlines()
+    assert required.startswith("allim: ALLIM_SECRET_KEY: required when ALLIM_REDIS_URL is set")
+    assert advice.startswith("     → `openssl rand -hex 32` makes one")
 
 
 def test_a_port_that_is_taken_is_one_line_and_status_2(server: Replica) -> None:
@@ -65,7 +70,17 @@ def test_a_port_that_is_taken_is_one_line_and_status_2(server: Replica) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     assert result.returncode == 2
-    assert result.stderr == f"allim: cannot listen on 127.0.0.1:{server.port}: Address already in use\n"
+    assert result.stderr.splitlines() == [
+        f"allim: cannot listen on 127.0.0.1:{server.port}: Address already in use",
+        "     → choose another with --port, or end the process that has it",
+    ]
+
+
+def test_a_port_that_cannot_be_is_refused() -> None:
+    """Python's sockets take 99999 for 34463."""
+    for command in ("serve", "up"):
+        result = run(command, "--port", "99999")
+        assert (result.exit_code, "0<=x<=65535" in result.stderr) == (2, True)
 
 
 def test_no_replicas_is_a_mistake() -> None:
@@ -76,7 +91,10 @@ def test_no_replicas_is_a_mistake() -> None:
 
 def test_help_and_version_need_no_settings() -> None:
     assert run("--version", ALLIM_HEARTBEAT_S="x").output.startswith("allim, version ")
-    for command in ("serve", "up", "publish", "tail", "doctor"):
+    summaries = run("--help").output.partition("Commands:")[2]
+    assert "..." not in summaries
+    for command in ("serve", "up", "publish", "tail", "token", "key", "doctor", "plan"):
+        assert f"\n  {command} " in summaries
         result = run(command, "-h", ALLIM_HEARTBEAT_S="x")
         assert (result.exit_code, "Usage: " in result.output) == (0, True)
 
@@ -215,4 +233,17 @@ def test_doctor_prints_what_is_wrong_and_what_to_do() -> None:
     assert "ok   settings: one process, memory broker" in fine.stdout
     assert wrong.exit_code == 1
     assert "FAIL redis: " in wrong.stdout
-    assert "     → check ALLIM_REDIS_URL" in wrong.stdout
+    assert "     → start redis-server there, or correct ALLIM_REDIS_URL" in wrong.stdout
+
+
+def test_key_makes_a_secret_and_the_entry_that_knows_it(tmp_path: Path) -> None:
+    made = run("key", "shop")
+    wrong = run("key", "a shop")
+
+    lines = dict(line.split() for line in made.stdout.splitlines())
+    assert len(lines["secret"]) > 40
+    assert lines["secret"] not in lines["entry"]
+    with replica(publish_keys=lines["entry"]) as running:
+        published = run("publish", "a", "t", "1", "--url", running.url, ALLIM_PUBLISH_KEY=lines["secret"])
+    assert published.exit_code == 0, published.output
+    assert (wrong.exit_code, wrong.stderr) == (2, "allim: NAME: must be 1 to 64 of A-Z a-z 0-9 . _ ~ -\n")

@@ -99,6 +99,17 @@ def test_an_example_worked_by_hand() -> None:
     assert made.enough
 
 
+def test_a_small_load_gets_small_machines_and_a_large_one_no_more_of_them() -> None:
+    small = plan(Load(streams=500, events_per_s=10))
+    large = plan(Load(streams=1_000_000, events_per_s=10_000, history_events=10))
+
+    assert (small.each.nginx_cores, small.each.nginx_memory_gib) == (1, 2)
+    assert "machines of 1 core and 2 GiB" in as_text(small)
+    assert "Redis: 1, 1 core and 1 of at most 32 GiB" in as_text(small)
+    assert large.each.nginx_cores == 8
+    assert large.nginx.machines == plan(large.load, each=Each()).nginx.machines
+
+
 def test_a_broadcast_is_heard_by_every_replica_and_written_to_every_stream() -> None:
     made = plan(Load(streams=100_000, events_per_s=10, fan_out=100_000), ROUND)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from allim.settings import SettingsError, load_or_create_secret, load_settings, unknown_settings
+from allim.settings import SettingsError, load_or_create_secret, load_settings, unknown_settings, warnings
 
 SECRET = "s3cret-" * 6
 
@@ -41,7 +41,7 @@ def test_everything_given_is_taken() -> None:
             "ALLIM_DATABASE_URL": "postgresql://db/allim",
             "ALLIM_SECRET_KEY": SECRET,
             "ALLIM_SERVER_ID": "replica-1",
-            "ALLIM_PUBLISH_KEYS": " orders:abc , def,,",
+            "ALLIM_PUBLISH_KEYS": " orders:a-secret-of-20-chars , another-secret-of-20,,",
             "ALLIM_TRUSTED_PROXIES": "10.0.0.0/8,::1",
             "ALLIM_HEARTBEAT_S": "2.5",
             "ALLIM_RETRY_MS": "100",
@@ -53,9 +53,26 @@ def test_everything_given_is_taken() -> None:
     assert settings.redis_durable is True
     assert settings.database_url == "postgresql://db/allim"
     assert settings.server_id == "replica-1"
-    assert settings.publish_keys == ("orders:abc", "def")
+    assert settings.publish_keys == ("orders:a-secret-of-20-chars", "another-secret-of-20")
     assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
     assert (settings.heartbeat_s, settings.retry_ms, settings.log_format) == (2.5, 100, "text")
+
+
+@pytest.mark.parametrize(
+    ("given", "trusted"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("10.1.2.3/8", "10.0.0.0/8"),
+        ("::1", "::1"),
+        ("fd00::1/8", "fd00::/8"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_a_trusted_network_has_the_form_it_is_compared_in(given: str, trusted: str) -> None:
+    settings = load_settings({"ALLIM_SECRET_KEY": SECRET, "ALLIM_TRUSTED_PROXIES": given})
+
+    assert settings.trusted_proxies == (trusted,)
 
 
 def test_an_empty_value_is_as_good_as_none(data_dir: str) -> None:
@@ -111,6 +128,10 @@ def test_settings_cannot_be_changed() -> None:
         ("RETRY_MS", "0"),
         ("SESSION_LIFETIME_S", "0"),
         ("SNAPSHOT_STEP_MS", "-1"),
+        ("PUBLISH_KEYS", "short"),
+        ("PUBLISH_KEYS", "shop:nineteen-characters"),
+        ("PUBLISH_KEYS", "shop:a-secret-of-20-chars,short"),
+        ("OLD_SECRET_KEYS", "short"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
     ],
@@ -218,6 +239,47 @@ def test_unknown_variables_are_named() -> None:
     environ = {"ALLIM_HEARBEAT_S": "1", "ALLIM_HEARTBEAT_S": "1", "OTHER": "1", "ALLIM_": "", "allim_x": "1"}
 
     assert unknown_settings(environ) == ["ALLIM_", "ALLIM_HEARBEAT_S"]
+
+
+def test_what_kubernetes_sets_for_a_service_is_not_taken_for_a_slip() -> None:
+    environ = {
+        "ALLIM_SERVICE_HOST": "10.0.0.1",
+        "ALLIM_SERVICE_PORT": "80",
+        "ALLIM_SERVICE_PORT_HTTP": "80",
+        "ALLIM_PORT": "tcp://10.0.0.1:80",
+        "ALLIM_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "ALLIM_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+
+    assert warnings(environ) == []
+
+
+def test_a_setting_without_its_prefix_is_told_where_the_setting_is_not_there() -> None:
+    environ = {"REDIS_URL": "redis://x", "DATABASE_URL": "x", "ALLIM_DATABASE_URL": "sqlite:///x", "PORT": "1"}
+
+    assert warnings(environ) == ["REDIS_URL is set and ALLIM_REDIS_URL is not: only ALLIM_REDIS_URL is a setting"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("HEARTBEAT_S", "soon", "must be a number from 1 to 300"),
+        ("HISTORY_EVENTS", "0", "must be a whole number from 1 to 100,000"),
+        ("DURABILITY", "maybe", "must be memory, replica or disk"),
+        ("REDIS_DURABLE", "perhaps", "must be true or false"),
+        ("JWT_AUDIENCE", "x" * 257, "must have 1 to 256 characters"),
+        ("LOG_LEVEL", "loud", "must be debug, info, warning or error"),
+        (
+            *("PUBLISH_KEYS", "a:sha256:0,shop:short"),
+            "entry 2 has a secret of fewer than 20 characters; `allim key NAME` makes one that cannot be guessed",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_is_allowed(name: str, value: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"ALLIM_SECRET_KEY": SECRET, f"ALLIM_{name}": value})
+
+    assert str(caught.value) == f"ALLIM_{name}: {said}"
 
 
 # -- the key of the data folder --------------------------------------------------------------------------------

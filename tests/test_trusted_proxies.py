@@ -12,9 +12,10 @@ from tests.waiting import until_sync
 FORGED = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Replica]:
-    with replica(trusted_proxies="127.0.0.1") as running:
+@pytest.fixture(scope="module", params=["127.0.0.1", "::"])
+def running(request: pytest.FixtureRequest) -> Iterator[Replica]:
+    """A replica that listens on IPv4, and one on IPv6 that IPv4 clients reach too."""
+    with replica(host=request.param, trusted_proxies="127.0.0.1") as running:
         yield running
 
 

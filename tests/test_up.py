@@ -18,7 +18,7 @@ from supervisor.options import ServerOptions
 
 from allim import up
 
-PLAN = up.Plan("127.0.0.1", 8000, (8001, 8005), 6390, "redis://127.0.0.1:6390/0")
+PLAN = up.Plan("127.0.0.1", 8000, (8001, 8005), Path("/data/redis.sock"), "unix:///data/redis.sock")
 
 
 # -- nginx's configuration --------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_odd_characters_in_paths_survive_supervisords_reading(tmp_path: Path, od
 
 
 def test_a_redis_of_ones_own_is_used_instead_of_a_new_one(tmp_path: Path) -> None:
-    plan = up.make_plan(2, "127.0.0.1", free_port(), "redis://user:secret@redis.example:6379/1")
+    plan = up.make_plan(2, "127.0.0.1", free_port(), "redis://user:secret@redis.example:6379/1", tmp_path)
 
     programs = parsed(tmp_path, up.supervisord_conf(tmp_path, plan, 20, redis=None, nginx="/n"))
 
@@ -189,19 +189,41 @@ def test_addresses_to_listen_on_are_shown_as_addresses_to_open() -> None:
 
 
 def test_a_missing_program_is_named_with_the_way_to_install_it() -> None:
-    with pytest.raises(up.StartError, match=r"^no-such-thing is not installed: apt-get install"):
+    with pytest.raises(up.StartError, match=r"^no-such-thing is not installed$") as caught:
         up.find_program("no-such-thing", {})
+
+    assert "apt-get install" in caught.value.advice
+
+
+def test_a_data_folder_whose_path_is_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
+    with pytest.raises(up.StartError, match=r"^ALLIM_DATA_DIR: .* too long for a socket$"):
+        up.make_plan(2, "127.0.0.1", free_port(), None, tmp_path / ("x" * 100))
 
 
 @pytest.mark.parametrize(
     ("environ", "port", "words"),
     [
-        ({}, None, "cannot listen on 127.0.0.1:{port}: address already in use; choose another with --port"),
-        ({}, 70_000, "cannot listen on 127.0.0.1:{port}: there is no such port"),
-        ({"ALLIM_DRAIN_S": "soon"}, 0, "ALLIM_DRAIN_S: "),
+        ({}, None, "cannot listen on 127.0.0.1:{port}: address already in use\n     → choose another with --port"),
+        ({}, 70_000, "cannot listen on 127.0.0.1:{port}: there is no such port\n     → choose another"),
+        ({"ALLIM_DRAIN_S": "soon"}, 0, "ALLIM_DRAIN_S: must be a number from 0 to 600\n"),
+        (
+            {"ALLIM_DURABILITY": "disk"},
+            0,
+            "ALLIM_DURABILITY is disk, and the Redis started here keeps nothing\n     → ",
+        ),
+        (
+            {"ALLIM_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x"},
+            0,
+            "ALLIM_DATABASE_URL: 127.0.0.1:1 refuses the connection\n     → start PostgreSQL there",
+        ),
+        (
+            {"ALLIM_REDIS_URL": "rediss://127.0.0.1:1/0?ssl_ca_certs=/no/ca.pem"},
+            0,
+            "ALLIM_REDIS_URL: ssl_ca_certs in ALLIM_REDIS_URL names /no/ca.pem: no such file or directory\n     → ",
+        ),
     ],
 )
-def test_what_cannot_start_says_why_in_one_line(
+def test_what_cannot_start_says_in_two_lines_why_and_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], environ: dict[str, str], port: int | None, words: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -210,9 +232,11 @@ def test_what_cannot_start_says_why_in_one_line(
 
         code = up.run(2, "127.0.0.1", port, {**environ, "ALLIM_DATA_DIR": str(tmp_path)})
 
+    said = capsys.readouterr().err
     assert code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("allim up: " + words.format(port=port))
+    assert said.startswith("allim up: " + words.format(port=port))
+    assert said.count("\n") <= 2
+    assert "hunter2" not in said
 
 
 # -- All of it, for real ----------------------------------------------------------------------------------
@@ -239,7 +263,8 @@ class Running:
 
     def left(self) -> list[object]:
         """What should not be there after the end."""
-        ports = [int(address.split(":")[2].split("/")[0]) for address in self.addresses.values()]
+        web = [address for address in self.addresses.values() if address.startswith("http")]
+        ports = [int(address.split(":")[2].split("/")[0]) for address in web]
         return [*up.processes_in_session(self.session), *filter(accepts, ports), *self.temporary.iterdir()]
 
 
@@ -394,3 +419,27 @@ def test_no_secret_is_on_a_command_line_or_in_a_file(start: Start) -> None:
     assert len(files) >= 3
     assert not [pid for pid in processes if secret in command_line(pid)]
     assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_redis_is_reached_by_a_private_socket_alone_and_nobody_else_reads_what_is_made(start: Start) -> None:
+    running = start()
+    signed_in(running.addresses["page"])  # so that the database is written
+    data = running.temporary.parent / "data"
+
+    (redis,) = (pid for pid in up.processes_in_session(running.session) if "redis" in command_line(pid).split()[0])
+    assert running.addresses["redis"] == f"unix://{data}/redis.sock"
+    assert listening(redis) == set()
+    made = [data, *data.rglob("*")]
+    assert {path.name for path in made} >= {"redis.sock", "allim.db", "secret_key", "lock"}
+    assert [str(path) for path in made if path.stat().st_mode & 0o077] == []
+    others_may = {0o711, 0o700, 0o600} if os.geteuid() == 0 else {0o700, 0o600}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in running.temporary.rglob("*")}
+    modes.pop("nginx.pid")  # nginx opens it with a mode of its own, and it holds a number
+    assert {name: oct(mode) for name, mode in modes.items() if mode not in others_may} == {}
+
+
+def listening(pid: int) -> set[str]:
+    """The TCP addresses on which a process listens, as in /proc."""
+    sockets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from allim import data_folder
 from allim.settings import PREFIX, SettingsError
 
 _held: set[int] = set()  # open locks
@@ -32,7 +33,7 @@ def alone(data_dir: Path) -> Iterator[None]:
 def _lock(path: Path) -> int:
     """Return an open file that is locked and contains this process' ID."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        data_folder.make(path.parent)
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise _unusable(path, error) from error
@@ -45,7 +46,8 @@ def _lock(path: Path) -> int:
         os.close(lock)
         raise SettingsError(
             f"{PREFIX}DATA_DIR: process {holder or 'unknown'} uses {path.parent}, and without Redis processes share "
-            f"no events: set {PREFIX}REDIS_URL to run several, or another {PREFIX}DATA_DIR for a service of its own"
+            "no events",
+            f"set {PREFIX}REDIS_URL to run several, or another {PREFIX}DATA_DIR for a service of its own",
         ) from None
     except OSError as error:
         os.close(lock)
@@ -55,8 +57,8 @@ def _lock(path: Path) -> int:
 
 def _unusable(path: Path, error: OSError) -> SettingsError:
     return SettingsError(
-        f"{PREFIX}DATA_DIR: {path} cannot be locked ({error.strerror}): without {PREFIX}REDIS_URL the folder must be "
-        "writable and on a disk of this machine"
+        f"{PREFIX}DATA_DIR: {path} cannot be made or locked: {(error.strerror or str(error)).lower()}",
+        f"without {PREFIX}REDIS_URL the folder must be writable for this user, and on a disk of this machine",
     )
 
 

@@ -24,26 +24,27 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from allim import data_folder
 from allim.alone import alone
 from allim.brokers.memory import MemoryBroker, MemoryLedger
-from allim.brokers.redis import RedisBroker, RedisLedger, durability
+from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.brokers.redis.keys import Keys
 from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import pool_of
+from allim.credentials import issuer_of, publish_keys_of, tokens_of
 from allim.domains import accounts, keys, snapshots
-from allim.errors import Unavailable
+from allim.errors import Unauthenticated, Unusable
 from allim.http import health, openapi, problems, publish, ticket_routes, users
 from allim.http.gate import Gate, Limits
-from allim.http.jwks import Jwks
 from allim.http.origins import PAGE_POLICY, Origins, headers_without_origin
-from allim.http.publishers import Publishers, SettingsKeys, read_grants
+from allim.http.publishers import Publishers
 from allim.http.rates import Policy, Rates
+from allim.http.refused import Refused
 from allim.http.requests import Requests
 from allim.http.routing import Answer, Paths, Resource, operation, route
 from allim.http.shortcuts import Shortcuts
 from allim.http.tickets import Tickets
-from allim.http.tokens import Issuer, Tokens
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.load import limit_bytes
 from allim.permission import Permission, Rule
@@ -86,13 +87,9 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
-    with naming("PUBLISH_GRANTS"):
-        grants = read_grants(settings.publish_grants)
-    with naming("PUBLISH_KEYS"):
-        settings_keys = SettingsKeys(settings.publish_keys, grants)
-
-    issuer = _issuer(settings, metrics)
-    tokens = _tokens(settings, issuer)
+    settings_keys = publish_keys_of(settings)
+    issuer = issuer_of(settings, metrics.issuer_keys_not_read)
+    tokens = tokens_of(settings, issuer)
     tickets = Tickets(
         (settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s, shared_now=hub.shared_clock
     )
@@ -127,8 +124,10 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
+            if open_folder := data_folder.tighten(settings.data_dir):
+                log.warning("data folder is open to others", reason=open_folder)
             with nullcontext() if settings.clustered else alone(settings.data_dir):
-                with naming("DATABASE_URL"):
+                with naming("DATABASE_URL", Unusable):
                     await migrate(engine)
                 log.info(
                     "capacity",
@@ -167,6 +166,8 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         _metrics_route(metrics),
     ]
 
+    refused = Refused(metrics.credentials_refused)
+
     def leaving() -> bool:
         return hub.draining
 
@@ -174,15 +175,15 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         routes=[*resources, *openapi.routes(resources, PAGE), *_page_routes()],
         middleware=[
             Middleware(Requests, offer=sse.ANSWER, leaving=leaving),
-            Middleware(problems.UnexpectedErrors),
+            Middleware(problems.UnexpectedErrors, note=refused.note),
             Middleware(Origins, listed=settings.cors_origins, headers=settings.cors_headers),
             Middleware(Paths, resources=resources),
         ],
-        exception_handlers=problems.handlers,
+        exception_handlers={**problems.handlers, Unauthenticated: refused.answer},
         lifespan=lifespan,
     )
 
-    app.router.lifespan = partial(_refused_in_one_line, app.router.lifespan)  # type: ignore[method-assign]
+    app.router.lifespan = partial(_told_in_one_line, app.router.lifespan)  # type: ignore[method-assign]
     app.router.redirect_slashes = False  # its redirects repeat what the client wrote as `Host`
 
     async def leave(within_s: float) -> None:
@@ -208,30 +209,20 @@ class _Application(Starlette):
         return outermost.app
 
 
-async def _refused_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Tell the server in one line why a start is refused, where Starlette gives it a traceback."""
+async def _told_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Tell the server in one line why a start is refused, where Starlette gives it a traceback; and nothing of an end
+    at once, which a second signal asks for.
+    """
 
     async def send_line(message: Message) -> None:
-        refusal = (SettingsError, Unavailable)
-        if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exc_info()[1], refusal):
-            message = {**message, "message": f"allim: {error}"}
+        error = sys.exc_info()[1]
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, SettingsError):
+            message = {**message, "message": f"allim: {error}{f' → {error.advice}' if error.advice else ''}"}
+        elif message["type"] == "lifespan.shutdown.failed" and isinstance(error, asyncio.CancelledError):
+            message = {**message, "message": ""}
         await send(message)
 
     await lifespan(scope, receive, send_line)
-
-
-async def check(settings: Settings) -> None:
-    """What can be wrong with a setting and only shows when the other side is asked: for the start.
-
-    Raises: SettingsError.
-    """
-    if settings.redis_url is None:
-        with alone(settings.data_dir):
-            pass
-    else:
-        with naming("DURABILITY"):
-            rights = Rights(settings.redis_prefix, settings.durability, quiet=True)
-            await durability.check(settings.redis_url, settings.durability, rights)
 
 
 def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights) -> Broker:
@@ -273,27 +264,6 @@ def _providers(settings: Settings, http: httpx.AsyncClient) -> list[accounts.Pro
             with naming(f"{name.upper()}_ISSUER"):
                 found.append(accounts.Provider(name, issuer, client_id, client_secret, http))
     return found
-
-
-def _issuer(settings: Settings, metrics: Metrics) -> Issuer | None:
-    if settings.jwt_issuer is None or settings.jwt_jwks_url is None:
-        return None
-    return Issuer(
-        settings.jwt_issuer,
-        Jwks(settings.jwt_jwks_url, on_failure=metrics.issuer_keys_not_read),
-        settings.jwt_audience,
-    )
-
-
-def _tokens(settings: Settings, issuer: Issuer | None) -> Tokens:
-    with naming("OLD_SECRET_KEYS"):
-        return Tokens(
-            (settings.secret_key, *settings.old_secret_keys),
-            settings.session_lifetime_s,
-            audience=settings.jwt_audience,
-            max_s=settings.session_max_s,
-            issuer=issuer,
-        )
 
 
 def _limits(settings: Settings) -> Limits:

@@ -1,10 +1,10 @@
-"""The command line: `allim serve | up | publish | tail | token | doctor | plan`."""
+"""The command line: `allim serve | up | publish | tail | token | key | doctor | plan`."""
 
 import asyncio
 import json
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -13,10 +13,11 @@ from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
 from allim.errors import Unauthenticated
 from allim.http.tokens import Tokens
 from allim.identity import OPERATOR, USER
-from allim.settings import Settings, SettingsError, load_settings, unknown_settings
-from allim.telemetry import configure_logging
+from allim.settings import Settings, SettingsError, load_settings, warnings
+from allim.telemetry import configure_logging, quiet
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+PORT = click.IntRange(0, 65_535)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,18 +28,21 @@ def main() -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8000, show_default=True, help="0 takes any free port.")
+@click.option("--port", type=PORT, default=8000, show_default=True, help="0 takes any free port.")
 def serve(host: str, port: int) -> None:
-    """Run one replica in the foreground, from settings."""
+    """Run one replica, from settings."""
     _serve(_settings(), host, port)
 
 
 @main.command()
 @click.option("--replicas", default=1, show_default=True, help="2 or more: Redis, replicas and nginx.")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8000, show_default=True)
+@click.option("--port", type=PORT, default=8000, show_default=True)
 def up(replicas: int, host: str, port: int) -> None:
-    """Do the main job: the page and the API, in one process or over several replicas."""
+    """Run one process, or nginx and several replicas.
+
+    Both serve the page and the API. Several replicas need redis-server and nginx on this machine.
+    """
     if replicas < 1:
         _fail("--replicas: must be at least 1")
     if replicas == 1 and "ALLIM_REDIS_URL" not in os.environ:
@@ -82,7 +86,10 @@ def publish(
 @click.option("--topics", default="", help="Further topics, separated by commas.")
 @click.option("--last-event-id", default="", help="Resume here.")
 def tail(url: str, token: str | None, user: str | None, topics: str, last_event_id: str) -> None:
-    """Follow a stream in the terminal; it resumes by itself."""
+    """Follow a stream in the terminal.
+
+    It resumes by itself.
+    """
     names = [name for name in topics.split(",") if name]
     if token is None and user is None:
         _fail("give --token or --user")
@@ -106,7 +113,10 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 @click.option("--topics", default="", help="Further topics it may read, separated by commas: exact, or `prefix:*`.")
 @click.option("--lifetime-s", default=3600, show_default=True)
 def token(user: str, operator: bool, topics: str, lifetime_s: int) -> None:
-    """Print a session token for a user, signed with the settings' own key. Who has it is that user."""
+    """Print a session token for a user.
+
+    It is signed with the settings' own key. Whoever holds it is that user.
+    """
     grants = [topic for topic in topics.split(",") if topic]
     tokens = Tokens([_settings().secret_key], lifetime_s, max_s=lifetime_s)  # as asked for, also if that is long
     try:
@@ -118,12 +128,39 @@ def token(user: str, operator: bool, topics: str, lifetime_s: int) -> None:
 
 
 @main.command()
-@click.option("--url", help="Where nginx serves: checks that streams come through unbuffered.")
-def doctor(url: str | None) -> None:
-    """Check settings, Redis, database and nginx, and say what to do."""
+@click.argument("name")
+def key(name: str) -> None:
+    """Make a publish key for a service.
+
+    Prints the secret for the service NAME, and the entry for ALLIM_PUBLISH_KEYS, which holds its digest alone.
+    """
+    from allim.http.publishers import check_name, digest_of, new_secret
+
+    try:
+        check_name(name)
+    except ValueError as error:
+        _fail(f"NAME: {error}")
+    secret = new_secret()
+    click.echo(f"secret  {secret}")
+    click.echo(f"entry   {name}:sha256:{digest_of(secret.encode()).hex()}")
+
+
+@main.command()
+@click.option("--url", help="Where nginx serves: follow a stream there for two heartbeats (30 s).")
+@click.option("--token", "text", help="Explain this token. Others on this machine see it in `ps`; see --token-file.")
+@click.option("--token-file", type=click.File("r"), help="Explain the token in this file; `-` for standard input.")
+def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None:
+    """Check settings, database, Redis and a stream.
+
+    Says what is wrong and what to do. With --token or --token-file it also says what this token is worth, and which
+    check fails; with --url the stream is opened with that token.
+    """
     from allim.doctor import examine  # its checks need every part of the system
 
-    findings = asyncio.run(examine(os.environ, url))
+    if token_file is not None:
+        text = token_file.read()
+    with quiet():
+        findings = asyncio.run(examine(os.environ, url, text and text.strip()))
     for finding in findings:
         click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.detail}")
         if finding.advice:
@@ -142,7 +179,10 @@ def doctor(url: str | None) -> None:
 @click.option("--history-ttl-s", default=3600.0, show_default=True, help="ALLIM_HISTORY_TTL_S.")
 @click.option("--json", "in_json", is_flag=True, help="For programs.")
 def plan(streams: int, fan_out: str, in_json: bool, **rest: Any) -> None:
-    """Compute what a load needs: replicas, Redis, nginx, network, and what saturates first."""
+    """Compute what a load needs.
+
+    Replicas, Redis, nginx, network, and what saturates first.
+    """
     from allim import plan as planning
 
     try:
@@ -157,19 +197,21 @@ def plan(streams: int, fan_out: str, in_json: bool, **rest: Any) -> None:
 
 
 def _serve(settings: Settings, host: str, port: int) -> None:
-    from allim.app import check, create_app  # late, so that `publish` and `tail` start at once
+    from allim.app import create_app  # late, so that `publish` and `tail` start at once
+    from allim.preflight import check
     from allim.serve import listen, serve
 
     configure_logging(settings.server_id, settings.log_level, pretty=settings.log_format == "text")
     try:
         listener = listen(host, port)
     except OSError as error:
-        _fail(f"cannot listen on {host}:{port}: {error.strerror or error}")
+        advice = "choose another with --port, or end the process that has it" if port else ""
+        _fail(f"cannot listen on {host}:{port}: {error.strerror or error}", advice)
     try:
         asyncio.run(check(settings))
         app = create_app(settings)
     except SettingsError as error:
-        _fail(str(error))
+        _fail(str(error), error.advice)
     serve(app, settings, listener)
 
 
@@ -184,14 +226,16 @@ def _tell(reason: str) -> None:
 
 
 def _settings(environ: dict[str, str] | None = None) -> Settings:
-    for name in unknown_settings(environ):
-        click.echo(f"allim: {name} is no setting, ignored", err=True)
+    for line in warnings(environ):
+        click.echo(f"allim: {line}", err=True)
     try:
         return load_settings(environ)
     except SettingsError as error:
-        _fail(str(error))
+        _fail(str(error), error.advice)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, advice: str = "") -> NoReturn:
     click.echo(f"allim: {message}", err=True)
+    if advice:
+        click.echo(f"     → {advice}", err=True)
     sys.exit(2)

@@ -3,7 +3,7 @@
 Every error has a `code` (stable, for programs) and tells whether a retry makes sense.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 
@@ -52,9 +52,17 @@ class TooLarge(AllimError):
 
 
 class Unauthenticated(AllimError):
-    """The request has no valid credentials."""
+    """The request has no valid credentials.
+
+    Shape: `reason` is for the log and a metric, never for the answer: a key of `allim.http.refused.REASONS`, "" for a
+    caller without credentials.
+    """
 
     code = "unauthenticated"
+
+    def __init__(self, detail: str, *, reason: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class SignedOut(Unauthenticated):
@@ -62,11 +70,17 @@ class SignedOut(Unauthenticated):
 
     code = "signed_out"
 
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, reason=self.code)
+
 
 class Kicked(Unauthenticated):
     """The session was ended by an operator."""
 
     code = "kicked"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, reason=self.code)
 
 
 class Forbidden(AllimError):
@@ -113,3 +127,22 @@ class TooMany(AllimError):
     def __init__(self, detail: str, retry_after_s: int) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class Unusable(ValueError):
+    """A part that the operator has set up cannot be used.
+
+    Shape: the text says in one line what is wrong, `advice` in another what to do. Neither holds a secret.
+    """
+
+    def __init__(self, detail: str, advice: str = "") -> None:
+        super().__init__(detail)
+        self.advice = advice
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from or during, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -5,11 +5,13 @@ Source: docs/scaling.md, which is worked with this module; `bench/` measures the
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 MIB, GIB = 2**20, 2**30
+NGINX_CORES, NGINX_GIB_PER_CORE = (1, 2, 4, 8), 2  # common machines, of which the last are those of `Each`
+REDIS_GIB = (1, 2, 4, 8, 16, 32)
 MOST_REPLICAS = 100_000  # beyond it, it is the load that has to change
 
 
@@ -185,11 +187,12 @@ class Plan:
 
 
 def plan(load: Load, measured: Measured | None = None, room: Room | None = None, each: Each | None = None) -> Plan:
-    """What this load needs.
+    """What this load needs. Without `each`, of machines no larger than it needs.
 
     Raises: Impossible.
     """
-    planner = Planner(load, measured or Measured(), room or Room(), each or Each())
+    measured, room = measured or Measured(), room or Room()
+    planner = Planner(load, measured, room, each or fitting(load, measured, room))
     carrying = planner.replicas_carrying()
     spare = planner.room.spare
     storm_streams = math.ceil(load.streams / (carrying + spare))
@@ -202,11 +205,23 @@ def plan(load: Load, measured: Measured | None = None, room: Room | None = None,
         planner.rates(),
         Part("replicas", carrying + spare, spare, replica_needs),
         Part("Redis", 1, 0, planner.redis_needs(carrying + spare)),
-        Part("nginx", max(math.ceil(need.ratio) for need in nginx_needs) + spare, spare, nginx_needs),
+        Part("nginx", _count(nginx_needs) + spare, spare, nginx_needs),
         planner.traffic(carrying + spare),
         storm_streams,
         storm_streams / planner.measured.returns_per_cpu_s / free_cpu,
     )
+
+
+def fitting(load: Load, measured: Measured, room: Room) -> Each:
+    """The smallest nginx machine of which it takes no more than of the largest."""
+    largest = Each()
+    sizes = [replace(largest, nginx_cores=n, nginx_memory_gib=n * NGINX_GIB_PER_CORE) for n in NGINX_CORES]
+    counts = [_count(Planner(load, measured, room, size).nginx_needs()) for size in sizes]
+    return sizes[counts.index(counts[-1])]
+
+
+def _count(needs: Sequence[Need]) -> int:
+    return max(math.ceil(need.ratio) for need in needs)
 
 
 class Planner:
@@ -503,6 +518,7 @@ def as_json(made: Plan) -> dict[str, Any]:
 def as_text(made: Plan) -> str:
     """For people: tables with the formula beside each number."""
     load, has = made.load, made.each
+    cores = "core" if has.nginx_cores == 1 else "cores"
     to = "all streams" if load.fan_out == load.streams else f"{number(load.fan_out)} stream(s)"
     lines = [
         f"{load.streams:,} streams; {number(load.events_per_s)} events/s of {load.event_bytes:,} bytes to {to} each,"
@@ -513,8 +529,11 @@ def as_text(made: Plan) -> str:
     ]
     for part, of in (
         (made.replicas, f"1 core and {has.replica_memory_mib:,.0f} MiB each"),
-        (made.nginx, f"machines of {has.nginx_cores} cores and {has.nginx_memory_gib:,.0f} GiB"),
-        (made.redis, f"1 core and {has.redis_memory_gib:,.0f} GiB; several shards are not built"),
+        (
+            made.nginx,
+            f"machines of {has.nginx_cores} {cores} and {has.nginx_memory_gib:,.0f} GiB",
+        ),
+        (made.redis, f"1 core and {_redis_gib(made)} GiB; several shards are not built"),
     ):
         spare = f" ({part.spare} may be lost)" if part.spare else ""
         lines += ["", f"{part.name}: {part.machines:,}{spare}, {of}", _HEAD, *map(_row, part.needs)]
@@ -528,6 +547,14 @@ def as_text(made: Plan) -> str:
         "Not in it: TLS, sign-ins, snapshots, the database, an append-only file, ALLIM_DURABILITY=replica or disk.",
     ]
     return "\n".join(lines)
+
+
+def _redis_gib(made: Plan) -> str:
+    """The memory that the one Redis needs, in a common size, and the most that is counted with."""
+    (memory,) = [need for need in made.redis.needs if need.name == "memory"]
+    most = made.each.redis_memory_gib
+    fits = [gib for gib in REDIS_GIB if gib < most and memory.ratio * most <= gib]
+    return f"{fits[0]} of at most {most:,.0f}" if fits else f"{most:,.0f}"
 
 
 _HEAD = f"  {'':<16}{'needs':>12}{'one has':>12} {'':<9}{'ratio':>8}  how it is computed"

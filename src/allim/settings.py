@@ -9,16 +9,22 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import ip_network
+from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from allim import data_folder
+from allim.errors import Unusable
+
 PREFIX = "ALLIM_"
 MIN_SECRET_CHARS = 32
+MIN_PUBLISH_KEY_CHARS = 20
+IPV4_MAPPED_BITS = 96  # of `::ffff:0:0/96`, before the IPv4 address
 COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by `allim publish` and `allim tail`
 
 
@@ -32,7 +38,14 @@ EQUAL = (
 
 
 class SettingsError(Exception):
-    """One line for the operator, naming each wrong variable."""
+    """One line for the operator, naming each wrong variable.
+
+    Shape: `advice` is what to do, "" where the line says it.
+    """
+
+    def __init__(self, detail: str, advice: str = "") -> None:
+        super().__init__(detail)
+        self.advice = advice
 
 
 def _split(value: object) -> object:
@@ -66,12 +79,19 @@ def _redis_scheme(value: str | None) -> str | None:
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        try:
-            ip_network(value, strict=False)
-        except ValueError:
-            raise ValueError("must be addresses or networks, separated by commas") from None
-    return values
+    """The networks in the form that uvicorn compares with; it would ignore `10.1.2.3/8` and `::ffff:10.0.0.1`."""
+    try:
+        return tuple(map(_network, values))
+    except ValueError:
+        raise ValueError("must be addresses or networks, separated by commas") from None
+
+
+def _network(value: str) -> str:
+    network: IPv4Network | IPv6Network = ip_network(value, strict=False)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is not None and network.prefixlen >= IPV4_MAPPED_BITS:
+        network = IPv4Network((mapped, network.prefixlen - IPV4_MAPPED_BITS))
+    return str(network.network_address if network.num_addresses == 1 else network)
 
 
 def _http_url(value: str | None) -> str | None:
@@ -138,6 +158,18 @@ def _field_names(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _publish_keys(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse secrets that can be guessed; of a digest nothing is known. The rest is judged where keys are read."""
+    for number, entry in enumerate(entries, 1):
+        secret = entry.partition(":")[2] or entry
+        if not secret.lower().startswith("sha256:") and len(secret) < MIN_PUBLISH_KEY_CHARS:
+            raise ValueError(
+                f"entry {number} has a secret of fewer than {MIN_PUBLISH_KEY_CHARS} characters; "
+                "`allim key NAME` makes one that cannot be guessed"
+            )
+    return entries
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -182,7 +214,7 @@ class Settings(BaseSettings):
     naver_client_secret: str = ""
     naver_issuer: Annotated[str, AfterValidator(_http_url)] = "https://nid.naver.com"
     server_id: Annotated[str, AfterValidator(_server_id)] = Field(default_factory=_default_server_id)
-    publish_keys: Words = ()
+    publish_keys: Annotated[Words, AfterValidator(_publish_keys)] = ()
     publish_grants: Words = ()
     cors_origins: Annotated[Words, AfterValidator(_origins)] = ()
     cors_headers: Annotated[Words, AfterValidator(_field_names)] = (
@@ -217,8 +249,8 @@ class Settings(BaseSettings):
     accounts_per_hour: int = Field(1000, ge=1, le=1_000_000)
     snapshots_per_min: int = Field(20, ge=1, le=100_000)
     snapshot_step_ms: int = Field(0, ge=0, le=60_000)
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
-    log_format: Annotated[str, Field(pattern="^(json|text)$")] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
 
     @property
     def clustered(self) -> bool:
@@ -228,6 +260,11 @@ class Settings(BaseSettings):
     def equal(self) -> dict[str, str]:
         """The settings that must be the same on every replica, by the name of their variable."""
         return {PREFIX + name.upper(): str(getattr(self, name)) for name in EQUAL}
+
+
+_NAMES = tuple(PREFIX + name.upper() for name in Settings.model_fields)
+# What Kubernetes sets in every container when a Service is called `allim`.
+_OF_KUBERNETES = re.compile(r"ALLIM_(SERVICE_(HOST|PORT(_\w+)?)=|PORT_\d+_(TCP|UDP)(_\w+)?=|PORT=(tcp|udp)://)")
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -249,20 +286,40 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
     """Variables with our prefix that mean nothing: most often a slip of the pen."""
     environ = os.environ if environ is None else environ
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | COMMAND_LINE
-    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    known = {*_NAMES, *COMMAND_LINE}
+    ours = {name for name in environ if name.startswith(PREFIX)} - known
+    return sorted(name for name in ours if not _OF_KUBERNETES.match(f"{name}={environ[name]}"))
+
+
+def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
+    """A line for each variable that looks like a setting and is none.
+
+    They stop no start: a setting of a newer version may be there when an older one is started again.
+    """
+    environ = os.environ if environ is None else environ
+    lines = []
+    for name in unknown_settings(environ):
+        near = get_close_matches(name, _NAMES, n=1, cutoff=0.75)
+        lines.append(f"{name} is no setting, ignored{f'; did you mean {near[0]}?' if near else ''}")
+    lines += [
+        f"{name.removeprefix(PREFIX)} is set and {name} is not: only {name} is a setting"
+        for name in _NAMES
+        if environ.get(name.removeprefix(PREFIX)) and not environ.get(name)
+    ]
+    return lines
 
 
 @contextmanager
-def naming(setting: str) -> Iterator[None]:
-    """What a part finds wrong with its setting is told as that setting's.
+def naming(setting: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """What a part finds wrong with its setting, by an error of this kind, is told as that setting's.
 
     Raises: SettingsError.
     """
     try:
         yield
-    except ValueError as error:
-        raise SettingsError(f"{PREFIX}{setting}: {error}") from error
+    except kind as error:
+        advice = error.advice if isinstance(error, Unusable) else ""
+        raise SettingsError(f"{PREFIX}{setting}: {error}", advice) from error
 
 
 def load_or_create_secret(data_dir: Path) -> str:
@@ -272,7 +329,7 @@ def load_or_create_secret(data_dir: Path) -> str:
     """
     path = data_dir / "secret_key"
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_folder.make(data_dir)
         fresh = data_dir / f".secret_key.{secrets.token_hex(4)}"
         fresh.touch(0o600)
         fresh.write_text(secrets.token_urlsafe(48), "ascii")
@@ -283,11 +340,14 @@ def load_or_create_secret(data_dir: Path) -> str:
         finally:
             fresh.unlink()
     except OSError as error:
-        raise SettingsError(f"{PREFIX}DATA_DIR: {error.strerror}: {path}") from error
-    return read_secret(path, "DATA_DIR")
+        raise SettingsError(
+            f"{PREFIX}DATA_DIR: {error.strerror}: {path}",
+            f"let this user write the folder, name another in {PREFIX}DATA_DIR, or set {PREFIX}SECRET_KEY",
+        ) from error
+    return read_secret(path, "DATA_DIR", "remove it, and the next start makes a new one")
 
 
-def read_secret(path: Path, setting: str) -> str:
+def read_secret(path: Path, setting: str, advice: str) -> str:
     """Return the signing key that a file holds.
 
     Raises: SettingsError that names the setting when the file cannot be read or its key is too short.
@@ -296,9 +356,9 @@ def read_secret(path: Path, setting: str) -> str:
         secret = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "must be text"
-        raise SettingsError(f"{PREFIX}{setting}: {reason}: {path}") from error
+        raise SettingsError(f"{PREFIX}{setting}: {reason}: {path}", advice) from error
     if len(secret) < MIN_SECRET_CHARS:
-        raise SettingsError(f"{PREFIX}{setting}: {path} must hold {MIN_SECRET_CHARS} characters or more")
+        raise SettingsError(f"{PREFIX}{setting}: {path} must hold {MIN_SECRET_CHARS} characters or more", advice)
     return secret
 
 
@@ -306,17 +366,22 @@ def own_secret(secret_key: str, secret_key_file: Path | None, data_dir: Path) ->
     """Return the signing key: `SECRET_KEY`, else that of `SECRET_KEY_FILE`, else the one kept in the data folder."""
     if secret_key:
         return secret_key
-    return read_secret(secret_key_file, "SECRET_KEY_FILE") if secret_key_file else load_or_create_secret(data_dir)
+    if secret_key_file is not None:
+        return read_secret(secret_key_file, "SECRET_KEY_FILE", _NEW_SECRET)
+    return load_or_create_secret(data_dir)
 
 
 def _completed(settings: Settings) -> dict[str, Any]:
     database_url = settings.database_url or f"sqlite:///{settings.data_dir.absolute() / 'allim.db'}"
     if settings.secret_key and len(settings.secret_key) < MIN_SECRET_CHARS:
-        raise SettingsError(f"{PREFIX}SECRET_KEY: must have at least {MIN_SECRET_CHARS} characters")
+        raise SettingsError(f"{PREFIX}SECRET_KEY: must have at least {MIN_SECRET_CHARS} characters", _NEW_SECRET)
     if settings.stream_buffer_bytes < settings.max_event_bytes:
         raise SettingsError(f"{PREFIX}STREAM_BUFFER_BYTES: must be at least {PREFIX}MAX_EVENT_BYTES")
     if any(len(key) < MIN_SECRET_CHARS for key in settings.old_secret_keys):
-        raise SettingsError(f"{PREFIX}OLD_SECRET_KEYS: each must have at least {MIN_SECRET_CHARS} characters")
+        raise SettingsError(
+            f"{PREFIX}OLD_SECRET_KEYS: each must have at least {MIN_SECRET_CHARS} characters",
+            "separate them by commas, and drop a shorter one: tokens that it signed are not taken",
+        )
     if (settings.jwt_issuer is None) != (settings.jwt_jwks_url is None):
         raise SettingsError(f"{PREFIX}JWT_ISSUER, {PREFIX}JWT_JWKS_URL: give both, or neither")
     for name in ("google", "kakao", "naver"):
@@ -330,13 +395,37 @@ def _completed(settings: Settings) -> dict[str, Any]:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not (settings.secret_key or settings.secret_key_file):
         raise SettingsError(
-            f"{PREFIX}SECRET_KEY: required when {PREFIX}REDIS_URL is set: all replicas must sign with the same key"
+            f"{PREFIX}SECRET_KEY: required when {PREFIX}REDIS_URL is set: all replicas must sign with the same key",
+            _NEW_SECRET,
         )
     secret_key = own_secret(settings.secret_key, settings.secret_key_file, settings.data_dir)
     return {"database_url": database_url, "secret_key": secret_key}
 
 
+_NEW_SECRET = "`openssl rand -hex 32` makes one; every replica gets the same"
+
+
 def _line(detail: Any) -> str:
-    name = PREFIX + str(detail["loc"][0]).upper()
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name}: {message[0].lower()}{message[1:]}"
+    """Name the variable and what is allowed, without its value."""
+    name = str(detail["loc"][0])
+    own = str(detail["msg"]).removeprefix("Value error, ") if detail["type"] == "value_error" else _allowed(name)
+    return f"{PREFIX}{name.upper()}: {own}"
+
+
+def _allowed(name: str) -> str:
+    """The values that a setting may have, as its type and its limits say."""
+    field = Settings.model_fields[name]
+    kind = field.annotation
+    if get_origin(kind) is Literal:
+        *most, last = get_args(kind)
+        return f"must be {', '.join(most)} or {last}"
+    if kind is bool:
+        return "must be true or false"
+    limits = {limit: getattr(of, limit) for of in field.metadata for limit in _LIMITS if hasattr(of, limit)}
+    if "max_length" in limits:
+        return f"must have {limits.get('min_length', 0)} to {limits['max_length']} characters"
+    assert kind in (int, float)
+    return f"must be a {'whole ' if kind is int else ''}number from {limits['ge']:,} to {limits['le']:,}"
+
+
+_LIMITS = ("ge", "le", "min_length", "max_length")

@@ -11,8 +11,10 @@ environment only, never in a file or on a command line.
 Knows no HTTP beyond "is it ready", and nothing of what a replica does.
 """
 
+import asyncio
 import ctypes
 import http.client
+import json
 import math
 import os
 import re
@@ -32,33 +34,39 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from typing import BinaryIO, NamedTuple
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import click
 
+from allim import data_folder
 from allim.alone import alone
 from allim.settings import SettingsError, load_settings, own_secret
 
 LOOPBACK = "127.0.0.1"
 READY_WITHIN_S = 30.0
 NGINX_FILES = 65_536  # open files wanted per nginx worker: two per stream
+MOST_SOCKET_BYTES = 100  # of a socket's path; the kernel takes 107 (unix(7))
 STOP_MARGIN_S = 20  # for a replica's work in hand and its goodbyes, after the drain
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class StartError(Exception):
-    """Why it cannot start, in one line for the person at the terminal."""
+    """Why it cannot start, in one line for the person at the terminal. Shape: `advice` is what to do, in another."""
+
+    def __init__(self, detail: str, advice: str = "") -> None:
+        super().__init__(detail)
+        self.advice = advice
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who listens where. `redis_port` is None where the user brought a Redis along."""
+    """Who listens where. `redis_socket` is that of the Redis to start, None where the user brought one along."""
 
     host: str
     port: int
     replica_ports: tuple[int, ...]
-    redis_port: int | None
+    redis_socket: Path | None
     redis_url: str
 
     def summary(self) -> str:
@@ -74,15 +82,23 @@ def run(replicas: int, host: str, port: int, environ: Mapping[str, str]) -> int:
     SIGINT, SIGTERM and SIGHUP drain and stop everything and return 0; a second SIGINT ends everything at
     once. 1: it could not start, or supervisord was taken away. Call it on the main thread.
     """
+    from allim.preflight import check  # supervisord, which runs this module too, has no use for its weight
+
     try:
         redis_url = environ.get("ALLIM_REDIS_URL")
         redis = None if redis_url else find_program("redis-server", environ)
         nginx = find_program("nginx", environ)
-        plan = make_plan(replicas, host, port, redis_url)
+        plan = make_plan(replicas, host, port, redis_url, Path(environ.get("ALLIM_DATA_DIR") or "data"))
         shared = replica_environ(plan, environ)
         settings = load_settings(shared)  # a wrong value is told here, once, and not by every replica
         if settings.durability != "memory" and redis is not None:
-            raise StartError("ALLIM_DURABILITY: the Redis started here keeps nothing; bring yours: ALLIM_REDIS_URL")
+            raise StartError(
+                f"ALLIM_DURABILITY is {settings.durability}, and the Redis started here keeps nothing",
+                "name a Redis of your own in ALLIM_REDIS_URL, or unset ALLIM_DURABILITY",
+            )
+        if open_folder := data_folder.tighten(settings.data_dir):
+            click.echo(f"allim up: {open_folder}", err=True)
+        asyncio.run(check(settings, redis=redis is None))
         drain_s = settings.drain_s
         # Two with a Redis each would have no events in common, on one database.
         own = nullcontext() if redis is None else alone(settings.data_dir)
@@ -93,6 +109,8 @@ def run(replicas: int, host: str, port: int, environ: Mapping[str, str]) -> int:
             return _supervised(folder, plan, shared, stop)
     except (StartError, SettingsError) as why:
         click.echo(f"allim up: {why}", err=True)
+        if why.advice:
+            click.echo(f"     → {why.advice}", err=True)
         return 1
 
 
@@ -107,28 +125,38 @@ def find_program(name: str, environ: Mapping[str, str]) -> str:
     path = os.pathsep.join([environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     if found := shutil.which(name, path=path):
         return found
-    raise StartError(f"{name} is not installed: apt-get install redis-server nginx-light")
+    raise StartError(f"{name} is not installed", "on Debian: apt-get install redis-server nginx-light")
 
 
-def make_plan(replicas: int, host: str, port: int, redis_url: str | None) -> Plan:
-    """Choose every port; a Redis is started only where the user brought none along.
+def make_plan(replicas: int, host: str, port: int, redis_url: str | None, data_dir: Path) -> Plan:
+    """Choose every port; a Redis is started only where the user brought none along. It has no password: it listens on
+    a socket in the data folder alone, which nobody else may look into.
 
-    Raises: StartError when nginx could not listen on `host` and `port`.
+    Raises: StartError when nginx could not listen on `host` and `port`, or Redis not in the data folder.
     """
     if replicas < 1:
         raise StartError("--replicas must be at least 1")
     if why := why_not_free(host, port):
-        raise StartError(f"cannot listen on {_address(host, port)}: {why}; choose another with --port")
+        raise StartError(
+            f"cannot listen on {_address(host, port)}: {why}",
+            "choose another with --port, or end the process that has it",
+        )
     replica_ports = choose_ports(range(port + 1, port + 1 + replicas))
-    redis_port = None if redis_url else choose_ports([0], taken={port, *replica_ports})[0]
-    redis_url = redis_url or f"redis://{LOOPBACK}:{redis_port}/0"
-    return Plan(host, port, replica_ports, redis_port, redis_url)
+    if redis_url:
+        return Plan(host, port, replica_ports, None, redis_url)
+    redis_socket = data_dir.absolute() / "redis.sock"
+    if len(os.fsencode(redis_socket)) > MOST_SOCKET_BYTES:
+        raise StartError(
+            f"ALLIM_DATA_DIR: {redis_socket} is longer than {MOST_SOCKET_BYTES} bytes, too long for a socket",
+            "name a folder with a shorter path",
+        )
+    return Plan(host, port, replica_ports, redis_socket, f"unix://{quote(str(redis_socket))}")
 
 
-def choose_ports(wanted: Iterable[int], taken: Iterable[int] = ()) -> tuple[int, ...]:
+def choose_ports(wanted: Iterable[int]) -> tuple[int, ...]:
     """For each wanted loopback port: that one if it is free, else any free one. No port twice."""
     chosen: list[int] = []
-    avoid = {*taken, *wanted}
+    avoid = {*wanted}
     for port in wanted:
         choice = port
         while choice == 0 or why_not_free(LOOPBACK, choice):
@@ -202,21 +230,28 @@ def write_files(
     trusted: Sequence[str] = (),
 ) -> None:
     """Lay out the folder: `supervisord.conf`, `redis/` and `nginx/`."""
-    (folder / "redis").mkdir(mode=0o700)
+    (folder / "redis").mkdir(mode=0o700)  # its working folder, in which it writes nothing
     servers = [_address(LOOPBACK, port) for port in plan.replica_ports]
     listen = _address(plan.host, plan.port)
     write_nginx(folder / "nginx", listen=listen, servers=servers, origins=origins, trusted=trusted)
-    (folder / "supervisord.conf").write_text(supervisord_conf(folder, plan, drain_s, redis=redis, nginx=nginx))
+    _write(folder / "supervisord.conf", supervisord_conf(folder, plan, drain_s, redis=redis, nginx=nginx))
 
 
 def write_nginx(
     folder: Path, *, listen: str, servers: Sequence[str], origins: Sequence[str] = (), trusted: Sequence[str] = ()
 ) -> None:
     """A folder for `nginx -p`: its configuration, and room for its pid and temporary files."""
-    folder.mkdir()
+    folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700)  # as `private_folder`
     template = nginx_template().read_text()
-    conf = nginx_conf(template, listen=listen, servers=servers, origins=origins, trusted=trusted)
-    (folder / "nginx.conf").write_text(conf)
+    _write(
+        folder / "nginx.conf", nginx_conf(template, listen=listen, servers=servers, origins=origins, trusted=trusted)
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that other users may not read."""
+    path.touch(0o600)
+    path.write_text(text)
 
 
 def nginx_template() -> Path:
@@ -282,7 +317,8 @@ def supervisord_conf(folder: Path, plan: Plan, drain_s: float, *, redis: str | N
         }
     }
     if redis:
-        command = [redis, "--bind", LOOPBACK, "--port", str(plan.redis_port), "--dir", str(folder / "redis")]
+        command = [redis, "--port", "0", "--unixsocket", str(plan.redis_socket), "--unixsocketperm", "700"]
+        command += ["--dir", str(folder / "redis")]
         command += ["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", "--loglevel", "warning"]
         sections["program:redis"] = {**_program(command, stop_within_s=5), "priority": "10"}
     command = nginx_command(nginx, folder / "nginx")
@@ -333,6 +369,7 @@ def _supervised(folder: Path, plan: Plan, environ: Mapping[str, str], stop: "_St
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        umask=0o077,  # nobody else may read what any of them makes
     )
     assert supervisor.stdout is not None
     pump = threading.Thread(target=_pass_on, args=(supervisor.stdout,), name="output", daemon=True)
@@ -340,11 +377,13 @@ def _supervised(folder: Path, plan: Plan, environ: Mapping[str, str], stop: "_St
         pump.start()
         stop.watch(supervisor)
         missing = _wait_until_ready(supervisor, plan, stop)
-        late = missing and supervisor.poll() is None and not stop.asked
-        if late:
-            click.echo(f"allim up: {missing} was not ready within {READY_WITHIN_S:.0f} s", err=True)
+        late = False
+        if missing is not None and supervisor.poll() is None and not stop.asked:
+            late = True
+            click.echo(f"allim up: {missing.name} was not ready within {READY_WITHIN_S:.0f} s", err=True)
+            click.echo(f"     → {missing.reason}", err=True)
             supervisor.terminate()
-        elif not missing:
+        elif missing is None:
             click.echo(plan.summary())
         supervisor.wait()
         if not (late or stop.asked):
@@ -406,26 +445,41 @@ class _Stop:
                 self._supervisor.kill()
 
 
-def _wait_until_ready(supervisor: subprocess.Popen[bytes], plan: Plan, stop: _Stop) -> str | None:
+class _Missing(NamedTuple):
+    """A process that is not ready, and what it says."""
+
+    name: str
+    reason: str
+
+
+def _wait_until_ready(supervisor: subprocess.Popen[bytes], plan: Plan, stop: _Stop) -> _Missing | None:
     """None once all answer that they are ready; else the first that does not."""
     waiting = [(name, LOOPBACK, port) for name, port in _named(plan.replica_ports)]
     waiting.append(("nginx", _reachable(plan.host), plan.port))
     deadline = time.monotonic() + READY_WITHIN_S
+    reason = ""
     while waiting and time.monotonic() < deadline and supervisor.poll() is None and not stop.asked:
-        if _is_ready(*waiting[0][1:]):
+        if (reason := _why_not_ready(*waiting[0][1:])) == "":
             waiting.pop(0)
         else:
             time.sleep(0.1)
-    return waiting[0][0] if waiting else None
+    return _Missing(waiting[0][0], reason) if waiting else None
 
 
-def _is_ready(host: str, port: int) -> bool:
+def _why_not_ready(host: str, port: int) -> str:
+    """What it says when asked for its readiness; "" when it is ready."""
     connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
         connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+        answer = connection.getresponse()
+        if answer.status == 200:
+            return ""
+        checks = json.loads(answer.read()).get("checks", {})
+        return "; ".join(f"{name}: {said}" for name, said in checks.items() if said != "ok")
+    except OSError as error:
+        return f"{_address(host, port)}: {(error.strerror or str(error)).lower()}; the log above may say more"
+    except (http.client.HTTPException, ValueError, AttributeError):
+        return f"{_address(host, port)}/readyz does not answer as a replica does"
     finally:
         connection.close()
 

@@ -185,7 +185,7 @@ def test_a_second_grant_for_a_name_is_refused() -> None:
 
 
 def test_a_grant_for_a_name_without_key_is_refused_without_repeating_it() -> None:
-    with pytest.raises(ValueError, match="entry 2 of PUBLISH_GRANTS") as refusal:
+    with pytest.raises(ValueError, match="entry 2 of ALLIM_PUBLISH_GRANTS") as refusal:
         settings_keys(["shop:s3cret", "hunter2"], read_grants(["shop=a", "hunter2=b"]))
 
     assert "hunter2" not in str(refusal.value)

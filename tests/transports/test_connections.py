@@ -84,3 +84,20 @@ def test_the_wider_networks_of_an_address_have_a_limit_of_their_own() -> None:
         if network is not None:
             connections.leave(network)
     assert connections.enter("8") is not None
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        (("::ffff:192.0.2.1", 5, 0, 0), ("192.0.2.1", 5)),
+        (("::ffff:0:102:304", 5, 0, 0), ("::ffff:0:102:304", 5)),
+        (("2001:db8::1", 5, 0, 0), ("2001:db8::1", 5)),
+        (("192.0.2.1", 5), ("192.0.2.1", 5)),
+    ],
+)
+def test_an_ipv4_client_of_an_ipv6_socket_has_its_ipv4_address(peer: Any, client: Any) -> None:
+    class Transport(asyncio.Transport):
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return peer
+
+    assert address_of(Transport(), "peername") == client

@@ -63,6 +63,7 @@ class Jwks:
         self._fetching: asyncio.Task[None] | None = None
         self._asked_at = self._fetched_at = -math.inf
         self._reachable = False  # whether the last fetch succeeded
+        self.failure = ""  # why the last fetch failed
         self._closed = False
 
     async def key(self, kid: str | None, alg: str) -> PublicKey | None:
@@ -112,16 +113,16 @@ class Jwks:
             self._fetched_at, self._reachable = self._now(), True
             log.info("issuer keys read", keys=len(self._keys))
         except (httpx.HTTPError, TimeoutError, ValueError, RecursionError) as error:
-            self._failed()
-            log.warning("issuer keys not read", error=str(error) or type(error).__name__)
-        except Exception:
-            self._failed()
+            self._failed(str(error) or type(error).__name__)
+            log.warning("issuer keys not read", error=self.failure)
+        except Exception as error:
+            self._failed(str(error) or type(error).__name__)
             log.exception("issuer keys not read")
         finally:
             self._fetching = None
 
-    def _failed(self) -> None:
-        self._reachable = False
+    def _failed(self, why: str) -> None:
+        self._reachable, self.failure = False, why
         self._on_failure()
 
     async def _read(self) -> bytes:

@@ -4,7 +4,7 @@ Every error response is `application/problem+json`.
 Source: RFC 9457.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, cast
 
@@ -96,10 +96,13 @@ class UnexpectedErrors:
     It is directly inside the middleware that gives request IDs, so it also answers allim's own errors that other
     middleware raises. Starlette's handler for 500 is not used, because it raises the error again and the server logs
     it a second time.
+
+    Shape: `note` is called with each of allim's own errors that is answered here.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, note: Callable[[AllimError], None] = lambda _: None) -> None:
         self.app = app
+        self.note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -117,6 +120,7 @@ class UnexpectedErrors:
             return None  # the client has gone
         except Exception as error:
             if isinstance(error, AllimError) and not started:
+                self.note(error)
                 response = problem(HTTPConnection(scope), error)
             else:
                 log.exception("unexpected error", method=scope["method"], path=scope["path"])

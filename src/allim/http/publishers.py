@@ -85,7 +85,7 @@ class SettingsKeys:
         names = {name for name, _ in keys}
         for number, name in enumerate(grants, 1):
             if name not in names:
-                raise ValueError(f"holds no publish key for the name in entry {number} of PUBLISH_GRANTS")
+                raise ValueError(f"holds no publish key for the name in entry {number} of ALLIM_PUBLISH_GRANTS")
         self._keys = [(digest, grants.get(name, Publisher(name, ALL, ALL))) for name, digest in keys]
 
     def publisher(self, digest: bytes) -> Publisher | None:
@@ -133,7 +133,9 @@ class Publishers:
                 await self._count(connection)
             publisher = await self._stored(self._lookup, digest)
         if publisher is None:
-            raise Unauthenticated("The publish key is not known.")
+            raise Unauthenticated(
+                "The publish key is not known.", reason="publish_key" if secret else "no_publish_key"
+            )
         return publisher
 
     def known(self, authorization: bytes) -> Publisher | None:

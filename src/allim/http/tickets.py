@@ -91,12 +91,12 @@ class Tickets:
         proof = _proof(self._proof_keys[at], claims["jti"])
         _, _, sent = connection.headers.get("last-event-id", "").partition("~")
         if identity.expires_at <= self._now():
-            raise Unauthenticated("The session has expired; sign in again.")
+            raise Unauthenticated("The session has expired; sign in again.", reason="expired")
         if hmac.compare_digest(sent.encode(), proof.encode()):
             return Visitor(identity, topics=topics, proof=proof)
         left_s = claims["exp"] - self._shared_now()
         if left_s <= 0:
-            raise Unauthenticated("The ticket has expired; get a new one.")
+            raise Unauthenticated("The ticket has expired; get a new one.", reason="ticket_expired")
         return Visitor(identity, topics=topics, ticket=Ticket(claims["jti"], left_s + 1), proof=proof)
 
     def _claims(self, ticket: str) -> tuple[int, dict[str, Any]]:
@@ -107,7 +107,7 @@ class Tickets:
                     return at, dict(jwt.decode(ticket, key, algorithms=_ALGORITHMS).claims)
                 except (JoseError, ValueError, TypeError, RecursionError):
                     continue
-        raise Unauthenticated("The ticket is not valid; get a new one.")
+        raise Unauthenticated("The ticket is not valid; get a new one.", reason="ticket_invalid")
 
 
 def _derived(secret_key: str, purpose: bytes) -> bytes:

@@ -196,7 +196,7 @@ class Tokens:
         auth_time = issued_at if auth_time is None else min(auth_time, issued_at)
         expires_at = round(min(issued_at + lifetime_s, auth_time + self.max_s), 3)
         if expires_at <= issued_at:
-            raise Unauthenticated("The session has lasted as long as it may; sign in again.")
+            raise Unauthenticated("The session has lasted as long as it may; sign in again.", reason="session_max")
         times = {"iat": issued_at, "exp": expires_at, "auth_time": auth_time}
         if after_kick is not None:
             times["kick"] = after_kick
@@ -223,35 +223,45 @@ class Tokens:
 
     def _claims_by_us(self, envelope: CompactSignature) -> dict[str, object]:
         kid = envelope.protected.get("kid")
-        keys = self._keys.values() if kid is None else [self._keys[kid]] if kid in self._keys else []
+        if kid is not None and kid not in self._keys:
+            raise _bad_token("key")
+        keys = self._keys.values() if kid is None else [self._keys[kid]]
         if not any(_is_signed(envelope, key) for key in keys):
-            raise _bad_token()
+            raise _bad_token("signature")
         return self._meant_for_us(_claims(envelope.payload))
 
     def _meant_for_us(self, claims: dict[str, object]) -> dict[str, object]:
         if self._issuer and claims.get("iss") == self._issuer.name:
-            raise _bad_token()  # its tokens are signed with keys that we do not hold
+            raise _bad_token("issuer")  # its tokens are signed with keys that we do not hold
         if "aud" in claims and not _is_meant_for(self._audience, claims):
-            raise _bad_token()
+            raise _bad_token("audience")
         return claims
 
     async def _claims_by_issuer(self, envelope: CompactSignature) -> dict[str, object]:
         header, claims = envelope.protected, _claims(envelope.payload)
-        if self._issuer is None or header["alg"] not in THEIRS or claims.get("iss") != self._issuer.name:
-            raise _bad_token()  # first of all: a token of somebody else is no reason to ask this issuer for its keys
+        if self._issuer is None or header["alg"] not in THEIRS:
+            raise _bad_token("algorithm")
+        if claims.get("iss") != self._issuer.name:
+            raise _bad_token("issuer")  # first of all: such a token is no reason to ask this issuer for its keys
         key = await self._issuer.jwks.key(header.get("kid"), header["alg"])
-        if key is None or not _is_signed(envelope, key) or not _is_meant_for(self._issuer.audience, claims):
-            raise _bad_token()
+        if key is None:
+            raise _bad_token("key")
+        if not _is_signed(envelope, key):
+            raise _bad_token("signature")
+        if not _is_meant_for(self._issuer.audience, claims):
+            raise _bad_token("audience")
         return claims
 
     def _identity(self, token: str, claims: Mapping[str, object]) -> Identity:
         now, identity = self._now(), _identity_of(token, claims)
         if identity.expires_at <= now:
-            raise Unauthenticated("The token has expired; sign in again.")
-        # A later `iat` would be out of a kick's reach, unless the token names its last kick.
+            raise Unauthenticated("The token has expired; sign in again.", reason="expired")
         latest = now + CLOCK_LEEWAY_S
-        if _seconds(claims.get("nbf", 0)) > latest or (identity.after_kick is None and identity.issued_at > latest):
-            raise _bad_token()
+        if _seconds("nbf", claims.get("nbf", 0)) > latest:
+            raise _bad_token("not_before")
+        # A later `iat` would be out of a kick's reach, unless the token names its last kick.
+        if identity.after_kick is None and identity.issued_at > latest:
+            raise _bad_token("issued_at")
         return identity
 
 
@@ -289,14 +299,14 @@ def _encoded(claims: Mapping[str, object], kid: str, key: OctKey) -> str:
 def _opened(token: str) -> CompactSignature:
     """The token's parts, of which nothing is to be believed yet, but that the header has the right types."""
     if len(token) > _MAX_TOKEN_CHARS:
-        raise _bad_token()
+        raise _bad_token("too_long")
     try:
         envelope = jws.extract_compact(token.encode(), registry=_ALGORITHMS)
         _ALGORITHMS.check_header(envelope.protected)
     except (JoseError, ValueError, TypeError, RecursionError):
-        raise _bad_token() from None
+        raise _bad_token("malformed") from None
     if "crit" in envelope.protected:
-        raise _bad_token()  # an extension that must be understood, and we understand none
+        raise _bad_token("critical")  # an extension that must be understood, and we understand none
     return envelope
 
 
@@ -312,9 +322,9 @@ def _claims(payload: bytes) -> dict[str, object]:
     try:
         claims = json.loads(payload.decode())
     except (ValueError, RecursionError):
-        raise _bad_token() from None
+        raise _bad_token("claims") from None
     if not isinstance(claims, dict):
-        raise _bad_token()
+        raise _bad_token("claims")
     return claims
 
 
@@ -333,34 +343,34 @@ def _is_meant_for(audience: str, claims: Mapping[str, object]) -> bool:
 def _identity_of(token: str, claims: Mapping[str, object]) -> Identity:
     """Return the identity in the claims, without judging their times."""
     return Identity(
-        subject=_matching(_SUBJECT, claims.get("sub")),
-        session=_matching(_SUBJECT, claims["sid"]) if "sid" in claims else _own_session(token),
-        expires_at=_seconds(claims.get("exp")),
+        subject=_matching("sub", _SUBJECT, claims.get("sub")),
+        session=_matching("sid", _SUBJECT, claims["sid"]) if "sid" in claims else _own_session(token),
+        expires_at=_seconds("exp", claims.get("exp")),
         topics=_topics(claims.get("topics", [])),
         role=_role(claims.get("role", USER)),
-        issued_at=_seconds(claims.get("iat", 0)),
-        after_kick=None if claims.get("kick") is None else _seconds(claims["kick"]),
+        issued_at=_seconds("iat", claims.get("iat", 0)),
+        after_kick=None if claims.get("kick") is None else _seconds("kick", claims["kick"]),
     )
 
 
-def _seconds(claim: object) -> float:
+def _seconds(name: str, claim: object) -> float:
     if type(claim) is float and math.isfinite(claim):
         return claim
     if type(claim) is int:
         with suppress(OverflowError):
             return float(claim)
-    raise _bad_token()
+    raise _bad_token(f"claim_{name}")
 
 
 def _began_at(claims: Mapping[str, object]) -> float | None:
     """Return when the session began, in Unix seconds; None if its token does not say."""
-    return next((_seconds(claims[name]) for name in ("auth_time", "iat") if name in claims), None)
+    return next((_seconds(name, claims[name]) for name in ("auth_time", "iat") if name in claims), None)
 
 
 def _topics(claim: object) -> tuple[str, ...]:
     if not isinstance(claim, list) or len(claim) > _MAX_TOPICS:
-        raise _bad_token()
-    return tuple(_matching(_GRANT, topic) for topic in claim)
+        raise _bad_token("claim_topics")
+    return tuple(_matching("topics", _GRANT, topic) for topic in claim)
 
 
 def _role(claim: object) -> str:
@@ -368,14 +378,14 @@ def _role(claim: object) -> str:
         return OPERATOR
     if claim == USER:
         return USER
-    raise _bad_token()
+    raise _bad_token("claim_role")
 
 
-def _matching(form: re.Pattern[str], claim: object) -> str:
+def _matching(name: str, form: re.Pattern[str], claim: object) -> str:
     if not isinstance(claim, str) or not form.fullmatch(claim):
-        raise _bad_token()
+        raise _bad_token(f"claim_{name}")
     return claim
 
 
-def _bad_token() -> Unauthenticated:
-    return Unauthenticated("The token is not valid; sign in again.")
+def _bad_token(reason: str) -> Unauthenticated:
+    return Unauthenticated("The token is not valid; sign in again.", reason=reason)

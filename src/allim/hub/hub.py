@@ -623,7 +623,7 @@ def refuse_ended(standing: Standing) -> None:
     if standing is Standing.KICKED:
         raise Kicked("The session was ended; sign in again.")
     if standing is Standing.SPENT:
-        raise Unauthenticated("The ticket was used before; get a new one.")
+        raise Unauthenticated("The ticket was used before; get a new one.", reason="ticket_used")
 
 
 def _fingerprint(entries: Sequence[Entry]) -> str:

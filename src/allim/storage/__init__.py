@@ -4,6 +4,6 @@ Domains define their own tables on `metadata` and bring their own queries; nothi
 """
 
 from allim.storage.engine import metadata, open_engine, reading, writable, writing
-from allim.storage.migrate import migrate
+from allim.storage.migrate import migrate, usable
 
-__all__ = ["metadata", "migrate", "open_engine", "reading", "writable", "writing"]
+__all__ = ["metadata", "migrate", "open_engine", "reading", "usable", "writable", "writing"]

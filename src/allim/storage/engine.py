@@ -46,7 +46,7 @@ def open_engine(url: str) -> AsyncEngine:
         return sqlite.open_sqlite(parsed)
     if parsed.drivername in postgres.DRIVERS:
         return postgres.open_postgres(parsed)
-    raise ValueError(f"the database must be sqlite or postgresql, not {parsed.drivername!r}")
+    raise ValueError(f"must begin with sqlite:/// or postgresql://, without a driver, not with {parsed.drivername!r}")
 
 
 @asynccontextmanager
@@ -56,8 +56,13 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     Raises: Unavailable when the database does not answer.
     """
     with _database_errors(engine):
-        async with engine.execution_options(**{sqlite.READS_ONLY: True}).connect() as connection:
+        async with looking(engine) as connection:
             yield connection
+
+
+def looking(engine: AsyncEngine) -> AbstractAsyncContextManager[AsyncConnection]:
+    """As `reading`, with the driver's own errors."""
+    return engine.execution_options(**{sqlite.READS_ONLY: True}).connect()
 
 
 @asynccontextmanager
@@ -124,4 +129,7 @@ def _parse(url: str) -> URL:
         return make_url(postgres.hosts_in_query(url))
     except (ArgumentError, ValueError):
         # The reason is withheld: it may quote the part of the URL that holds the password.
-        raise ValueError(f"the database URL cannot be read (its scheme is {scheme!r})") from None
+        raise ValueError(
+            f"cannot be read (its scheme is {scheme!r}): must be sqlite:///path or "
+            "postgresql://user:password@host:port/name, with `@ : / ? #` in a password percent-encoded"
+        ) from None

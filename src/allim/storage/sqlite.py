@@ -4,6 +4,7 @@ Source: https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#sqlite-transactio
 """
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from allim.errors import Unusable
+from allim.storage.faults import explaining
 
 DRIVERS = {"sqlite", "sqlite+aiosqlite"}
 BUSY_TIMEOUT_S = 10.0
@@ -75,8 +79,9 @@ def open_sqlite(url: URL) -> AsyncEngine:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise ValueError("the sqlite database must be a file, such as sqlite:///data/allim.db")
     path = Path(url.database).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    has_log = _use_wal(path)
+    _make_private(path)
+    with explaining(url):
+        has_log = _use_wal(path)
     engine = create_async_engine(
         # A connection opens the file and does not make one, which would hide that it was deleted.
         URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "rw", "uri": "true"}),
@@ -108,6 +113,20 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def _make_private(path: Path) -> None:
+    """Make the file and its folder, which nobody else may read: it holds accounts. What is there already stays as it
+    is; SQLite gives its further files the mode of the first.
+
+    Raises: Unusable.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        detail = f"the sqlite file {path} cannot be opened: {(error.strerror or str(error)).lower()}"
+        raise Unusable(detail, "let this user write its folder, or name another file") from None
+
+
 def _use_wal(path: Path) -> bool:
     """Switch the file to write-ahead logging, once; the file remembers it. Returns False where it cannot be switched.
 
@@ -120,9 +139,7 @@ def _use_wal(path: Path) -> bool:
             with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
                 (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise ValueError(f"the sqlite file {path} cannot be opened: {error}") from None
-            if time.monotonic() > deadline:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
         else:

@@ -7,7 +7,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,6 +19,7 @@ from structlog.typing import EventDict, Processor
 
 _CHATTY = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "taskiq", "alembic", "aiosqlite", "sqlalchemy")
 _MAX_VALUE_CHARS = 1000
+_KEPT_END_CHARS = 400  # of a longer value: a traceback says at its end what is wrong
 _OURS = frozenset({"exception", "stack"})  # many lines, on purpose
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -51,6 +53,17 @@ def configure_logging(server_id: str, level: str = "info", *, pretty: bool = Fal
     # At a lower level they would log what is stored, with it the hashes of passwords.
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Log nothing meanwhile: for a command that says by itself what goes wrong."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 class _Lines:
@@ -118,6 +131,8 @@ def _cap(_: Any, __: str, event: EventDict) -> EventDict:
             and not (value.isprintable() and len(value) <= _MAX_VALUE_CHARS)
             and key not in _OURS
         ):
-            cut = value[:_MAX_VALUE_CHARS] + ("…" if len(value) > _MAX_VALUE_CHARS else "")
+            cut = value
+            if len(value) > _MAX_VALUE_CHARS:
+                cut = f"{value[: _MAX_VALUE_CHARS - _KEPT_END_CHARS]}…{value[-_KEPT_END_CHARS:]}"
             event[key] = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     return event

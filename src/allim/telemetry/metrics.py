@@ -41,6 +41,9 @@ class Metrics:
         self._refused = Counter(
             "allim_refusals_total", "Streams and calls refused or displaced by a limit", ["limit"], registry=r
         )
+        self._credentials_refused = Counter(
+            "allim_credentials_refused_total", "Tokens, tickets, keys and passwords refused", ["reason"], registry=r
+        )
         self._issuer_failures = Counter(
             "allim_issuer_key_failures_total", "Times the outside issuer's keys could not be read", registry=r
         )
@@ -94,6 +97,9 @@ class Metrics:
 
     def refused(self, limit: str) -> None:
         self._refused.labels(limit).inc()
+
+    def credentials_refused(self, reason: str) -> None:
+        self._credentials_refused.labels(reason).inc()
 
     def fell_behind(self) -> None:
         self._behind.inc()

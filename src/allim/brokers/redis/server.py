@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import structlog
 from hiredis import pack_command
@@ -80,7 +80,7 @@ class RedisServer:
                 SSLConnection if sentinels.tls else Connection, **options, **sentinels.redis
             )
         else:
-            self._make = ConnectionPool.from_url(url, **options).make_connection
+            self._make = _pool(url, options).make_connection
 
     async def connect(self) -> Connected:
         """Return a new connection, after checking its user's rights. The caller disconnects it.
@@ -214,10 +214,36 @@ def parse_sentinels(url: str) -> Sentinels:
 
 
 def _address(text: str) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
+    parts, port = _split(f"//{text}")
     if not parts.hostname:
         raise ValueError("a sentinel needs a host")
-    return parts.hostname, parts.port or SENTINEL_PORT  # the port raises ValueError by itself
+    return parts.hostname, port or SENTINEL_PORT
+
+
+def _split(url: str) -> tuple[SplitResult, int | None]:
+    """The parts of a URL, and its port.
+
+    Raises: ValueError, which does not repeat what stands there: it may be a part of a password.
+    """
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError:
+        raise ValueError("has no host and port; `@ : / ? #` in a password must be percent-encoded") from None
+
+
+def _pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
+    """Raises: ValueError also for what redis-py would ignore in a URL, or find wrong when it connects."""
+    parts, _ = _split(url)
+    if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+        raise ValueError("the database after the host must be a number")
+    pool = ConnectionPool.from_url(url, **options)
+    try:
+        pool.connection_class(**pool.connection_kwargs)  # redis-py tells a wrong parameter only here
+    except TypeError as error:
+        name = str(error).rpartition("argument ")[2]
+        raise ValueError(f"has a parameter not known here: {name}") from None
+    return pool
 
 
 def _sentinel(sentinels: Sentinels, retry: Retry) -> Sentinel:

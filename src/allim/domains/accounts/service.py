@@ -137,7 +137,7 @@ class Service:
                 password_hash = account.password_hash if account else None
                 verified = await self._passwords.verify(password_hash, password)
                 if account is None or password_hash is None or not verified:
-                    raise Unauthenticated("The email or the password is wrong.")
+                    raise Unauthenticated("The email or the password is wrong.", reason="password")
                 if self._passwords.is_outdated(password_hash):
                     account = await self._rehash(account, password)
             # The password may have been changed since it was verified: then it is verified again.

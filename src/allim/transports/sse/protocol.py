@@ -33,6 +33,7 @@ BODY_TIMEOUT_S = 120.0  # and no longer than this in all
 SEND_TIMEOUT_S = 20.0  # for a client that reads nothing of an answer; as in nginx
 PIECE_BYTES = 4 * 1024  # parsed at a time: one read holds up to 256 KB, which may be ten thousand requests
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+IPV4_MAPPED = "::ffff:"  # and four numbers with dots: how a kernel writes an IPv4 client of an IPv6 socket
 _NO_PROTOCOL = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 WriteAtOnce = Callable[[int, bytes, bytes], bool]
@@ -47,11 +48,16 @@ request to the application later, and the tasks that a server waits for when it 
 def address_of(transport: asyncio.Transport, end: str) -> tuple[str, Any] | None:
     """Return an address as a scope holds it: host and port, or the path of a Unix socket, which its client has not.
 
+    A socket that listens on `::` sees IPv4 clients as `::ffff:192.0.2.1`. The scope gets `192.0.2.1`: limits, trusted
+    proxies and logs go by it.
+
     Shape: `end` is `peername` or `sockname`.
     """
     address = transport.get_extra_info(end)
     if isinstance(address, tuple):
-        return (str(address[0]), int(address[1]))
+        host = str(address[0])
+        is_ipv4 = host.startswith(IPV4_MAPPED) and "." in host
+        return (host.removeprefix(IPV4_MAPPED) if is_ipv4 else host, int(address[1]))
     return (address, None) if address and isinstance(address, str) else None
 
 

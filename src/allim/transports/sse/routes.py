@@ -152,4 +152,5 @@ def _refusal(stream: HandoverStream | PortableStream) -> Unauthenticated | TooMa
         return TooMany("There are too many streams of this user.", REPLACED_RETRY_S)
     if stream.close_reason is CloseReason.KICKED:
         return Kicked("the session was ended")
-    return Unauthenticated("the session has ended")
+    reason = "signed_out" if stream.close_reason is CloseReason.SIGNED_OUT else "expired"
+    return Unauthenticated("the session has ended", reason=reason)

@@ -1,4 +1,4 @@
-"""`allim doctor`: looks at what allim stands on and says what to do about it.
+"""What allim stands on: settings, database, Redis; and a stream and a token, if they are given.
 
 Changes nothing, but makes what a first start would make: the data folder, its key and the database file.
 """
@@ -6,9 +6,7 @@ Changes nothing, but makes what a first start would make: the data folder, its k
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
 
-import httpx
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, RedisError
 
@@ -16,65 +14,71 @@ from allim.brokers.redis.durability import refusal
 from allim.brokers.redis.keys import Keys
 from allim.brokers.redis.memory_watch import ERROR_SHARE, WARN_SHARE
 from allim.brokers.redis.pitfalls import Setup, keeps_a_file, look, pitfalls
+from allim.brokers.redis.reach import explain
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import RedisServer, ask
-from allim.client import ClientError, Subscriber
-from allim.errors import AllimError, Unavailable
+from allim.credentials import publish_keys_of, tokens_of
+from allim.doctor.finding import Finding
+from allim.doctor.stream import examine_compression, examine_stream
+from allim.doctor.token import examine_token
+from allim.errors import AllimError, Unavailable, Unusable
 from allim.http.tokens import Tokens
 from allim.hub.clock import SKEW_S
-from allim.settings import Settings, SettingsError, load_settings, unknown_settings
-from allim.storage import open_engine, writable
+from allim.settings import Settings, SettingsError, load_settings, unknown_settings, warnings
+from allim.storage import open_engine, usable, writable
 
 TIMEOUT_S = 5.0
-FIRST_FRAME_S = 2.0
+USER = "allim-doctor"
+TOKEN_S, DAY_S = 120, 86_400
 OLDEST_REDIS = (7, 0)
 
 
-class Finding(NamedTuple):
-    """One thing looked at. `advice` is what to do, empty when nothing."""
+async def examine(environ: Mapping[str, str], url: str | None, token: str | None = None) -> list[Finding]:
+    """All findings, in the order in which to mend them.
 
-    what: str
-    ok: bool
-    detail: str
-    advice: str = ""
-
-
-async def examine(environ: Mapping[str, str], url: str | None) -> list[Finding]:
-    """All findings, in the order in which to mend them."""
+    Shape: with `url` a stream is followed there, with `token` if there is one; `token` itself is explained.
+    """
     try:
         settings = load_settings(environ)
+        publish_keys_of(settings)
+        tokens_of(settings, None)
     except SettingsError as error:
-        return [Finding("settings", False, str(error), "correct the variable; docs/operations.md lists them all")]
+        advice = error.advice or "correct the variable; docs/operations.md lists them all"
+        return [Finding("settings", False, str(error), advice)]
     findings = [_settings(settings, environ), await _database(settings)]
     findings += await _redis(settings)
+    if token is not None:
+        findings += await examine_token(token, settings)
     if url is not None:
-        findings.append(await _stream(settings, url))
+        findings.append(await _stream(settings, url, token))
         if findings[-1].ok:
-            findings.append(await _compression(settings, url))
+            findings.append(await examine_compression(url, token or _token(settings)))
     return findings
 
 
 def _settings(settings: Settings, environ: Mapping[str, str]) -> Finding:
     form = "several replicas over Redis" if settings.clustered else "one process, memory broker"
-    unknown = unknown_settings(environ)
-    advice = f"no setting is called {', '.join(unknown)}; check the spelling" if unknown else ""
-    return Finding("settings", not unknown, form, advice)
+    return Finding("settings", not unknown_settings(environ), form, "; ".join(warnings(environ)))
 
 
 async def _database(settings: Settings) -> Finding:
-    advice = "check ALLIM_DATABASE_URL and that the server runs and lets this user in"
     try:
         engine = open_engine(settings.database_url)
         try:
+            async with asyncio.timeout(2 * TIMEOUT_S):  # connecting has a time limit of its own
+                newest = await usable(engine)
             took_ms = await _timed(lambda: writable(engine))
         finally:
             await engine.dispose()
+    except Unusable as error:
+        return Finding("database", False, str(error), error.advice)
     except (ValueError, AllimError, TimeoutError) as error:
-        return Finding("database", False, str(error) or "no answer", advice)
-    kind = engine.dialect.name
-    if kind == "sqlite" and settings.clustered:
-        return Finding("database", True, f"sqlite answers in {took_ms:.1f} ms", _SHARED_SQLITE)
-    return Finding("database", True, f"{kind} answers in {took_ms:.1f} ms")
+        return Finding("database", False, str(error) or "no answer", "correct ALLIM_DATABASE_URL")
+    detail = f"{engine.dialect.name} answers in {took_ms:.1f} ms"
+    if not newest:
+        detail += "; its schema is older, and the next start migrates it"
+    shared = engine.dialect.name == "sqlite" and settings.clustered
+    return Finding("database", True, detail, _SHARED_SQLITE if shared else "")
 
 
 _SHARED_SQLITE = "replicas on several machines need PostgreSQL: a SQLite file is shared on one machine only"
@@ -87,7 +91,7 @@ async def _redis(settings: Settings) -> list[Finding]:
     try:
         server = RedisServer(settings.redis_url, "allim-doctor", rights)
     except ValueError as error:
-        return [Finding("redis", False, str(error), "correct ALLIM_REDIS_URL")]
+        return [Finding("redis", False, f"ALLIM_REDIS_URL {error}", "correct ALLIM_REDIS_URL")]
     try:
         async with asyncio.timeout(TIMEOUT_S):
             connection = (await server.connect()).connection
@@ -98,8 +102,8 @@ async def _redis(settings: Settings) -> list[Finding]:
     except NoPermissionError as error:
         return [_redis_rights(rights, str(error))]
     except (RedisError, OSError, TimeoutError) as error:
-        advice = "check ALLIM_REDIS_URL and that redis-server runs"
-        return [Finding("redis", False, str(error) or "no answer", advice)]
+        fault = explain(settings.redis_url, error)
+        return [Finding("redis", False, fault.detail, fault.advice)]
     finally:
         await server.close()
 
@@ -165,7 +169,9 @@ def _redis_room(info: Mapping[str, str]) -> Finding:
         return Finding("redis room", True, f"{used / 1e6:.0f} MB used, no limit", advice)
     share = used / most
     detail = f"{used / 1e6:.0f} of {most / 1e6:.0f} MB used"
-    advice = "more maxmemory, fewer HISTORY_EVENTS or a shorter HISTORY_TTL_S" if share >= WARN_SHARE else ""
+    advice = (
+        "more maxmemory, fewer ALLIM_HISTORY_EVENTS or a shorter ALLIM_HISTORY_TTL_S" if share >= WARN_SHARE else ""
+    )
     return Finding("redis room", share < ERROR_SHARE, detail, advice)
 
 
@@ -202,51 +208,17 @@ def _replay(setup: Setup) -> tuple[str, str]:
     return "the append-only file can be replayed", ""
 
 
-async def _stream(settings: Settings, url: str) -> Finding:
-    """Return whether the first frame of a stream comes at once: a proxy that buffers keeps it back."""
-    token = Tokens([settings.secret_key], 60).issue("allim-doctor")
-    failures: list[str] = []
-    began = time.monotonic()
-    try:
-        async with asyncio.timeout(FIRST_FRAME_S), Subscriber(url, token, on_retry=failures.append) as subscriber:
-            async for message in subscriber:
-                took_ms = (time.monotonic() - began) * 1000
-                return Finding(
-                    "stream", True, f"{message.type} after {took_ms:.0f} ms from {message.data['replica']}"
-                )
-    except TimeoutError:
-        advice = "see that replicas run; switch buffering off on the way: proxy_buffering off, as in nginx/"
-        detail = f"no frame within {FIRST_FRAME_S:.0f} s"
-        return Finding("stream", False, ": ".join([detail, *failures[-1:]]), advice)
-    except ClientError as error:
-        advice = "for 401: this shell and the replicas need the same ALLIM_SECRET_KEY"
-        return Finding("stream", False, str(error), advice)
-    except ValueError as error:
-        return Finding("stream", False, str(error), "correct --url")
-    return Finding("stream", False, "the stream ended at once")
+def _token(settings: Settings) -> str:
+    return Tokens([settings.secret_key], TOKEN_S).issue(USER)
 
 
-async def _compression(settings: Settings, url: str) -> Finding:
-    """Return whether a browser, which offers to decompress, gets its first frame at once too."""
-    token = Tokens([settings.secret_key], 60).issue("allim-doctor")
-    headers = {"authorization": f"Bearer {token}", "accept-encoding": "gzip, deflate"}
-    encoding = ""
-    try:
-        async with (
-            asyncio.timeout(FIRST_FRAME_S),
-            httpx.AsyncClient(headers=headers) as http,
-            http.stream("GET", f"{url.rstrip('/')}/events") as response,
-        ):
-            encoding = response.headers.get("content-encoding", "")
-            await anext(response.aiter_bytes())
-    except (TimeoutError, httpx.RequestError, StopAsyncIteration):
-        detail = f"a browser gets no frame within {FIRST_FRAME_S:.0f} s; Content-Encoding: {encoding or 'none'}"
-        return Finding("compression", False, detail, _UNCOMPRESSED)
-    detail = f"a proxy compresses streams: {encoding}" if encoding else "streams are not compressed"
-    return Finding("compression", True, detail, _UNCOMPRESSED if encoding else "")
-
-
-_UNCOMPRESSED = "switch compression off for text/event-stream on the way: it may keep events back"
+async def _stream(settings: Settings, url: str, token: str | None) -> Finding:
+    """Follow a stream with the given token, or with one signed by this shell's own key."""
+    own = ""
+    if token is None:
+        token = _token(settings)
+        own = Tokens([settings.secret_key], 2 * DAY_S, now=lambda: time.time() - DAY_S).issue(USER)
+    return await examine_stream(url, token, own, settings.heartbeat_s)
 
 
 async def _timed(work: Callable[[], Awaitable[object]]) -> float:

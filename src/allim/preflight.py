@@ -1,0 +1,43 @@
+"""What can be wrong with a setting and only shows when the other side is asked: for the start, while somebody is
+watching, and before anything runs.
+"""
+
+import structlog
+
+from allim.alone import alone
+from allim.brokers.redis import durability, reach
+from allim.brokers.redis.rights import Rights
+from allim.settings import Settings, naming
+from allim.storage import open_engine, usable
+
+log = structlog.get_logger(__name__)
+
+
+async def check(settings: Settings, *, redis: bool = True) -> None:
+    """Ask the database and Redis. A Redis that is not there yet is no reason to stop: a replica waits for it.
+
+    Shape: `redis` is False where Redis is still to be started.
+    Raises: SettingsError.
+    """
+    if settings.redis_url is None:
+        with alone(settings.data_dir):
+            pass
+    with naming("DATABASE_URL"):
+        engine = open_engine(settings.database_url)
+        try:
+            await usable(engine)
+        finally:
+            await engine.dispose()
+    if settings.redis_url is not None and redis:
+        await _check_redis(settings.redis_url, settings)
+
+
+async def _check_redis(url: str, settings: Settings) -> None:
+    rights = Rights(settings.redis_prefix, settings.durability, quiet=True)
+    with naming("REDIS_URL"):
+        fault = await reach.check(url, rights)
+    if fault is not None:
+        log.warning("redis not reached", error=fault.detail, advice=fault.advice)
+        return
+    with naming("DURABILITY"):
+        await durability.check(url, settings.durability, rights)
