@@ -330,6 +330,21 @@ async def never(_: Asked, __: asyncio.StreamWriter) -> None:
     await asyncio.Event().wait()
 
 
+async def test_a_call_that_is_not_answered_in_time_is_sent_once_and_answered_504(start: Start) -> None:
+    changed = {"proxy_read_timeout 30s": "proxy_read_timeout 500ms"}
+    async with (
+        Stub(never) as one,
+        Stub(never) as two,
+        start(one.address, two.address, changed=changed) as front,
+        front.client() as client,
+    ):
+        answer = await client.post("/api/accounts", content=b"{}")
+
+    assert answer.status_code == 504
+    assert answer.json()["status"] == 504
+    assert len(one.asked) + len(two.asked) == 1
+
+
 async def oversized(_: Asked, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nX-Long: %b\r\nContent-Length: 0\r\n\r\n" % (b"a" * 20_000))
 
