@@ -184,7 +184,7 @@ async def test_a_reader_that_reads_gets_a_burst_of_many_times_its_buffer_and_sta
 
         assert [(await stream.next("t")).data[0] for _ in range(10)] == list(range(10))
         server.publish(("user:burst", "t", ["live"]))
-        assert (await stream.next()).data == ["live"]
+        assert (await stream.next("t")).data == ["live"]
     assert server.metric("allim_streams_behind_total") == behind + 1
 
 
