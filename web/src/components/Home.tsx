@@ -55,7 +55,7 @@ export function Home({ account, onSignedOut }: HomeProps) {
         <AccountButton account={account} onDeleted={() => onSignedOut("Your account is deleted.")} />
         <button
           type="button"
-          className="button"
+          className="button small"
           data-testid="sign-out"
           aria-disabled={isLeaving}
           onClick={() => void signOut()}

@@ -14,7 +14,7 @@ export function AccountButton(props: AccountProps) {
   const [isOpen, setOpen] = useState(false);
   return (
     <>
-      <button type="button" className="button" data-testid="open-account" onClick={() => setOpen(true)}>
+      <button type="button" className="button small" data-testid="open-account" onClick={() => setOpen(true)}>
         Account
       </button>
       {isOpen && <AccountDialog {...props} onClose={() => setOpen(false)} />}
