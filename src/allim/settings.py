@@ -363,7 +363,7 @@ def read_secret(path: Path, setting: str, advice: str) -> str:
 
 
 def own_secret(secret_key: str, secret_key_file: Path | None, data_dir: Path) -> str:
-    """Return the signing key: `SECRET_KEY`, else that of `SECRET_KEY_FILE`, else the one kept in the data folder."""
+    """Return the signing key: ALLIM_SECRET_KEY, else that of ALLIM_SECRET_KEY_FILE, else the data folder's."""
     if secret_key:
         return secret_key
     if secret_key_file is not None:
