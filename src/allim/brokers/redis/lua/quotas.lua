@@ -3,7 +3,7 @@
 -- because it was set back, neither gives nor takes anything. Prepended to the scripts that charge demands.
 
 -- Whether Redis takes no writes at the moment (memory or disk full, replicas gone), so that nothing can be charged.
-local function charges_no_write(reply)
+local function takes_no_write(reply)
   local code = type(reply) == 'table' and reply.err and reply.err:match('^%u+')
   return code == 'OOM' or code == 'MISCONF' or code == 'NOREPLICAS'
 end
