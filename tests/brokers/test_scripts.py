@@ -1,15 +1,18 @@
 """Calls that are tried again."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
+from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.scripts import Call, NotDone, Refused, Script, ScriptCalls
 from allim.brokers.redis.server import Connected, RedisServer, ask
 from allim.errors import Unavailable
+from allim.telemetry import Metrics
 from tests.servers import Redis
 from tests.waiting import until
 
@@ -140,3 +143,28 @@ async def test_what_redis_refuses_is_not_asked_again_also_if_repeatable(redis: R
         )  # the command's and its script's
     await calls.close()
     await server.close()
+
+
+BUILT_IN = {"tonumber", "ipairs", "pairs", "unpack", "error", "type", "pcall"} | {
+    "and",
+    "or",
+    "not",
+    "if",
+    "function",
+}
+
+
+def every_script() -> list[Script]:
+    """Return the scripts of broker and ledger."""
+    owners = (RedisBroker("redis://127.0.0.1", "r", Metrics()), RedisLedger("redis://127.0.0.1", "r"))
+    return [value for owner in owners for value in vars(owner).values() if isinstance(value, Script)]
+
+
+@pytest.mark.parametrize("script", every_script(), ids=lambda script: script.name)
+def test_a_script_calls_only_functions_that_it_defines(script: Script) -> None:
+    """Redis finds a function that does not exist only when a call comes to it, perhaps on a full disk alone."""
+    code = "\n".join(line.partition("--")[0] for line in script.source.splitlines())
+    code = re.sub(r"'[^'\n]*'", "''", code)
+    defined = set(re.findall(r"function (\w+)\(", code))
+
+    assert set(re.findall(r"(?<![.:\w])([a-z_]\w*)\(", code)) <= defined | BUILT_IN
