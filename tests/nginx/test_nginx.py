@@ -290,21 +290,6 @@ async def test_what_reached_no_replica_is_tried_a_second_time(start: Start) -> N
     assert [attempt.count(" : ") for attempt in attempts] == [1, 1]
 
 
-async def test_a_front_is_believed_about_client_and_scheme_if_it_is_named(start: Start) -> None:
-    told = {"X-Forwarded-For": "6.6.6.6, 203.0.113.7", "X-Forwarded-Proto": "https"}
-    async with Stub() as stub:
-        for named in ("127.0.0.1", "192.0.2.1"):
-            async with (
-                start(stub.address, changed={"255.255.255.255": named}) as front,
-                front.client() as client,
-            ):
-                await client.get("/api/accounts/me", headers=told)
-            shutil.rmtree(front.folder / "nginx")
-
-    heard = [(asked.headers["x-forwarded-for"], asked.headers["x-forwarded-proto"]) for asked in stub.asked]
-    assert heard == [("203.0.113.7", "https"), ("127.0.0.1", "http")]
-
-
 async def test_a_get_goes_to_the_next_replica(start: Start) -> None:
     async with (
         Stub(hang_up) as one,

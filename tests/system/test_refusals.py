@@ -154,7 +154,7 @@ def test_what_is_not_there_is_404(system: Cluster, method: str, path: str) -> No
     [
         ("GET", ACCOUNTS, {"POST"}),
         ("POST", ME, {"GET", "HEAD"}),
-        ("GET", SESSION, {"POST", "DELETE"}),
+        ("PUT", SESSION, {"GET", "HEAD", "POST", "DELETE"}),
         ("DELETE", SNAPSHOTS, {"GET", "HEAD", "POST"}),
         ("PUT", f"{SNAPSHOTS}/x", {"GET", "HEAD"}),
         ("GET", PUBLISH, {"POST"}),
