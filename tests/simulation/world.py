@@ -244,7 +244,7 @@ class Attempt(asyncio.Protocol):
         self.connection = connection
         self.ended: asyncio.Future[None] = reader.world.loop.create_future()
         self.stream: SimulatedStream | None = None
-        self.rest = b""
+        self.unread = self.rest = b""
         self.said = ""
         self.heard_at = reader.world.loop.now
         self.opened = False
@@ -258,9 +258,26 @@ class Attempt(asyncio.Protocol):
         if self.ended.done():
             return
         self.heard_at = self.reader.world.loop.now
-        *blocks, self.rest = (self.rest + data).split(b"\n\n")
+        self.unread += data
+        if not self.opened:
+            answer, end, self.unread = self.unread.partition(b"\n\n")
+            if not end:
+                self.unread = answer
+                return
+            self._take(answer)
+        *blocks, self.rest = (self.rest + self._whole_chunks()).split(b"\n\n")
         for block in blocks:
             self._take(block)
+
+    def _whole_chunks(self) -> bytes:
+        """Return the content of the chunks that have arrived whole. Source: RFC 9112, 7.1."""
+        content = b""
+        while True:
+            size, end, rest = self.unread.partition(b"\r\n")
+            length = int(size, 16) if end else 0
+            if not end or len(rest) < length + 2:
+                return content
+            content, self.unread = content + rest[:length], rest[length + 2 :]
 
     def eof_received(self) -> None:
         """The transport closes."""
