@@ -139,3 +139,12 @@ def test_the_image_of_nginx_fills_in_every_variable_of_the_template() -> None:
 
     used = set(re.findall(r"\$\{(ALLIM_NGINX_\w+)\}", template))
     assert used == set(re.findall(r"^\s+(ALLIM_NGINX_\w+)=", dockerfile, re.MULTILINE))
+
+
+def test_what_the_images_copy_is_sent_to_the_engine() -> None:
+    """`.dockerignore` leaves everything out and names what it lets in."""
+    let_in = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+    copied = {source.split("/")[0] for sources in copies for source in sources.split()}
+    assert copied == let_in
