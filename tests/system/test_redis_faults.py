@@ -79,7 +79,14 @@ def pair_of_replicas(pulse_s: float = PULSE_S) -> Iterator[Pair]:
 
 def _replica_behind(way: FaultProxy, pulse_s: float) -> contextlib.AbstractContextManager[Replica]:
     url = f"redis://127.0.0.1:{way.port}/0"
-    return replica(redis_url=url, heartbeat_s=max(1.0, pulse_s), pulse_s=pulse_s, history_events=20_000, drain_s=0)
+    return replica(
+        redis_url=url,
+        heartbeat_s=max(1.0, pulse_s),
+        pulse_s=pulse_s,
+        history_events=20_000,
+        drain_s=0,
+        publisher_memory_mb=1000,  # by default half of Redis' memory, which a test makes small
+    )
 
 
 @pytest.fixture(scope="module")
