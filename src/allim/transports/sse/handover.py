@@ -11,7 +11,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -34,20 +34,6 @@ class HandedOver(Exception):
     """Tells the old protocol why it lost its connection, which lives on. Nothing failed."""
 
 
-class _Written:
-    """The frames that a stream wrote last, and the chunk that they are. Streams that write the same frames one after
-    another share the chunk.
-    """
-
-    __slots__ = ("chunk", "frames")
-
-    def __init__(self) -> None:
-        self.frames = self.chunk = b""
-
-
-_written = _Written()
-
-
 class HandoverStream(SseStream, asyncio.Protocol):
     """A stream that is its connection's protocol. No task, no queue, no timer: the buffer is the transport's.
 
@@ -56,6 +42,10 @@ class HandoverStream(SseStream, asyncio.Protocol):
     """
 
     __slots__ = ("chunked", "connections", "head", "transport", "waiter")
+
+    newest: ClassVar[tuple[bytes, bytes]] = (b"", b"")
+    """The frames that any stream wrote last, and their chunk, which streams that write the same frames share. One
+    value, so that streams of two threads cannot mix them up."""
 
     transport: asyncio.Transport | None
 
@@ -83,9 +73,10 @@ class HandoverStream(SseStream, asyncio.Protocol):
     def write(self, wire: bytes) -> None:
         if self.close_reason is None and self.transport is not None:
             if self.chunked:
-                if wire is not _written.frames:
-                    _written.frames, _written.chunk = wire, frames.chunk(wire)
-                wire = _written.chunk
+                newest = HandoverStream.newest
+                if wire is not newest[0]:
+                    newest = HandoverStream.newest = (wire, frames.chunk(wire))
+                wire = newest[1]
             if self.head:
                 self.head += wire
                 if len(self.head) >= FIRST_BYTES:

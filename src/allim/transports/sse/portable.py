@@ -83,9 +83,7 @@ class PortableStream(SseStream):
 
     def finish(self, last: bytes | None) -> None:
         assert self.close_reason is not None
-        if (
-            last is None or not self.close_reason.reconnect
-        ):  # who may not read on gets the reason and nothing before it
+        if last is None or not self.close_reason.reconnect:  # a final reason goes out with nothing before it
             self.chunks.clear()
         if last is not None:
             self.chunks.append(last)
