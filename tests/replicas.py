@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -310,3 +311,19 @@ class Reader:
 
     async def __aexit__(self, *_: Any) -> None:
         self.abort()
+
+
+async def moments_of_drain(server: Replica, count: int) -> list[float]:
+    """Open streams and send SIGTERM. Returns the seconds after which each stream was told of the drain and ended."""
+    streams = [await Reader.open(server.url, token(str(number))) for number in range(count)]
+    for stream in streams:
+        await stream.next("stream.open")
+    began = time.monotonic()
+    server.process.terminate()
+
+    async def ended(stream: Reader) -> float:
+        assert (await stream.rest())[-1].data == {"reason": "drain", "reconnect": True}
+        stream.abort()
+        return time.monotonic() - began
+
+    return await asyncio.gather(*map(ended, streams))

@@ -1,5 +1,5 @@
 """The data folder: the SQLite file with accounts, the secret key, a lock, and the socket of a Redis that `allim up`
-starts. All of it is for the user that runs allim, and nobody else.
+starts. Only the user that runs allim may read it.
 """
 
 import re

@@ -1,6 +1,4 @@
-"""What can be wrong with a setting and only shows when the other side is asked: for the start, while somebody is
-watching, and before anything runs.
-"""
+"""Checks at the start, before anything runs: settings whose faults show only when Redis or the database is asked."""
 
 import structlog
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import socket
-import time
 import zlib
 from contextlib import suppress
 
 import httpx
 import pytest
 
-from tests.replicas import PUBLISH_KEY, Reader, Replica, replica, token, token_for_topics
+from tests.replicas import PUBLISH_KEY, Reader, Replica, moments_of_drain, replica, token, token_for_topics
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -267,18 +266,7 @@ async def test_a_client_that_cannot_have_its_stream_is_no_defect_in_the_log() ->
 @pytest.mark.parametrize("portable", [False, True], ids=["handover", "portable"])
 async def test_sigterm_tells_every_stream_at_its_own_moment(portable: bool) -> None:
     with replica(portable=portable, drain_s=2) as server:
-        streams = [await Reader.open(server.url, token(str(number))) for number in range(30)]
-        for stream in streams:
-            await stream.next("stream.open")
-        began = time.monotonic()
-        server.process.terminate()
-
-        async def ended(stream: Reader) -> float:
-            assert (await stream.rest())[-1].data == {"reason": "drain", "reconnect": True}
-            stream.abort()
-            return time.monotonic() - began
-
-        moments = await asyncio.gather(*map(ended, streams))
+        moments = await moments_of_drain(server, 30)
         await until(lambda: server.process.poll() is not None, 5)
         assert max(moments) - min(moments) > 0.5, "all at once"
         assert portable or server.process.returncode == 0

@@ -1,7 +1,7 @@
 """Why credentials are refused: counted by reason, and logged once a second at most.
 
-The answer says little, because whoever guesses reads it too. The operator reads the reason here. Neither the log nor
-the metric holds anything of the credentials themselves.
+The answer does not give the reason, because an attacker would read it too. The operator finds it here. Neither the
+log nor the metric holds any part of the credentials.
 """
 
 import time

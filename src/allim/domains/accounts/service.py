@@ -54,7 +54,7 @@ class Sessions(Protocol):
 
 
 class FirstSnapshot(Protocol):
-    """What a new account wants from the room of snapshots."""
+    """The calls of the domain `snapshots` that a new account needs."""
 
     async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
         """Store the request in the account's own transaction; the snapshot's id."""
@@ -65,7 +65,7 @@ class FirstSnapshot(Protocol):
 
 
 class Session(NamedTuple):
-    """Somebody who has just signed in."""
+    """The result of a sign-in."""
 
     account: AccountView
     token: str
@@ -214,7 +214,7 @@ class Service:
         log.info("session ended", user=account_id, session=session_id)
 
     async def change_password(self, identity: Identity, current: str, new: str, turn: Turn = nullcontext) -> None:
-        """Change the password, and end the account's other sessions and whatever signs in with the old one meanwhile.
+        """Change the password, and end the account's other sessions, also those that begin meanwhile.
 
         Raises: NotFound; Conflict for an account without a password; Forbidden naming `currentPassword`; Unavailable;
         the errors of `turn`.
@@ -293,7 +293,7 @@ class Service:
         change: Callable[[AsyncConnection], Awaitable[None]],
         keep: str = "",
     ) -> bool:
-        """End the account's sessions except `keep`, then change the account while none has begun since.
+        """End the account's sessions except `keep`, then change the account if no session has begun since.
 
         False, with the account unchanged, if it was deleted or its password changed since it was read.
         """
@@ -410,7 +410,7 @@ class Service:
 
 
 async def profile(engine: AsyncEngine, account_id: str) -> dict[str, object] | None:
-    """What a snapshot pictures of an account; None when there is no such account.
+    """Return the content of a snapshot about its account; None if there is no such account.
 
     Shape: `id`, `email`, `name`, `createdAt`. A function of its own, because snapshots need it before there
     is a `Service`, which itself needs snapshots.

@@ -143,7 +143,7 @@ async def by_identity(connection: AsyncConnection, issuer: str, subject: str) ->
 
 
 async def replace_hash(connection: AsyncConnection, account: Account, password_hash: str) -> None:
-    """Store a newer hash of the same password, unless the password was changed meanwhile."""
+    """Store another hash, of the same password or of a new one, unless the password was changed meanwhile."""
     unchanged = (accounts.c.id == account.id) & (accounts.c.password_hash == account.password_hash)
     await connection.execute(update(accounts).where(unchanged).values(password_hash=password_hash))
 
