@@ -124,7 +124,19 @@ class _Connections(NamedTuple):
         return cls(os.getpid(), http, network)
 
 
-class Publisher:
+class _Sender:
+    """The server, the key and the time limit of a publisher."""
+
+    def __init__(self, url: str, key: str, timeout_s: float) -> None:
+        self._url = base_url(url) + "/api/publish"
+        self._authorization = bearer("key", key)
+        self._timeout_s = _seconds(timeout_s)
+
+    def _begin(self, body: object, idempotency_key: str | None, timeout_s: float | None) -> _Publish:
+        return _Publish(body, idempotency_key, self._timeout_s if timeout_s is None else timeout_s)
+
+
+class Publisher(_Sender):
     """Publishes events, for synchronous code, from any number of threads.
 
     A process that is forked opens connections of its own; the parent's stay open.
@@ -134,9 +146,7 @@ class Publisher:
     """
 
     def __init__(self, url: str, key: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._url = base_url(url) + "/api/publish"
-        self._authorization = bearer("key", key)
-        self._timeout_s = _seconds(timeout_s)
+        super().__init__(url, key, timeout_s)
         self._opened = _Connections.open()
 
     def publish(
@@ -153,7 +163,7 @@ class Publisher:
         Raises: ClientError when refused, and certainly not stored; NotConfirmed when there is no answer in time, and
         it may be stored; TypeError or ValueError, naming the place, for data that JSON cannot hold.
         """
-        return self._send(_Publish(_event(topic, type_, data), idempotency_key, self._within_s(timeout_s)))
+        return self._send(self._begin(_event(topic, type_, data), idempotency_key, timeout_s))
 
     def publish_batch(
         self,
@@ -166,16 +176,13 @@ class Publisher:
 
         Raises: as `publish`.
         """
-        return self._send(_Publish(_batch(events), idempotency_key, self._within_s(timeout_s)))
+        return self._send(self._begin(_batch(events), idempotency_key, timeout_s))
 
     def close(self) -> None:
         if self._opened.pid == os.getpid():
             self._opened.http.close()
         else:
             self._opened.network.forget()
-
-    def _within_s(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
 
     def _send(self, publish: _Publish) -> Published:
         while True:
@@ -223,7 +230,7 @@ class Publisher:
         self.close()
 
 
-class AsyncPublisher:
+class AsyncPublisher(_Sender):
     """Publishes events, for asyncio.
 
     Connections belong to one event loop of one process: in another loop, and after a fork, new ones are opened.
@@ -232,9 +239,7 @@ class AsyncPublisher:
     """
 
     def __init__(self, url: str, key: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._url = base_url(url) + "/api/publish"
-        self._authorization = bearer("key", key)
-        self._timeout_s = _seconds(timeout_s)
+        super().__init__(url, key, timeout_s)
         self._http = httpx.AsyncClient(verify=tls())
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None  # where the connections were opened
 
@@ -248,7 +253,7 @@ class AsyncPublisher:
         timeout_s: float | None = None,
     ) -> Published:
         """As `Publisher.publish`."""
-        return await self._send(_Publish(_event(topic, type_, data), idempotency_key, self._within_s(timeout_s)))
+        return await self._send(self._begin(_event(topic, type_, data), idempotency_key, timeout_s))
 
     async def publish_batch(
         self,
@@ -258,14 +263,11 @@ class AsyncPublisher:
         timeout_s: float | None = None,
     ) -> Published:
         """As `Publisher.publish_batch`."""
-        return await self._send(_Publish(_batch(events), idempotency_key, self._within_s(timeout_s)))
+        return await self._send(self._begin(_batch(events), idempotency_key, timeout_s))
 
     async def close(self) -> None:
         if self._home == _home():
             await self._http.aclose()
-
-    def _within_s(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
 
     async def _send(self, publish: _Publish) -> Published:
         while True:
