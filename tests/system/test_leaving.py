@@ -22,7 +22,7 @@ from tests.followers import (
 )
 from tests.replicas import PUBLISH_KEY, Reader, Replica, replica, token
 from tests.sockets import held, own_port
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.anyio
 
@@ -63,13 +63,13 @@ async def test_sigterm_ends_300_streams_one_by_one_while_the_replica_says_that_i
             server.process.terminate()
             ends = asyncio.gather(*(_drained(stream, began) for stream in streams))
             async with httpx.AsyncClient(base_url=server.url) as http:
-                await until(lambda: _answers(http, 503), 0.5, "readiness red while the listener answers")
+                await until(lambda: _answers(http, 503), WINDOW_S / 2, "readiness red while the listener answers")
                 refused = await http.get("/events", headers={"authorization": f"Bearer {token('late')}"})
                 assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
                 assert "retry-after" in refused.headers
                 assert (await http.get("/healthz")).status_code == 200
             moments, waits_ms = zip(*await ends, strict=True)
-        await until_exited(server, DRAIN_S - (time.monotonic() - began) + 0.5)
+        await until_exited(server, DRAIN_S - (time.monotonic() - began) + PATIENCE_S)
 
     deciles = [quantile(moments, tenth / 10) for tenth in range(1, 10)]
     _show("ends at " + " ".join(f"{moment:.2f}" for moment in (min(moments), *deciles, max(moments))))
