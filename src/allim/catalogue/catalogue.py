@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from allim.catalogue.event_type import EventType, topic_pattern
 from allim.catalogue.file import read_file
@@ -96,7 +97,7 @@ def _check_of_data(model: Any) -> Callable[[object, str], None]:
     def check(value: object, under: str) -> None:
         try:
             # As JSON, because there a date is a text, also in strict mode.
-            adapter.validate_json(json.dumps(value, ensure_ascii=False), strict=True)
+            adapter.validate_json(to_json(value), strict=True)
         except ValidationError as error:
             raise invalid(error, under) from None
 

@@ -50,9 +50,9 @@ def validator_of(schema: dict[str, Any] | bool) -> Callable[[object, str], None]
         validator = jsonschema_rs.Draft202012Validator(
             schema, validate_formats=True, pattern_options=jsonschema_rs.RegexOptions(), offline=True
         )
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise Unusable(f"data: {reason}") from None
+    except jsonschema_rs.ValidationError as error:
+        words = _sentence(error.kind) if error.kind.name == "format" else error.message
+        raise Unusable(f"{path_of('data', error.instance_path)}: {words}") from None
 
     def check(value: object, under: str) -> None:
         if not validator.is_valid(value):
@@ -82,7 +82,7 @@ def rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -
     """
     if not isinstance(schema, dict):
         return schema
-    copy: dict[str, Any] = {
+    copy: dict[Any, Any] = {
         keyword: [*value] if keyword in _LISTS else {**value} if keyword in _MAPS else value
         for keyword, value in schema.items()
     }

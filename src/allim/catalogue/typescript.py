@@ -154,8 +154,9 @@ def _array(schema: Mapping[str, Any], known: Mapping[str, str], indent: str) -> 
     rest = _grouped(_type(items, known, indent))
     if not first:
         return f"{rest}[]"
-    optional = [f"({each})?" for each in first]
-    return f"[{', '.join([*optional, *([] if items is False else [f'...{rest}[]'])])}]"
+    needed = schema.get("minItems", 0)
+    members = [each if index < needed else f"({each})?" for index, each in enumerate(first)]
+    return f"[{', '.join([*members, *([] if items is False else [f'...{rest}[]'])])}]"
 
 
 def _grouped(type_: str) -> str:
