@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from harness.replicas import ROOT
 
 from allim.catalogue import Catalogue, EventType, load
 from allim.catalogue.asyncapi import asyncapi
@@ -15,7 +16,6 @@ from allim.catalogue.typescript import declarations
 from allim.domains.snapshots import EVENTS
 from allim.transports.control_events import CONTROL_EVENTS
 from tests.catalogue.test_file import ORDERS
-from tests.replicas import ROOT
 
 NODE_MODULES = ROOT / "web" / "node_modules"
 OFFICIAL = NODE_MODULES / "@asyncapi" / "specs" / "schemas" / "3.0.0.json"

@@ -11,14 +11,14 @@ import httpx
 import jsonschema_rs
 import pytest
 import schemathesis
+from harness.replicas import ROOT, Reader, Replica, replica, token_for_topics
+from harness.servers import Redis
+from harness.waiting import PATIENCE_S, until_sync
 
 from allim.catalogue import load
 from tests.catalogue.test_documents import OFFICIAL, compile_strictly
 from tests.catalogue.test_file import ORDERS
 from tests.http.apps import assert_problem
-from tests.replicas import ROOT, Reader, Replica, replica, token_for_topics
-from tests.servers import Redis
-from tests.waiting import PATIENCE_S, until_sync
 
 pytestmark = pytest.mark.anyio
 
@@ -177,7 +177,7 @@ def test_a_wrong_file_stops_the_start_with_one_line(tmp_path: Path) -> None:
 def test_replicas_with_different_files_say_so(redis: Redis, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(ORDERS.read_text().replace("maxLength: 200", "maxLength: 100"))
-    shared = {"redis_url": redis.url, "redis_prefix": "catalogue-differs", "pulse_s": 0.5}
+    shared: dict[str, Any] = {"redis_url": redis.url, "redis_prefix": "catalogue-differs", "pulse_s": 0.5}
     with replica(catalogue=ORDERS, **shared), replica(catalogue=other, **shared) as second:
 
         def told() -> bool:
