@@ -1,6 +1,7 @@
 """The catalogue's page in a real browser: every type of the catalogue, under the page's policy, readable for all."""
 
 from collections.abc import Iterator
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -65,7 +66,7 @@ def test_the_command_that_is_shown_is_published_as_it_stands(page: Page, served:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_wrong(browser: Browser, served: Replica, scheme: str) -> None:
+def test_axe_finds_nothing_wrong(browser: Browser, served: Replica, scheme: Literal["light", "dark"]) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": 390, "height": 900})
     page = context.new_page()
     open_catalogue(page, served)

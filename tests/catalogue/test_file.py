@@ -36,7 +36,7 @@ def refused(path: Path, *built_in: Any) -> str:
 def faults(schema: Any, value: object) -> list[tuple[str, str]]:
     with pytest.raises(Invalid) as error:
         validator_of(schema)(value, "data")
-    return [tuple(field) for field in error.value.fields]
+    return [(field, message) for field, message in error.value.fields]
 
 
 # -- What is read ----------------------------------------------------------------------------------------------

@@ -84,7 +84,11 @@ async def test_of_a_batch_with_one_wrong_event_nothing_is_published(served: Repl
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_type_that_is_not_declared_takes_any_data_and_topic(served: Replica, way: dict[str, str]) -> None:
-    events = [("user:1", "orders.shippe", 1), ("system", "orders.shipped.more", None), ("x:y", "orders", [])]
+    events: list[tuple[str, str, object]] = [
+        ("user:1", "orders.shippe", 1),
+        ("system", "orders.shipped.more", None),
+        ("x:y", "orders", []),
+    ]
 
     assert [served.publish(event, **way).status_code for event in events] == [202, 202, 202]
 
@@ -155,6 +159,16 @@ def test_the_command_prints_strict_typescript(served: Replica, tmp_path: Path) -
     assert '"orders.shipped": OrdersShipped;' in ended.stdout
     assert '"orders.shipped": `orders:${string}`;' in ended.stdout
     assert compile_strictly(tmp_path) == ""
+
+
+@pytest.mark.parametrize(("path", "words"), [("/none", "answers 404"), ("/api/docs?", "the answer is no catalogue")])
+def test_the_command_says_why_there_are_no_types(served: Replica, path: str, words: str) -> None:
+    command = [sys.executable, "-m", "allim", "types", served.url + path]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("allim: ")
+    assert words in ended.stderr
 
 
 # -- Start -----------------------------------------------------------------------------------------------------

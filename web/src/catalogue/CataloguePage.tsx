@@ -56,9 +56,10 @@ function Types({ types }: { types: readonly DeclaredType[] }) {
         <Index title="On every stream" types={control} />
       </nav>
       <div className="catalogue-types">
+        <h2>Published</h2>
         {published.map((type) => <TypeCard key={type.type} type={type} />)}
         <h2 className="catalogue-title">On every stream</h2>
-        <p className="muted">allim itself sends these control events. They cannot be published.</p>
+        <p className="catalogue-about muted">allim itself sends these control events. They cannot be published.</p>
         {control.map((type) => <TypeCard key={type.type} type={type} />)}
       </div>
     </div>
