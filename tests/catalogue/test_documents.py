@@ -136,7 +136,7 @@ def inside(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def compile_strictly(folder: Path) -> str:
-    """What tsc says of the files in a folder."""
+    """Compile the files of a folder. Returns the output of tsc."""
     files = [str(path) for path in folder.glob("*.ts")]
     command = [str(NODE_MODULES / ".bin" / "tsc"), "--strict", "--noEmit", "--noUncheckedIndexedAccess", *files]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

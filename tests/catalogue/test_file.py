@@ -1,4 +1,4 @@
-"""Types that a file declares: what is read, how data is compared with a schema, and how each fault is told."""
+"""Types that a file declares: its forms, its faults, and the faults of data that does not fit a schema."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def faults(schema: Any, value: object) -> list[tuple[str, str]]:
     return [(field, message) for field, message in error.value.fields]
 
 
-# -- What is read ----------------------------------------------------------------------------------------------
+# -- Reading ---------------------------------------------------------------------------------------------------
 
 
 def test_yaml_and_json_declare_the_same(tmp_path: Path) -> None:
@@ -95,6 +95,10 @@ def test_other_content_has_another_digest(tmp_path: Path) -> None:
         ({"data": {"pattern": "a(?=b)"}, "example": "ab"}, "a.b: data"),
         ({"data": {"$ref": "#/$defs/No"}}, "a.b: data: Pointer '/$defs/No' does not exist"),
         ({"data": {"items": {"$ref": "https://a.example/x"}}}, "a.b: data.items.$ref: must be `#` or"),
+        ({"data": {"properties": []}}, "a.b: data.properties: must be an object"),
+        ({"data": {"allOf": {"a": 1}}}, "a.b: data.allOf: must be a list"),
+        ({"data": {"$defs": 1}}, "a.b: data.$defs: must be an object"),
+        ({"data": {"$ref": 1}}, "a.b: data.$ref: must be a string"),
         ({"data": {"$id": "x"}}, "a.b: data.$id: is not supported here"),
         ({"data": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "a.b: data"),
     ],

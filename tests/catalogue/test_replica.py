@@ -1,4 +1,4 @@
-"""A declared type on a real replica: what is refused, on both ways a publish can take, and what is described."""
+"""Declared types on a real replica: refusals on both paths of a publish, the descriptions, and a wrong file."""
 
 import json
 import subprocess

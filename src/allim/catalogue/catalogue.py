@@ -20,8 +20,8 @@ from allim.hub import Check, Draft, check_type
 class Catalogue:
     """Event types, each with a name of its own.
 
-    Shape: `checks` has the check of each type that can be published; control events cannot. `digest` is the same for
-    catalogues whose files declare the same, "" without a file.
+    Shape: `checks` has the check of each type that can be published; control events cannot. `digest` is equal
+    for files that declare the same types, "" without a file.
     """
 
     def __init__(self, event_types: Iterable[EventType], digest: str = "") -> None:

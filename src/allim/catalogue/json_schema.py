@@ -63,22 +63,22 @@ def validator_of(schema: dict[str, Any] | bool) -> Callable[[object, str], None]
 
 
 def children(schema: object) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Yield each schema directly inside a schema, with the path to it."""
+    """Yield each schema directly inside a schema, with the path to it. The schema may still be malformed."""
     if not isinstance(schema, dict):
         return
     for keyword, value in schema.items():
         if keyword in _ONE:
             yield (keyword,), value
-        elif keyword in _LISTS:
+        elif keyword in _LISTS and isinstance(value, list):
             yield from (((keyword, index), each) for index, each in enumerate(value))
-        elif keyword in _MAPS:
+        elif keyword in _MAPS and isinstance(value, dict):
             yield from (((keyword, name), each) for name, each in value.items())
 
 
 def rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Return a copy of a schema in which each part that is a schema is what `change` returns for it.
+    """Return a copy of a schema in which `change` has replaced each part that is a schema.
 
-    Shape: `change` is called with each part from the innermost on.
+    Shape: `change` is called with each part, from the innermost on, and returns the new one.
     """
     if not isinstance(schema, dict):
         return schema
@@ -114,9 +114,10 @@ def hoisted(name: str, schema: dict[str, Any] | bool, base: str) -> dict[str, An
 
 def with_definitions(schema: Any, shared: Mapping[str, Any]) -> Any:
     """Return the schema with those of the shared definitions that it leads to."""
-    if not isinstance(schema, dict):
+    own = schema.get("$defs", {}) if isinstance(schema, dict) else None
+    if not isinstance(own, dict):
         return schema
-    known = {**shared, **schema.get("$defs", {})}
+    known = {**shared, **own}
     needed: dict[str, Any] = {}
     open_: list[Any] = [schema]
     while open_:
@@ -163,7 +164,7 @@ def _fields(error: Any, under: str) -> Iterable[FieldError]:
 
 
 def _sentence(kind: Any) -> str:
-    """Return what a value must be. The sentence never repeats the value."""
+    """Return the sentence that tells the form of a value. It never repeats the value."""
     if kind.name == "type":
         return f"must be {' or '.join(_KINDS[each] for each in kind.types)}"
     if kind.name == "enum":

@@ -89,7 +89,7 @@ def _topic_type(form: str) -> str:
 
 
 def _type(schema: Any, known: Mapping[str, str], indent: str) -> str:
-    """Return the type of a schema: what all its keywords say together."""
+    """Return the type of a schema: all its keywords together."""
     if not isinstance(schema, dict):
         return "unknown" if schema else "never"
     parts = [part for part in _parts(schema, known, indent) if part != "unknown"]

@@ -1,4 +1,4 @@
-"""The control events: what allim itself sends on every stream, for the catalogue. docs/protocol.md explains each."""
+"""The control events, which allim itself sends on every stream, for the catalogue. docs/protocol.md explains each."""
 
 from typing import Annotated, Literal
 
@@ -23,10 +23,10 @@ class TopicReset(_ControlData):
 
 
 class StreamOpen(_ControlData):
-    """Whose stream it is, and the verdict on its resume."""
+    """The user of the stream, and the verdict on its resume."""
 
     stream: Annotated[str, Field(description="Names this stream in the logs.")]
-    user: Annotated[str, Field(description="The user whose stream it is: the `sub` of the token or ticket.")]
+    user: Annotated[str, Field(description="The user of the stream: the `sub` of the token or ticket.")]
     replica: Annotated[str, Field(description="The replica that holds it.")]
     resume: Literal["new", "complete", "reset"]
     replayed: Annotated[int, Field(ge=0, description="Entries that history holds after the last event ID.")]
@@ -97,7 +97,7 @@ CLOSE = EventType(
     name="stream.close",
     model=StreamClose,
     topic=None,
-    summary="The stream ends. The last event of a stream whose end can be told.",
+    summary="The stream ends. It is the last event, if the end can be told.",
     description="With `reconnect` false, a client does not come back by itself.",
     example={"reason": "drain", "reconnect": True},
 )

@@ -22,7 +22,7 @@ export type SnapshotsGenerated = {
 export type StreamOpen = {
   /** Names this stream in the logs. */
   stream: string;
-  /** The user whose stream it is: the `sub` of the token or ticket. */
+  /** The user of the stream: the `sub` of the token or ticket. */
   user: string;
   /** The replica that holds it. */
   replica: string;
@@ -55,7 +55,7 @@ export type StreamExpiring = {
   expires_in_s: number;
 };
 
-/** Data of `stream.close`. The stream ends. The last event of a stream whose end can be told. */
+/** Data of `stream.close`. The stream ends. It is the last event, if the end can be told. */
 export type StreamClose = {
   reason: "drain" | "rotate" | "token_expired" | "kicked" | "signed_out" | "replaced";
   reconnect: boolean;
@@ -75,7 +75,7 @@ export interface Events {
   "stream.gap": StreamGap;
   /** The stream's token expires soon. */
   "stream.expiring": StreamExpiring;
-  /** The stream ends. The last event of a stream whose end can be told. */
+  /** The stream ends. It is the last event, if the end can be told. */
   "stream.close": StreamClose;
 }
 

@@ -71,7 +71,7 @@ def progress(snapshot: Snapshot, step: int) -> Announcement:
 
 
 def generated(snapshot: Snapshot) -> Announcement:
-    """`snapshots.generated`: built from the stored row alone, whoever announces it."""
+    """`snapshots.generated`: built from the stored row alone, so it is the same from every replica."""
     assert snapshot.generated_at is not None
     data = {
         "snapshotId": snapshot.id,
