@@ -98,6 +98,7 @@ def test_other_content_has_another_digest(tmp_path: Path) -> None:
         ({"data": {"properties": []}}, "a.b: data.properties: must be an object"),
         ({"data": {"allOf": {"a": 1}}}, "a.b: data.allOf: must be a list"),
         ({"data": {"$defs": 1}}, "a.b: data.$defs: must be an object"),
+        ({"data": {"$ref": "#/$defs/a b", "$defs": {"a b": {}}}}, "a.b: data.$defs.a b: must be named with"),
         ({"data": {"$ref": 1}}, "a.b: data.$ref: must be a string"),
         ({"data": {"$id": "x"}}, "a.b: data.$id: is not supported here"),
         ({"data": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "a.b: data"),

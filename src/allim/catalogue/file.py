@@ -4,7 +4,6 @@ YAML is read as JSON is: a name given twice is refused, and a date without quote
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +13,6 @@ from allim.catalogue.event_type import EventType
 from allim.catalogue.json_schema import with_definitions
 from allim.errors import Unusable
 from allim.field_errors import invalid
-
-_DEFINITION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
 class _Declared(BaseModel):
@@ -50,9 +47,6 @@ def read_file(path: Path) -> list[EventType]:
     for name, value in file.types.items():
         declared = _validated(_Declared, value, name)
         schema = with_definitions(declared.data, file.definitions)
-        for definition in schema.get("$defs", {}) if isinstance(schema, dict) else ():
-            if not _DEFINITION_NAME.fullmatch(definition):
-                raise Unusable(f"{name}: data.$defs.{definition[:64]}: must be named with A-Z a-z 0-9 . _ -")
         found.append(
             EventType(name, schema, declared.topic, declared.summary, declared.example, declared.description)
         )

@@ -5,6 +5,7 @@ Source: JSON Schema 2020-12.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -14,6 +15,7 @@ from allim.field_errors import MAX_ERRORS, invalid_fields, path_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DEFINITION = "#/$defs/"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 _ONE = frozenset(
     {
@@ -149,6 +151,9 @@ def _check_references(schema: object, path: tuple[str | int, ...] = ()) -> None:
     for keyword in _UNSUPPORTED:
         if keyword in schema:
             raise Unusable(f"{path_of('data', (*path, keyword))}: is not supported here")
+    for name in schema.get("$defs", ()):
+        if not _NAME.fullmatch(name):
+            raise Unusable(f"{path_of('data', (*path, '$defs', name))}: must be named with A-Z a-z 0-9 . _ -")
     for at, child in children(schema):
         _check_references(child, (*path, *at))
 
