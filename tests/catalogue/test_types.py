@@ -109,6 +109,7 @@ def test_without_a_file_there_is_no_digest() -> None:
         ("orders:1", {}, ["data.orderId"]),
         ("orders:1", {"orderId": 1, "more": 2}, ["data.orderId", "data.more"]),
         ("orders:1", {"orderId": "1", "shippedAt": "yesterday"}, ["data.shippedAt"]),
+        ("orders:1", {"order_id": "1"}, ["data.orderId", "data.order_id"]),
         ("orders:1", [], ["data"]),
     ],
 )

@@ -22,7 +22,8 @@ class EventData(BaseModel):
         strict=True,
         frozen=True,
         alias_generator=to_camel,
-        validate_by_name=True,
+        validate_by_alias=True,
+        validate_by_name=False,
         serialize_by_alias=True,
     )
 
