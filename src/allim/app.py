@@ -46,7 +46,7 @@ from allim.http.routing import Answer, Paths, Resource, operation, route
 from allim.http.shortcuts import Shortcuts
 from allim.http.tickets import Tickets
 from allim.hub import Broker, Hub, HubSettings, Ledger
-from allim.hub.load import limit_bytes
+from allim.hub.capacity import limit_bytes
 from allim.permission import Permission, Rule
 from allim.settings import Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, writable
@@ -111,7 +111,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         tokens,
         accounts.Passwords(),
         snapshot_service,
-        hub,
+        hub.sessions,
         settings.operators,
         on_deleted=[snapshot_service.delete_in, key_service.delete_in],
         now=hub.shared_clock,
@@ -158,7 +158,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         ),
         *snapshots.routes(snapshot_service, gate, Policy("snapshots", settings.snapshots_per_min, 60)),
         *keys.routes(key_service, gate),
-        *users.routes(gate, hub.kick),
+        *users.routes(gate, hub.sessions.kick),
         *ticket_routes.routes(gate, tickets, permission),
         *publish.routes(hub, publishers, rates, events_per_s, partial(_publisher_memory, settings, broker)),
         *sse.routes(hub, speech, gate, permission),

@@ -8,9 +8,9 @@ from allim.brokers.memory import MemoryLedger
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis.peers import Peers
 from allim.errors import Unavailable
-from allim.hub import Draft, Hub, HubSettings
+from allim.hub import Draft, Hub
 from allim.telemetry import Metrics
-from tests.streams import ListStream
+from tests.streams import ListStream, hub_settings
 from tests.waiting import until
 
 _numbers = itertools.count()
@@ -39,7 +39,7 @@ class Replica:
             url, name, self.metrics, prefix=prefix, history_events=10_000, durable=durable, peers=peers
         )
         defaults = {"heartbeat_s": 1, "pulse_s": 0.2, "streams_per_user": 10_000}
-        chosen = HubSettings(**{**defaults, **settings})  # type: ignore[arg-type]
+        chosen = hub_settings(**{**defaults, **settings})
         self.hub = Hub(self.broker, MemoryLedger(), self.metrics, chosen)
 
     async def opened(self, stream: ListStream, last_event_id: str | None = None) -> ListStream:

@@ -12,11 +12,11 @@ import allim.brokers.redis
 from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.brokers.redis.rights import ASK_ANEW_S, SCRIPTS, Rights
 from allim.errors import Unavailable
-from allim.hub import Demand, Entry, Hub, HubSettings, Publication
+from allim.hub import Demand, Entry, Hub, Publication
 from allim.telemetry import Metrics
 from tests.brokers.brokers import fresh_prefix, ready
 from tests.servers import Redis, redis_server
-from tests.streams import Lines, ListStream, identity
+from tests.streams import Lines, ListStream, hub_settings, identity
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +60,7 @@ class Limited:
         url = self.server.url.replace("redis://", f"redis://{self.user}:secret@")
         self.broker = RedisBroker(url, "r", Metrics(), prefix=self.prefix, rights=rights)
         self.ledger = RedisLedger(url, "r", prefix=self.prefix, rights=rights)
-        self.hub = Hub(self.broker, self.ledger, Metrics(), HubSettings(heartbeat_s=1, pulse_s=0.2))
+        self.hub = Hub(self.broker, self.ledger, Metrics(), hub_settings(heartbeat_s=1, pulse_s=0.2))
 
     def stored(self) -> dict[str, int]:
         """Return all keys under the prefix but those of clock and replicas, with their sizes."""

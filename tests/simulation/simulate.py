@@ -99,7 +99,7 @@ def simulate(schedule: Schedule, *, trace: bool = False) -> Outcome:
 
 async def _happen(world: World, marks: list[Mark], problems: list[str]) -> None:
     schedule, loop = world.schedule, world.loop
-    await until(lambda: all(replica.hub._ever_heard for replica in world.replicas), 10)
+    await until(lambda: all(replica.hub._pulse._ever_heard for replica in world.replicas), 10)
     for reader in world.readers:
         world.people.append(loop.create_task(reader.follow()))
         if reader.plan.moody:

@@ -25,7 +25,7 @@ from allim.http.gate import Gate, Limits
 from allim.http.rates import Policy, Rates
 from allim.http.tickets import Tickets
 from allim.http.tokens import Tokens
-from allim.hub import ZERO, CloseReason, Draft, Hub, HubSettings, Position, Quota, Reading, Toll
+from allim.hub import ZERO, CloseReason, Draft, Hub, Position, Quota, Reading, Toll
 from allim.identity import Visitor
 from allim.telemetry import Metrics
 from allim.transports.sse.handover import HandoverStream
@@ -49,6 +49,7 @@ from tests.simulation.network import Connection, Transport
 from tests.simulation.schedule import ReaderPlan, ReplicaPlan, Schedule
 from tests.simulation.server import RedisProcess
 from tests.storm import TEXT, TYPE, MalformedFrame, parse_frame
+from tests.streams import hub_settings
 
 SECRET = "a secret key of thirty-two bytes"
 TOKEN_LIFETIME_S = 86400
@@ -137,7 +138,7 @@ class Replica:
             self.broker,
             self.ledger,
             metrics,
-            HubSettings(
+            hub_settings(
                 heartbeat_s=heartbeat_s,
                 pulse_s=plan.pulse_s,
                 stream_buffer_bytes=plan.buffer_bytes,
@@ -189,7 +190,7 @@ class Replica:
             stream = SimulatedStream(self.hub, self.speech, visitor, reader.log.topics)
             attempt.stream = stream
             toll = Toll([CALLS.demand(identity.subject)], partial(self._settle, reader, CALLS))
-            begin = await self.hub.join(stream, last_event_id, None, toll)
+            start = await self.hub.join(stream, last_event_id, None, toll)
         except (Unavailable, Unauthenticated, TooMany) as error:
             attempt.stream = None
             attempt.refuse(type(error).__name__)
@@ -202,7 +203,7 @@ class Replica:
         transport.write(b"200\n\n")
         transport.set_protocol(stream)
         stream.attach(transport, set(), b"")
-        await self.hub.follow(stream, begin)
+        await self.hub.follow(stream, start)
 
     async def _settle(self, reader: "Reader", policy: Policy, quotas: Sequence[Quota]) -> None:
         self.judge([policy] * len(quotas), reader.log.name, quotas)
@@ -229,7 +230,7 @@ class Replica:
         policies = Limits(*(Policy(name, 1000, 60) for name in Limits._fields))
         gate = Gate(self.tokens, Tickets([SECRET], 30, now=self.machine.wall_s), self.rates, policies)
         nothing = cast(Any, None)
-        service = accounts.Service(nothing, self.tokens, nothing, nothing, self.hub)
+        service = accounts.Service(nothing, self.tokens, nothing, nothing, self.hub.sessions)
         app = Starlette(routes=accounts.routes(service, gate, self.tokens), exception_handlers=problems.handlers)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             response = await client.delete("/api/session", headers={"authorization": f"Bearer {token}"})

@@ -25,11 +25,12 @@ from allim.http.rates import Policy
 from allim.http.requests import Requests
 from allim.http.routing import Paths
 from allim.http.shortcuts import Judged, Shortcuts
-from allim.hub import ZERO, Hub, HubSettings, Outcome, Publication
+from allim.hub import ZERO, Hub, Outcome, Publication
 from allim.serve import looking_through
 from allim.telemetry import Metrics
 from allim.transports.sse import ANSWER
 from tests.http.gates import AMPLE, ROOMY, rates_of
+from tests.streams import hub_settings
 from tests.transports.served import Connect, ended, served
 from tests.waiting import until
 
@@ -58,7 +59,7 @@ class Server:
         self.broker = broker or MemoryBroker(ledger=ledger)
         self.metrics = Metrics("r1")
         self.took: list[bool] = []
-        hub = Hub(self.broker, MemoryLedger(), self.metrics, HubSettings(max_event_bytes=1000))
+        hub = Hub(self.broker, MemoryLedger(), self.metrics, hub_settings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "shop:key-3"], {"shop": SHOP})
         resources = publish.routes(hub, Publishers(keys), rates_of(ledger), limit, lambda: ROOMY)
         known = Starlette(routes=resources, exception_handlers=handlers)

@@ -9,11 +9,14 @@ from allim.hub.broker import (
     Publication,
     Reading,
 )
+from allim.hub.catch_up import Start
 from allim.hub.close_reason import CloseReason
-from allim.hub.event import TYPE_FORM, Draft, Entry, Event
-from allim.hub.hub import Hub, HubSettings, Published, Toll, refuse_ended
-from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing, is_kicked
+from allim.hub.event import TYPE_FORM, Draft, Entry, Event, Framing, Run, encode
+from allim.hub.hub import Hub, Published, Toll
+from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing, is_kicked, refuse_ended
 from allim.hub.position import ZERO, Position
+from allim.hub.sessions import Sessions
+from allim.hub.settings import HubSettings
 from allim.hub.stream import Backlog, Opening, Stream
 from allim.hub.topic import MAX_TOPICS, TOPIC_FORM, check_topic
 
@@ -31,6 +34,7 @@ __all__ = [
     "Draft",
     "Entry",
     "Event",
+    "Framing",
     "Grant",
     "Heads",
     "Holder",
@@ -45,10 +49,14 @@ __all__ = [
     "Published",
     "Quota",
     "Reading",
+    "Run",
+    "Sessions",
     "Standing",
+    "Start",
     "Stream",
     "Toll",
     "check_topic",
+    "encode",
     "is_kicked",
     "refuse_ended",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from allim.errors import Kicked, SignedOut, Unauthenticated
 from allim.identity import Ticket
 
 
@@ -21,6 +22,16 @@ class Standing(StrEnum):
     SIGNED_OUT = "signed_out"
     KICKED = "kicked"
     SPENT = "spent"
+
+
+def refuse_ended(standing: Standing) -> None:
+    """Raises: SignedOut, Kicked or Unauthenticated."""
+    if standing is Standing.SIGNED_OUT:
+        raise SignedOut("The session has ended; sign in again.")
+    if standing is Standing.KICKED:
+        raise Kicked("The session was ended; sign in again.")
+    if standing is Standing.SPENT:
+        raise Unauthenticated("The ticket was used before; get a new one.", reason="ticket_used")
 
 
 class Holder(Protocol):

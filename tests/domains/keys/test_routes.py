@@ -13,13 +13,14 @@ from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.domains import keys
 from allim.http import publish
 from allim.http.publishers import CACHE_S, Publishers, SettingsKeys, digest_of
-from allim.hub import Hub, HubSettings
+from allim.hub import Hub
 from allim.identity import OPERATOR
 from allim.storage import reading
 from allim.telemetry import Metrics
 from tests.domains.fakes import Clock
 from tests.http.apps import assert_problem, client_of
 from tests.http.gates import AMPLE, ROOMY, bearer, gate_of, rates_of
+from tests.streams import hub_settings
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +36,7 @@ class Replica:
 
     def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
         service = keys.Service(engine, clock)
-        hub = Hub(MemoryBroker(), MemoryLedger(), Metrics(), HubSettings())
+        hub = Hub(MemoryBroker(), MemoryLedger(), Metrics(), hub_settings())
         publishers = Publishers(SettingsKeys([], {}), service.publisher, clock)
         self.client = client_of(
             [*keys.routes(service, gate_of()), *publish.routes(hub, publishers, rates_of(), AMPLE, lambda: ROOMY)]

@@ -83,7 +83,7 @@ class MemoryBroker:
 
     async def publish(self, publication: Publication) -> Outcome:
         if self._listener is not None:
-            await self._listener.room()
+            await self._listener.writable()
         known = None if publication.key is None else self._known(publication.key, publication.keep_s)
         quotas = await self._charge(publication, 0 if known else self._added_bytes(publication))
         if not all(quota.granted for quota in quotas):

@@ -260,7 +260,7 @@ class RedisBroker:
 
     async def _room(self) -> None:
         assert self._listener is not None
-        await self._listener.room()
+        await self._listener.writable()
 
     def _event(self, topic: str, position: bytes, prev: bytes, lines: bytes) -> Event | None:
         """Return the event, or None for an unreadable entry: one that another program wrote must not end streams."""

@@ -12,8 +12,8 @@ from allim.hub import MAX_TOPICS, TOPIC_FORM, CloseReason, Hub, Toll, check_topi
 from allim.identity import Identity, Visitor
 from allim.permission import Permission
 from allim.transports.sse import frames
-from allim.transports.sse.handover import EXTENSION, HandoverResponse, HandoverStream, ProvenHandoverStream
-from allim.transports.sse.portable import PortableResponse, PortableStream, ProvenPortableStream
+from allim.transports.sse.handover import EXTENSION, HandoverResponse, HandoverStream
+from allim.transports.sse.portable import PortableResponse, PortableStream
 from allim.transports.sse.stream import Speech
 
 REPLACED_RETRY_S = 10  # for one that was replaced before it began
@@ -87,13 +87,14 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
             raise
         if request.method == "HEAD":  # how a page asks why its EventSource gave up
             await gate.count(request, visitor.identity)
-            hub.check_room(visitor.address)
+            hub.check_capacity(visitor.address)
             response = Response(headers=frames.HEADERS)
             del response.headers["content-length"]  # it would be the stream's, which has none
             return response
-        stream = _kind(request, visitor)(hub, speech, visitor, topics)
+        kind = HandoverStream if EXTENSION in request.scope.get("extensions", ()) else PortableStream
+        stream = kind(hub, speech, visitor, topics)
         try:
-            begin = await hub.join(stream, _last_event_id(request), visitor.ticket, gate.toll(request, visitor))
+            start = await hub.join(stream, _last_event_id(request), visitor.ticket, gate.toll(request, visitor))
         except Unauthenticated:
             await gate.count_ended(request)
             raise
@@ -101,16 +102,10 @@ def routes(hub: Hub, speech: Speech, gate: Door, permission: Permission) -> list
             raise _refusal(stream)
         if isinstance(stream, HandoverStream):
             state, chunked = request.scope["state"], request.scope["http_version"] == "1.1"
-            return HandoverResponse(stream, begin, state["answer_headers"], state["standing"].lines, chunked=chunked)
-        return PortableResponse(stream, begin)
+            return HandoverResponse(stream, start, state["answer_headers"], state["standing"].lines, chunked=chunked)
+        return PortableResponse(stream, start)
 
     return [route("/events", tag="Events", get=events)]
-
-
-def _kind(request: Request, visitor: Visitor) -> type[HandoverStream] | type[PortableStream]:
-    if EXTENSION in request.scope.get("extensions", ()):
-        return ProvenHandoverStream if visitor.proof else HandoverStream
-    return ProvenPortableStream if visitor.proof else PortableStream
 
 
 async def _topics(request: Request, visitor: Visitor, permission: Permission) -> tuple[str, ...]:
