@@ -66,27 +66,24 @@ class HandoverStream(SseStream, asyncio.Protocol):
     # The hub's side -------------------------------------------------------------------------------------------
 
     def write(self, run: Run) -> None:
-        if self.proof:
-            super().write(run)
-        else:
-            self._put(run.framed(self.framing))
+        if self.close_reason is None and self.transport is not None:
+            if self.head or self.proof:
+                self.send(run.framed(frames.plain))
+            else:
+                self.transport.write(run.framed(self.framing))
 
     def send(self, wire: bytes) -> None:
-        if self.proof:
-            wire = frames.with_proof(wire, self.proof)
-        self._put(self._in_body(wire))
-
-    def _in_body(self, wire: bytes) -> bytes:
-        return frames.chunk(wire) if self.framing is frames.chunked else wire
-
-    def _put(self, wire: bytes) -> None:
         if self.close_reason is None and self.transport is not None:
+            wire = self._in_body(frames.with_proof(wire, self.proof) if self.proof else wire)
             if self.head:
                 self.head += wire
                 if len(self.head) >= FIRST_BYTES:
                     self.send_head()
             else:
                 self.transport.write(wire)
+
+    def _in_body(self, wire: bytes) -> bytes:
+        return frames.chunk(wire) if self.framing is frames.chunked else wire
 
     def send_head(self) -> None:
         """Send the head, and everything that was written with it."""
