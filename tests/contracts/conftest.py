@@ -5,14 +5,14 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+from harness.replicas import Replica, replica
+from harness.servers import Redis
+from harness.streams import hub_settings
 
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.hub import Broker, Hub, Ledger
 from allim.telemetry import Metrics
-from tests.replicas import Replica, replica
-from tests.servers import Redis
-from tests.streams import hub_settings
 
 _prefixes = (f"test{number}" for number in itertools.count())
 

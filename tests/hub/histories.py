@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 
+from harness.streams import ListStream, hub_settings, identity
+
 from allim.brokers.memory import MemoryLedger
 from allim.hub import ZERO, Backlog, Event, Heads, Listener, Outcome, Position, Publication, Reading, Run
 from allim.hub.audit import Audit
@@ -13,7 +15,6 @@ from allim.hub.event import encode
 from allim.hub.pulse import Pulse
 from allim.hub.registry import Registry
 from allim.telemetry import Metrics
-from tests.streams import ListStream, hub_settings, identity
 
 
 class History:

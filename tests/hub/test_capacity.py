@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.streams import hub_settings
 
 from allim.errors import TooMany, Unavailable
 from allim.hub import capacity
 from allim.hub.capacity import MAX_LAG_S, Capacity, limit_bytes, resident_bytes
 from allim.telemetry import Metrics
-from tests.streams import hub_settings
 
 
 def capacity_of(resident: Callable[[], int] | None = None, **settings: float) -> Capacity:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import pytest
+from harness.streams import ListStream
 
 from allim.hub import ZERO, Event, Position, Run, encode
 from tests.hub.histories import keep_in
-from tests.streams import ListStream
 
 
 def run_of(*milliseconds: int) -> Run:
