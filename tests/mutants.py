@@ -338,7 +338,7 @@ MUTANTS = (
         "a session that was ended opens streams",
         8,
         "hub/hub.py",
-        "        refuse_ended(admission.standing)\n",
+        "        refuse_ended(admission.state)\n",
         "",
         (SESSIONS + "test_a_kick_ends_every_session_until_now_and_no_later_one",),
     ),

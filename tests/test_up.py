@@ -18,7 +18,7 @@ from supervisor.options import ServerOptions
 
 from allim import up
 
-PLAN = up.Plan("127.0.0.1", 8000, (8001, 8005), Path("/data/redis.sock"), "unix:///data/redis.sock")
+LAYOUT = up.Layout("127.0.0.1", 8000, (8001, 8005), Path("/data/redis.sock"), "unix:///data/redis.sock")
 
 
 # -- nginx's configuration --------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def parsed(folder: Path, conf: str) -> list[SimpleNamespace]:
 
 
 def test_stopping_goes_from_the_replicas_over_nginx_to_redis(tmp_path: Path) -> None:
-    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, PLAN, 12.5, redis="/r", nginx="/n"))
+    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, LAYOUT, 12.5, redis="/r", nginx="/n"))
 
     # supervisord starts in this order and stops in the reverse one
     assert [(program.group, program.name) for program in programs] == [
@@ -84,7 +84,7 @@ def test_stopping_goes_from_the_replicas_over_nginx_to_redis(tmp_path: Path) -> 
 
 
 def test_replicas_differ_in_port_and_server_id_alone(tmp_path: Path) -> None:
-    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, PLAN, 20, redis="/r", nginx="/n"))[2:]
+    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, LAYOUT, 20, redis="/r", nginx="/n"))[2:]
 
     serve = [sys.executable, "-m", "allim", "serve", "--host", "127.0.0.1", "--port"]
     assert [program.command for program in programs] == [[*serve, "8001"], [*serve, "8005"]]
@@ -99,7 +99,7 @@ def test_odd_characters_in_paths_survive_supervisords_reading(tmp_path: Path, od
     folder = tmp_path / odd
     folder.mkdir()
 
-    redis, nginx, *_ = parsed(tmp_path, up.supervisord_conf(folder, PLAN, 20, redis=f"/{odd}/redis", nginx="/n"))
+    redis, nginx, *_ = parsed(tmp_path, up.supervisord_conf(folder, LAYOUT, 20, redis=f"/{odd}/redis", nginx="/n"))
 
     assert redis.command[0] == f"/{odd}/redis"
     assert redis.command[redis.command.index("--dir") + 1] == str(folder / "redis")
@@ -107,13 +107,13 @@ def test_odd_characters_in_paths_survive_supervisords_reading(tmp_path: Path, od
 
 
 def test_a_redis_of_ones_own_is_used_instead_of_a_new_one(tmp_path: Path) -> None:
-    plan = up.make_plan(2, "127.0.0.1", free_port(), "redis://user:secret@redis.example:6379/1", tmp_path)
+    layout = up.make_layout(2, "127.0.0.1", free_port(), "redis://user:secret@redis.example:6379/1", tmp_path)
 
-    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, plan, 20, redis=None, nginx="/n"))
+    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, layout, 20, redis=None, nginx="/n"))
 
     assert [program.name for program in programs] == ["nginx", "replica-1", "replica-2"]
-    assert up.replica_environ(plan, {"ALLIM_SECRET_KEY": "k"})["ALLIM_REDIS_URL"] == plan.redis_url
-    assert "redis      redis://user:***@redis.example:6379/1" in plan.summary()
+    assert up.replica_environ(layout, {"ALLIM_SECRET_KEY": "k"})["ALLIM_REDIS_URL"] == layout.redis_url
+    assert "redis      redis://user:***@redis.example:6379/1" in layout.summary()
 
 
 # -- Ports, environment, words ----------------------------------------------------------------------------
@@ -141,18 +141,18 @@ def test_wanted_ports_are_taken_where_free_and_replaced_where_not() -> None:
 def test_what_the_user_set_reaches_the_replicas(tmp_path: Path) -> None:
     environ = {"ALLIM_DATA_DIR": str(tmp_path), "ALLIM_DATABASE_URL": "x", "ODD": 'a%b"c #d'}
 
-    first, second = (up.replica_environ(PLAN, environ) for _ in range(2))
+    first, second = (up.replica_environ(LAYOUT, environ) for _ in range(2))
 
     assert first == second
     assert environ.items() <= first.items()
-    assert first["ALLIM_REDIS_URL"] == PLAN.redis_url
+    assert first["ALLIM_REDIS_URL"] == LAYOUT.redis_url
     assert first["ALLIM_TRUSTED_PROXIES"] == "127.0.0.1"
     assert len(first["ALLIM_SECRET_KEY"]) >= 32
 
 
 def test_trusted_proxies_that_the_user_set_are_those_in_front_of_nginx(tmp_path: Path) -> None:
     environ = {"ALLIM_DATA_DIR": str(tmp_path), "ALLIM_TRUSTED_PROXIES": "10.0.0.5, 10.1.0.9/16,::1"}
-    shared = up.replica_environ(PLAN, environ)
+    shared = up.replica_environ(LAYOUT, environ)
 
     trusted = up.proxies_in_front(environ, shared)
 
@@ -176,9 +176,9 @@ def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None
 
 
 def test_addresses_to_listen_on_are_shown_as_addresses_to_open() -> None:
-    plans = [up.Plan(host, 80, (), None, "redis://x") for host in ("0.0.0.0", "::", "::1", "example.org")]
+    layouts = [up.Layout(host, 80, (), None, "redis://x") for host in ("0.0.0.0", "::", "::1", "example.org")]
 
-    pages = [plan.summary().splitlines()[0] for plan in plans]
+    pages = [layout.summary().splitlines()[0] for layout in layouts]
 
     assert pages == [
         "page       http://127.0.0.1:80/",
@@ -197,7 +197,7 @@ def test_a_missing_program_is_named_with_the_way_to_install_it() -> None:
 
 def test_a_data_folder_whose_path_is_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
     with pytest.raises(up.StartError, match=r"^ALLIM_DATA_DIR: .* too long for a socket$"):
-        up.make_plan(2, "127.0.0.1", free_port(), None, tmp_path / ("x" * 100))
+        up.make_layout(2, "127.0.0.1", free_port(), None, tmp_path / ("x" * 100))
 
 
 @pytest.mark.parametrize(

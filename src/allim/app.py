@@ -52,6 +52,7 @@ from allim.settings import Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
+from allim.transports.opening import Opener
 
 log = structlog.get_logger(__name__)
 
@@ -147,7 +148,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
             await engine.dispose()
 
     events_per_s = Policy("publish", settings.publish_events_per_s, 1)
-    speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
+    stream_defaults = sse.StreamDefaults(settings.server_id, settings.heartbeat_s, settings.retry_ms)
     checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(writable, engine), "worker": worker.check}
     if isinstance(broker, RedisBroker):
         checks["redis"] = broker.check
@@ -161,7 +162,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *users.routes(gate, hub.sessions.kick),
         *ticket_routes.routes(gate, tickets, permission),
         *publish.routes(hub, publishers, rates, events_per_s, partial(_publisher_memory, settings, broker)),
-        *sse.routes(hub, speech, gate, permission),
+        *sse.routes(hub, stream_defaults, Opener(hub, gate, permission)),
         *health.routes(checks, asking={"store"}),
         _metrics_route(metrics),
     ]

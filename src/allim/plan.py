@@ -57,7 +57,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Headroom:
     """What is left free, on purpose. Shares are of one of each; `spare` replicas and nginx machines may be lost."""
 
     cpu_share: float = 0.5
@@ -116,7 +116,7 @@ class Load:
 
 
 class Need(NamedTuple):
-    """What the whole load needs of one thing, and how much of it one has after the room is left.
+    """What the whole load needs of one thing, and how much of it one has after the headroom is left.
 
     Shape: `ratio` is how many of them it takes; `how` is the formula; `then` what to do when it is what is short.
     """
@@ -186,17 +186,19 @@ class Plan:
         return self.bottleneck.ratio <= 1
 
 
-def plan(load: Load, measured: Measured | None = None, room: Room | None = None, each: Each | None = None) -> Plan:
+def plan(
+    load: Load, measured: Measured | None = None, headroom: Headroom | None = None, each: Each | None = None
+) -> Plan:
     """What this load needs. Without `each`, of machines no larger than it needs.
 
     Raises: Impossible.
     """
-    measured, room = measured or Measured(), room or Room()
-    planner = Planner(load, measured, room, each or fitting(load, measured, room))
+    measured, headroom = measured or Measured(), headroom or Headroom()
+    planner = Planner(load, measured, headroom, each or fitting(load, measured, headroom))
     carrying = planner.replicas_carrying()
-    spare = planner.room.spare
+    spare = planner.headroom.spare
     storm_streams = math.ceil(load.streams / (carrying + spare))
-    free_cpu = carrying * (1 - planner.room.cpu_share)
+    free_cpu = carrying * (1 - planner.headroom.cpu_share)
     replica_needs = planner.replica_needs(carrying)
     nginx_needs = planner.nginx_needs()
     return Plan(
@@ -212,11 +214,11 @@ def plan(load: Load, measured: Measured | None = None, room: Room | None = None,
     )
 
 
-def fitting(load: Load, measured: Measured, room: Room) -> Each:
+def fitting(load: Load, measured: Measured, headroom: Headroom) -> Each:
     """The smallest nginx machine of which it takes no more than of the largest."""
     largest = Each()
     sizes = [replace(largest, nginx_cores=n, nginx_memory_gib=n * NGINX_GIB_PER_CORE) for n in NGINX_CORES]
-    counts = [_count(Planner(load, measured, room, size).nginx_needs()) for size in sizes]
+    counts = [_count(Planner(load, measured, headroom, size).nginx_needs()) for size in sizes]
     return sizes[counts.index(counts[-1])]
 
 
@@ -225,10 +227,10 @@ def _count(needs: Sequence[Need]) -> int:
 
 
 class Planner:
-    """The formulae. The names in them are those of `Load`, `Measured`, `Room`, `Each` and of the rates."""
+    """The formulae. The names in them are those of `Load`, `Measured`, `Headroom`, `Each` and of the rates."""
 
-    def __init__(self, load: Load, measured: Measured, room: Room, each: Each) -> None:
-        self.load, self.measured, self.room, self.each = load, measured, room, each
+    def __init__(self, load: Load, measured: Measured, headroom: Headroom, each: Each) -> None:
+        self.load, self.measured, self.headroom, self.each = load, measured, headroom, each
         self.requests = load.events_per_s / load.batch
         self.deliveries = load.events_per_s * load.fan_out
         self.heartbeats = load.streams / load.heartbeat_s
@@ -259,7 +261,7 @@ class Planner:
 
         found = 1 + bisect_left(range(1, MOST_REPLICAS + 1), True, key=enough)
         if found > MOST_REPLICAS:
-            heard_most = self.room.cpu_share * self.measured.heard_events_per_cpu_s
+            heard_most = self.headroom.cpu_share * self.measured.heard_events_per_cpu_s
             raise Impossible(
                 f"--fan-out: each replica hears {self.heard(found) / found:,.0f} events/s and has time for "
                 f"{heard_most:,.0f} at most; publish fewer events, or to fewer streams each"
@@ -273,7 +275,7 @@ class Planner:
         return float(self.load.events_per_s * replicas * (1 - missed))
 
     def replica_needs(self, carrying: int) -> tuple[Need, ...]:
-        load, measured, room, each = self.load, self.measured, self.room, self.each
+        load, measured, headroom, each = self.load, self.measured, self.headroom, self.each
         per_event_s = 1 / measured.batch_events_per_cpu_s
         per_request_s = 1 / measured.rest_events_per_cpu_s - per_event_s
         further_heard = max(0.0, self.heard(carrying) - load.events_per_s)
@@ -285,14 +287,14 @@ class Planner:
             + further_writes / measured.writes_per_cpu_s
             + self.openings / measured.openings_per_cpu_s
         )
-        storm = load.streams / (carrying + room.spare) / measured.returns_per_cpu_s
-        memory_mib = each.replica_memory_mib * room.memory_share - measured.replica_base_mib
+        storm = load.streams / (carrying + headroom.spare) / measured.returns_per_cpu_s
+        memory_mib = each.replica_memory_mib * headroom.memory_share - measured.replica_base_mib
         stream_kib = measured.stream_kib + measured.socket_kib
         return (
             Need(
                 "CPU",
                 cpu,
-                room.cpu_share,
+                headroom.cpu_share,
                 "cores",
                 "requests × per_request_s + events / batch_events_per_cpu_s + further_heard / heard_events_per_cpu_s"
                 " + further_writes / writes_per_cpu_s + openings / openings_per_cpu_s",
@@ -301,7 +303,7 @@ class Planner:
             Need(
                 "CPU in a storm",
                 storm,
-                room.storm_s * (1 - room.cpu_share),
+                headroom.storm_s * (1 - headroom.cpu_share),
                 "CPU-s",
                 "streams / replicas / returns_per_cpu_s, within storm_s",
                 "add replicas: each holds fewer streams, and more take them in",
@@ -349,7 +351,7 @@ class Planner:
         return topics * stays, kept / stays
 
     def redis_needs(self, replicas: int) -> tuple[Need, ...]:
-        load, measured, room, each = self.load, self.measured, self.room, self.each
+        load, measured, headroom, each = self.load, self.measured, self.headroom, self.each
         heard = self.heard(replicas)
         further_heard = max(0.0, heard - load.events_per_s)
         cpu_us = (
@@ -367,7 +369,7 @@ class Planner:
             Need(
                 "CPU",
                 cpu_us / 1e6,
-                room.cpu_share,
+                headroom.cpu_share,
                 "cores",
                 "events × redis_publish_us + requests × redis_request_us + further_heard × redis_push_us"
                 " + openings × redis_opening_us",
@@ -376,7 +378,7 @@ class Planner:
             Need(
                 "CPU in a storm",
                 load.streams / replicas * measured.redis_opening_us / 1e6,
-                room.storm_s * (1 - room.cpu_share),
+                headroom.storm_s * (1 - headroom.cpu_share),
                 "CPU-s",
                 "streams / replicas × redis_opening_us, within storm_s",
                 "more and smaller replicas: one that is lost sends fewer streams back",
@@ -384,7 +386,7 @@ class Planner:
             Need(
                 "memory",
                 (history + keys + load.streams * measured.redis_stream_bytes) / GIB,
-                each.redis_memory_gib * room.memory_share,
+                each.redis_memory_gib * headroom.memory_share,
                 "GiB",
                 "topics × max(redis_topic_bytes, kept × (event_bytes + redis_entry_bytes))"
                 " + streams × redis_stream_bytes + keys of 24 h",
@@ -392,8 +394,8 @@ class Planner:
             ),
             Need(
                 "Pub/Sub buffer",
-                heard / replicas * push * room.pause_s / MIB,
-                each.redis_link_mib * room.memory_share,
+                heard / replicas * push * headroom.pause_s / MIB,
+                each.redis_link_mib * headroom.memory_share,
                 "MiB",
                 "heard / replicas × (event_bytes + push_bytes) × pause_s",
                 "add replicas unless all hear the same; a larger client-output-buffer-limit pubsub",
@@ -401,7 +403,7 @@ class Planner:
             Need(
                 "network",
                 max(redis.into, redis.out) / 1e9,
-                each.nic_gbit * room.network_share,
+                each.nic_gbit * headroom.network_share,
                 "Gbit/s",
                 "heard × (event_bytes + push_bytes) × 8, or what comes in if that is more",
                 "a faster network card; smaller events, with what is large fetched over REST",
@@ -416,7 +418,7 @@ class Planner:
         return min(self.load.streams / need.ratio for need in held)
 
     def nginx_needs(self) -> tuple[Need, ...]:
-        load, measured, room, each = self.load, self.measured, self.room, self.each
+        load, measured, headroom, each = self.load, self.measured, self.headroom, self.each
         cpu = (
             self.writes / measured.nginx_writes_per_cpu_s
             + (self.requests + self.openings) / measured.nginx_requests_per_cpu_s
@@ -427,7 +429,7 @@ class Planner:
             Need(
                 "CPU",
                 cpu,
-                each.nginx_cores * room.cpu_share,
+                each.nginx_cores * headroom.cpu_share,
                 "cores",
                 "writes / nginx_writes_per_cpu_s + (requests + openings) / nginx_requests_per_cpu_s",
                 "add nginx machines; let services publish to the replicas themselves",
@@ -435,7 +437,7 @@ class Planner:
             Need(
                 "memory",
                 load.streams * stream_kib / 1024**2,
-                each.nginx_memory_gib * room.memory_share,
+                each.nginx_memory_gib * headroom.memory_share,
                 "GiB",
                 "streams × (nginx_stream_kib + 2 × socket_kib)",
                 "add nginx machines, or memory",
@@ -451,7 +453,7 @@ class Planner:
             Need(
                 "conntrack",
                 2 * load.streams,
-                each.conntrack * room.memory_share,
+                each.conntrack * headroom.memory_share,
                 "entries",
                 "2 × streams",
                 "do not track these connections (notrack), or raise nf_conntrack_max",
@@ -459,7 +461,7 @@ class Planner:
             Need(
                 "network",
                 max(nginx.into, nginx.out) / 1e9,
-                each.nic_gbit * room.network_share,
+                each.nic_gbit * headroom.network_share,
                 "Gbit/s",
                 "deliveries × (event_bytes + frame_bytes + packet_bytes) × 8 + heartbeats, and acknowledgements",
                 "add nginx machines, or a faster network card",

@@ -60,7 +60,7 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Layout:
     """Who listens where. `redis_socket` is that of the Redis to start, None where the user brought one along."""
 
     host: str
@@ -88,8 +88,8 @@ def run(replicas: int, host: str, port: int, environ: Mapping[str, str]) -> int:
         redis_url = environ.get("ALLIM_REDIS_URL")
         redis = None if redis_url else find_program("redis-server", environ)
         nginx = find_program("nginx", environ)
-        plan = make_plan(replicas, host, port, redis_url, Path(environ.get("ALLIM_DATA_DIR") or "data"))
-        shared = replica_environ(plan, environ)
+        layout = make_layout(replicas, host, port, redis_url, Path(environ.get("ALLIM_DATA_DIR") or "data"))
+        shared = replica_environ(layout, environ)
         settings = load_settings(shared)  # a wrong value is told here, once, and not by every replica
         if settings.durability != "memory" and redis is not None:
             raise StartError(
@@ -104,9 +104,9 @@ def run(replicas: int, host: str, port: int, environ: Mapping[str, str]) -> int:
         own = nullcontext() if redis is None else alone(settings.data_dir)
         with own, _Stop(drain_s) as stop, private_folder() as folder:
             front = {"origins": settings.cors_origins, "trusted": proxies_in_front(environ, shared)}
-            write_files(folder, plan, drain_s, redis=redis, nginx=nginx, **front)
+            write_files(folder, layout, drain_s, redis=redis, nginx=nginx, **front)
             check_nginx(nginx, folder / "nginx")
-            return _supervised(folder, plan, shared, stop)
+            return _supervised(folder, layout, shared, stop)
     except (StartError, SettingsError) as why:
         click.echo(f"allim up: {why}", err=True)
         if why.advice:
@@ -128,7 +128,7 @@ def find_program(name: str, environ: Mapping[str, str]) -> str:
     raise StartError(f"{name} is not installed", "on Debian: apt-get install redis-server nginx-light")
 
 
-def make_plan(replicas: int, host: str, port: int, redis_url: str | None, data_dir: Path) -> Plan:
+def make_layout(replicas: int, host: str, port: int, redis_url: str | None, data_dir: Path) -> Layout:
     """Choose every port; a Redis is started only where the user brought none along. It has no password: it listens on
     a socket in the data folder alone, which nobody else may look into.
 
@@ -143,14 +143,14 @@ def make_plan(replicas: int, host: str, port: int, redis_url: str | None, data_d
         )
     replica_ports = choose_ports(range(port + 1, port + 1 + replicas))
     if redis_url:
-        return Plan(host, port, replica_ports, None, redis_url)
+        return Layout(host, port, replica_ports, None, redis_url)
     redis_socket = data_dir.absolute() / "redis.sock"
     if len(os.fsencode(redis_socket)) > MOST_SOCKET_BYTES:
         raise StartError(
             f"ALLIM_DATA_DIR: {redis_socket} is longer than {MOST_SOCKET_BYTES} bytes, too long for a socket",
             "name a folder with a shorter path",
         )
-    return Plan(host, port, replica_ports, redis_socket, f"unix://{quote(str(redis_socket))}")
+    return Layout(host, port, replica_ports, redis_socket, f"unix://{quote(str(redis_socket))}")
 
 
 def choose_ports(wanted: Iterable[int]) -> tuple[int, ...]:
@@ -182,14 +182,14 @@ def why_not_free(host: str, port: int) -> str | None:
     return None
 
 
-def replica_environ(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
+def replica_environ(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
     """What replicas share. supervisord passes its own environment on, so no secret is written down."""
     file, data_dir = environ.get("ALLIM_SECRET_KEY_FILE"), Path(environ.get("ALLIM_DATA_DIR") or "data")
     secret = own_secret(environ.get("ALLIM_SECRET_KEY", ""), Path(file) if file else None, data_dir)
     return {
         "PYTHONUNBUFFERED": "1",
         **environ,
-        "ALLIM_REDIS_URL": plan.redis_url,
+        "ALLIM_REDIS_URL": layout.redis_url,
         "ALLIM_SECRET_KEY": secret,
         "ALLIM_TRUSTED_PROXIES": LOOPBACK,
     }
@@ -221,7 +221,7 @@ def private_folder() -> Iterator[Path]:
 
 def write_files(
     folder: Path,
-    plan: Plan,
+    layout: Layout,
     drain_s: float,
     *,
     redis: str | None,
@@ -231,10 +231,10 @@ def write_files(
 ) -> None:
     """Lay out the folder: `supervisord.conf`, `redis/` and `nginx/`."""
     (folder / "redis").mkdir(mode=0o700)  # its working folder, in which it writes nothing
-    servers = [_address(LOOPBACK, port) for port in plan.replica_ports]
-    listen = _address(plan.host, plan.port)
+    servers = [_address(LOOPBACK, port) for port in layout.replica_ports]
+    listen = _address(layout.host, layout.port)
     write_nginx(folder / "nginx", listen=listen, servers=servers, origins=origins, trusted=trusted)
-    _write(folder / "supervisord.conf", supervisord_conf(folder, plan, drain_s, redis=redis, nginx=nginx))
+    _write(folder / "supervisord.conf", supervisord_conf(folder, layout, drain_s, redis=redis, nginx=nginx))
 
 
 def write_nginx(
@@ -300,7 +300,7 @@ def check_nginx(nginx: str, folder: Path) -> None:
         raise StartError(f"nginx refuses its configuration: {lines[0]}")
 
 
-def supervisord_conf(folder: Path, plan: Plan, drain_s: float, *, redis: str | None, nginx: str) -> str:
+def supervisord_conf(folder: Path, layout: Layout, drain_s: float, *, redis: str | None, nginx: str) -> str:
     """supervisord's configuration. It starts by rising priority and stops by falling priority.
 
     The replicas form one group, so that they drain at the same time and not one after the other.
@@ -317,20 +317,20 @@ def supervisord_conf(folder: Path, plan: Plan, drain_s: float, *, redis: str | N
         }
     }
     if redis:
-        command = [redis, "--port", "0", "--unixsocket", str(plan.redis_socket), "--unixsocketperm", "700"]
+        command = [redis, "--port", "0", "--unixsocket", str(layout.redis_socket), "--unixsocketperm", "700"]
         command += ["--dir", str(folder / "redis")]
         command += ["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", "--loglevel", "warning"]
         sections["program:redis"] = {**_program(command, stop_within_s=5), "priority": "10"}
     command = nginx_command(nginx, folder / "nginx")
     # QUIT lets requests under way end; by then the replicas, and with them all streams, are gone.
     sections["program:nginx"] = {**_program(command, stop_within_s=5), "stopsignal": "QUIT", "priority": "20"}
-    for name, port in _named(plan.replica_ports):
+    for name, port in _named(layout.replica_ports):
         command = [sys.executable, "-m", "allim", "serve", "--host", LOOPBACK, "--port", str(port)]
         sections[f"program:{name}"] = {
             **_program(command, stop_within_s=math.ceil(drain_s) + STOP_MARGIN_S),
             "environment": f'ALLIM_SERVER_ID="{name}"',
         }
-    names = ",".join(name for name, _ in _named(plan.replica_ports))
+    names = ",".join(name for name, _ in _named(layout.replica_ports))
     sections["group:replicas"] = {"programs": names, "priority": "30"}
     return "\n".join(
         f"[{title}]\n" + "".join(f"{key}={value}\n" for key, value in section.items())
@@ -361,7 +361,7 @@ def _escape(text: str) -> str:
 # -- While it runs ----------------------------------------------------------------------------------------
 
 
-def _supervised(folder: Path, plan: Plan, environ: Mapping[str, str], stop: "_Stop") -> int:
+def _supervised(folder: Path, layout: Layout, environ: Mapping[str, str], stop: "_Stop") -> int:
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "allim.up", str(folder), str(os.getpid())],
         env=environ,
@@ -376,7 +376,7 @@ def _supervised(folder: Path, plan: Plan, environ: Mapping[str, str], stop: "_St
     try:
         pump.start()
         stop.watch(supervisor)
-        missing = _wait_until_ready(supervisor, plan, stop)
+        missing = _wait_until_ready(supervisor, layout, stop)
         late = False
         if missing is not None and supervisor.poll() is None and not stop.asked:
             late = True
@@ -384,7 +384,7 @@ def _supervised(folder: Path, plan: Plan, environ: Mapping[str, str], stop: "_St
             click.echo(f"     → {missing.reason}", err=True)
             supervisor.terminate()
         elif missing is None:
-            click.echo(plan.summary())
+            click.echo(layout.summary())
         supervisor.wait()
         if not (late or stop.asked):
             click.echo("allim up: supervisord ended unexpectedly; everything is stopped", err=True)
@@ -452,10 +452,10 @@ class _Missing(NamedTuple):
     reason: str
 
 
-def _wait_until_ready(supervisor: subprocess.Popen[bytes], plan: Plan, stop: _Stop) -> _Missing | None:
+def _wait_until_ready(supervisor: subprocess.Popen[bytes], layout: Layout, stop: _Stop) -> _Missing | None:
     """None once all answer that they are ready; else the first that does not."""
-    waiting = [(name, LOOPBACK, port) for name, port in _named(plan.replica_ports)]
-    waiting.append(("nginx", _reachable(plan.host), plan.port))
+    waiting = [(name, LOOPBACK, port) for name, port in _named(layout.replica_ports)]
+    waiting.append(("nginx", _reachable(layout.host), layout.port))
     deadline = time.monotonic() + READY_WITHIN_S
     reason = ""
     while waiting and time.monotonic() < deadline and supervisor.poll() is None and not stop.asked:

@@ -185,7 +185,7 @@ LEDGER_CALLS: dict[str, Callable[[RedisLedger], Awaitable[object]]] = {
     "sign_out": lambda ledger: ledger.sign_out(identity(), 60),
     "kick": lambda ledger: ledger.kick("42", 60, 0.0),
     "admit": lambda ledger: ledger.admit(identity(), "s", 1, 60, None, DEMANDS),
-    "take": lambda ledger: ledger.take(DEMANDS, identity()),
+    "charge": lambda ledger: ledger.charge(DEMANDS, identity()),
 }
 
 
@@ -197,8 +197,8 @@ LEDGER_CALLS: dict[str, Callable[[RedisLedger], Awaitable[object]]] = {
         ("set", "kick"),
         ("zpopmin", "admit"),
         ("pexpire", "admit"),
-        ("exists", "take"),
-        ("set", "take"),
+        ("exists", "charge"),
+        ("set", "charge"),
     ],
 )
 async def test_the_ledger_writes_nothing_that_it_may_not_finish(limited: Limited, rule: str, name: str) -> None:

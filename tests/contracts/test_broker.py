@@ -202,9 +202,9 @@ async def test_what_the_ledger_counts_and_what_a_publish_is_charged_are_one_rate
     await broker.start(Ear())
     demand = Demand("publish:p", 3, 3600)
 
-    refused = await ledger.take([demand])
+    refused = await ledger.charge([demand])
     accepted = await broker.publish(publication(("a", 1))._replace(demand=demand))
-    again = await ledger.take([demand])
+    again = await ledger.charge([demand])
 
     assert [grant.quotas[0].remaining for grant in (refused, accepted, again)] == [2, 1, 0]
 

@@ -114,7 +114,7 @@ async def _happen(world: World, marks: list[Mark], problems: list[str]) -> None:
         reader.stay()
     await _settle(world, problems)
     if world.sign_outs and marks:  # by then nobody who has signed out may hear anything, and who may does
-        heartbeat_s = max(replica.speech.heartbeat_s for replica in world.replicas)
+        heartbeat_s = max(replica.defaults.heartbeat_s for replica in world.replicas)
         await asyncio.sleep(max(0.0, marks[-1].at + marks[-1].limit_s - world.now()) + 2 * heartbeat_s)
     for person in world.people:
         if person.done() and not person.cancelled() and (error := person.exception()) is not None:

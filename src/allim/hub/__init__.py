@@ -12,8 +12,8 @@ from allim.hub.broker import (
 from allim.hub.catch_up import Start
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import TYPE_FORM, Draft, Entry, Event, Framing, Run, encode
-from allim.hub.hub import Hub, Published, Toll
-from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing, is_kicked, refuse_ended
+from allim.hub.hub import Charge, Hub, Published
+from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, SessionState, is_kicked, refuse_ended
 from allim.hub.position import ZERO, Position
 from allim.hub.sessions import Sessions
 from allim.hub.settings import HubSettings
@@ -29,6 +29,7 @@ __all__ = [
     "Admission",
     "Backlog",
     "Broker",
+    "Charge",
     "CloseReason",
     "Demand",
     "Draft",
@@ -50,11 +51,10 @@ __all__ = [
     "Quota",
     "Reading",
     "Run",
+    "SessionState",
     "Sessions",
-    "Standing",
     "Start",
     "Stream",
-    "Toll",
     "check_topic",
     "encode",
     "is_kicked",

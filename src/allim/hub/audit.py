@@ -7,7 +7,7 @@ import structlog
 
 from allim.errors import Unavailable
 from allim.hub.close_reason import CloseReason
-from allim.hub.ledger import Ledger, Standing
+from allim.hub.ledger import Ledger, SessionState
 from allim.hub.registry import Registry
 from allim.hub.stream import Stream
 
@@ -41,11 +41,11 @@ class Audit:
     async def _check(self, streams: Sequence[Stream]) -> None:
         while True:
             try:
-                standings = await self._ledger.standings(streams)
+                states = await self._ledger.session_states(streams)
                 break
             except Unavailable as error:
                 log.warning("audit waits for the ledger", error=error.detail)
                 await asyncio.sleep(RETRY_S)
-        for stream, standing in zip(streams, standings, strict=True):
-            if standing is not Standing.GOOD:
-                stream.close(CloseReason(standing))
+        for stream, state in zip(streams, states, strict=True):
+            if state is not SessionState.GOOD:
+                stream.close(CloseReason(state))

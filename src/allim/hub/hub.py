@@ -38,13 +38,13 @@ JOIN_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription and its
 SURE_S = 60.0  # after the lifetime of a stream, when it has certainly ended
 
 
-class Toll(NamedTuple):
-    """The rate-limit charges for opening a stream. `settle` is called with the quotas, with none if they were not
+class Charge(NamedTuple):
+    """The rate-limit charges for opening a stream. `report` is called with the quotas, with none if they were not
     counted, and raises TooMany if they were not granted.
     """
 
     demands: Sequence[Demand]
-    settle: Callable[[Sequence[Quota]], Awaitable[None]]
+    report: Callable[[Sequence[Quota]], Awaitable[None]]
 
 
 class Published(NamedTuple):
@@ -170,7 +170,7 @@ class Hub:
         known key with other drafts; Unavailable when the store did not confirm.
         """
         entries = [self.encode(draft, f"[{index}]" if indexed else "") for index, draft in enumerate(drafts)]
-        return self.stored(await self.store(entries, key, keep_s=keep_s))
+        return self.finish_publish(await self.start_publish(entries, key, keep_s=keep_s))
 
     def encode(self, draft: Draft, under: str = "") -> Entry:
         """Check and encode a draft. Shape: `under` is its path, such as `[3]`, if there are several.
@@ -185,7 +185,7 @@ class Hub:
             fields = [FieldError(f"{under}.{field}", text) for field, text in error.fields]
             raise type(error)(f"{under}.{error.detail}", fields) from error
 
-    def store(
+    def start_publish(
         self,
         entries: Sequence[Entry],
         key: str | None,
@@ -193,7 +193,8 @@ class Hub:
         memory: Demand | None = None,
         keep_s: int = IDEMPOTENCY_WINDOW_S,
     ) -> "asyncio.Future[Outcome]":
-        """Charge the demands, store encoded drafts, all or none, and announce them; `stored` reads the outcome.
+        """Charge the demands, store encoded drafts, all or none, and announce them; `finish_publish` reads
+        the outcome.
 
         Raises: Unavailable when the store did not confirm.
         """
@@ -201,7 +202,7 @@ class Hub:
         outcome = self._broker.publish(publication)
         return outcome if isinstance(outcome, asyncio.Future) else asyncio.ensure_future(outcome)
 
-    def stored(self, outcome: Outcome) -> Published:
+    def finish_publish(self, outcome: Outcome) -> Published:
         """Count and return the stored events. The demand, if there was one, has been granted.
 
         Raises: Conflict for a known key with other drafts.
@@ -221,7 +222,7 @@ class Hub:
         return Backlog(self.settings.stream_buffer_bytes)
 
     async def join(
-        self, stream: Stream, last_event_id: str | None, ticket: Ticket | None = None, toll: Toll | None = None
+        self, stream: Stream, last_event_id: str | None, ticket: Ticket | None = None, charge: Charge | None = None
     ) -> Start:
         """Subscribe a stream's topics, read its first page, charge its limits and spend its ticket. Writes nothing.
 
@@ -237,7 +238,7 @@ class Hub:
                 await self._broker.subscribe(stream.topics)
                 start = await self._catch_up.start(stream, last_event_id)
                 # Last: a later order reaches the subscribed stream, and a ticket is spent only if the stream opens.
-                await self._admit(stream, ticket, toll)
+                await self._admit(stream, ticket, charge)
         except TimeoutError as error:
             self._forget(stream)
             raise Unavailable("the broker does not answer") from error
@@ -245,7 +246,7 @@ class Hub:
             self._forget(stream)
             raise
         if stream not in self._registry:  # it ended before it was noted
-            self._ledger.leave(stream.subject, stream.id)
+            self._ledger.remove_stream(stream.subject, stream.id)
         self._dispatcher.joined(stream, start.reading.now)
         return start
 
@@ -258,15 +259,15 @@ class Hub:
             raise Unavailable("this replica is draining")
         self._capacity.check(len(self._registry), address)
 
-    async def _admit(self, stream: Stream, ticket: Ticket | None, toll: Toll | None) -> None:
+    async def _admit(self, stream: Stream, ticket: Ticket | None, charge: Charge | None) -> None:
         """Admit the stream in the ledger, and end the user's oldest streams that exceed the limit."""
         settings = self.settings
         keep_s = settings.stream_lifetime_s + SURE_S
-        demands = toll.demands if toll else ()
+        demands = charge.demands if charge else ()
         admission = await self._ledger.admit(stream, stream.id, settings.streams_per_user, keep_s, ticket, demands)
-        refuse_ended(admission.standing)
-        if toll:
-            await toll.settle(admission.quotas)
+        refuse_ended(admission.state)
+        if charge:
+            await charge.report(admission.quotas)
         if admission.displaced:
             for _ in admission.displaced:
                 self._metrics.refused("streams_per_user")
@@ -326,7 +327,7 @@ class Hub:
         for name in self._registry.remove(stream):
             self._broker.unsubscribe(name)
         self._capacity.leave(stream.address)
-        self._ledger.leave(stream.subject, stream.id)
+        self._ledger.remove_stream(stream.subject, stream.id)
         self._note_empty()
 
     def _note_empty(self) -> None:

@@ -15,7 +15,7 @@ from allim.errors import Unavailable
 from allim.hub.broker import Broker, Publication
 from allim.hub.close_reason import CloseReason
 from allim.hub.event import Control, encode_control
-from allim.hub.ledger import Holder, Ledger, Standing
+from allim.hub.ledger import Holder, Ledger, SessionState
 from allim.identity import CLOCK_LEEWAY_S, user_topic
 
 log = structlog.get_logger(__name__)
@@ -73,12 +73,12 @@ class Sessions:
         """
         await self._order(Control(subject, CloseReason.REPLACED, streams=tuple(streams)))
 
-    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
+    async def session_states(self, holders: Sequence[Holder]) -> Sequence[SessionState]:
         """Return for each session whether it has ended.
 
         Raises: Unavailable.
         """
-        return await _in_time(self._ledger.standings(holders))
+        return await _in_time(self._ledger.session_states(holders))
 
     async def last_kick(self, subject: str) -> float | None:
         """Return the moment of the user's last kick, for a token that is issued now; 0 when there was none, None when

@@ -144,7 +144,7 @@ class MemoryBroker:
         demands = [publication.demand]
         if publication.memory is not None and added:
             demands.append(publication.memory._replace(cost=added))
-        return (await self._ledger.take(demands)).quotas
+        return (await self._ledger.charge(demands)).quotas
 
     def _added_bytes(self, publication: Publication) -> int:
         """Return the bytes that this publish adds to the store, as `publish.lua` counts them."""

@@ -11,7 +11,7 @@ from allim.transports.sse import frames
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class StreamDefaults:
     """What every stream of this replica says the same.
 
     Units: `retry_ms` is the mean; each frame draws between half and one and a half of it.
@@ -33,20 +33,22 @@ class SseStream(Stream):
     Its bytes are made for it alone. It is empty for all other streams, which share theirs.
     """
 
-    __slots__ = ("hub", "proof", "speech")
+    __slots__ = ("defaults", "hub", "proof")
 
-    def __init__(self, hub: Hub, speech: Speech, visitor: Visitor, topics: tuple[str, ...]) -> None:
+    def __init__(self, hub: Hub, defaults: StreamDefaults, visitor: Visitor, topics: tuple[str, ...]) -> None:
         super().__init__(hub.new_stream_id(), visitor.identity, topics, hub.new_backlog(), visitor.address)
         self.hub = hub
-        self.speech = speech
+        self.defaults = defaults
         self.proof = b"~" + visitor.proof.encode() if visitor.proof else b""
 
     def write(self, run: Run) -> None:
         self.send(run.framed(frames.plain))
 
     def open(self, opening: Opening) -> None:
-        speech = self.speech
-        self.send(frames.opening(self.id, self.subject, speech.replica, opening, speech.heartbeat_s, speech.retry()))
+        defaults = self.defaults
+        self.send(
+            frames.opening(self.id, self.subject, defaults.replica, opening, defaults.heartbeat_s, defaults.retry())
+        )
 
     def heartbeat(self, position: Position | None) -> None:
         self.send(frames.heartbeat(position))
@@ -61,7 +63,7 @@ class SseStream(Stream):
         if self.ended:
             return
         self.close_reason = reason
-        self.finish(frames.close(reason, self.speech.retry()) if reason.told else None)
+        self.finish(frames.close(reason, self.defaults.retry()) if reason.told else None)
 
     @abstractmethod
     def send(self, frames: bytes) -> None:
