@@ -264,8 +264,8 @@ MUTANTS = (
         "of what comes together only the first is broadcast",
         4,
         "hub/dispatcher.py",
-        "            for event in run:\n                self._broadcasts.add(event, topic)\n",
-        "            self._broadcasts.add(run[0], topic)\n",
+        "            for event in events:\n                self._broadcasts.add(event, topic)\n",
+        "            self._broadcasts.add(events[0], topic)\n",
         ("tests/hub/test_broadcasts.py::test_every_stream_gets_its_topics_events_once_and_in_order",),
     ),
     Mutant(
