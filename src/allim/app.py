@@ -32,7 +32,9 @@ from allim.brokers.redis.keys import Keys
 from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import pool_of
-from allim.credentials import issuer_of, publish_keys_of, tokens_of
+from allim.access.authenticate import Authenticate
+from allim.access.authorize import Authorize
+from allim.credentials import equal_settings, issuers_of, publish_keys_of, tokens_of, webhook_of
 from allim.domains import accounts, keys, snapshots
 from allim.errors import Unauthenticated, Unusable
 from allim.http import health, openapi, problems, publish, ticket_routes, users
@@ -48,7 +50,7 @@ from allim.http.tickets import Tickets
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.load import limit_bytes
 from allim.permission import Permission, Rule
-from allim.settings import Settings, SettingsError, load_settings, naming
+from allim.settings import PREFIX, Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
@@ -70,11 +72,18 @@ PAGE = next(
 )
 
 
-def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | None = None) -> Starlette:
+def create_app(
+    settings: Settings | None = None,
+    rules: Mapping[str, Rule] | None = None,
+    *,
+    authenticate: Authenticate | None = None,
+    authorize: Authorize | None = None,
+) -> Starlette:
     """The whole application.
 
     Shape: `rules` say by kind of topic, which is what stands before the colon, who may read one beside those whose
-    token grants it.
+    token grants it. `authenticate` returns the identity of a request, and is asked before tokens; `authorize` returns
+    which topics an identity may read, of those that neither its token nor a rule grants.
     Raises: SettingsError naming the variable that is wrong.
     """
     settings = settings or load_settings()
@@ -82,20 +91,25 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     with naming("REDIS_URL"):
         rights = Rights(settings.redis_prefix, settings.durability)
         ledger = _ledger(settings, rights)
-        broker = _broker(settings, ledger, metrics, rights)
+        issuers = issuers_of(settings, metrics.issuer_keys_not_read)
+        broker = _broker(settings, ledger, metrics, rights, equal_settings(settings, issuers))
         hub = Hub(broker, ledger, metrics, _hub_settings(settings))
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
     settings_keys = publish_keys_of(settings)
-    issuer = issuer_of(settings, metrics.issuer_keys_not_read)
-    tokens = tokens_of(settings, issuer)
+    tokens = tokens_of(settings, issuers)
+    webhook = webhook_of(settings, metrics.authorized)
+    if webhook is not None and authorize is not None:
+        raise SettingsError(f"{PREFIX}AUTHORIZE_URL: create_app was given `authorize`, which decides instead")
     tickets = Tickets(
         (settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s, shared_now=hub.shared_clock
     )
     rates = Rates(ledger, MemoryLedger(), metrics.refused)
-    gate = Gate(tokens, tickets, rates, _limits(settings))
-    permission = Permission(rules or {})
+    gate = Gate(
+        tokens, tickets, rates, _limits(settings), cookie=settings.cookie_name, authenticate=authenticate
+    )
+    permission = Permission(rules or {}, authorize or webhook)
 
     profile = partial(accounts.profile, engine)
     announce = partial(hub.publish, keep_s=snapshots.KEYS_KEPT_S)
@@ -113,6 +127,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         snapshot_service,
         hub,
         settings.operators,
+        settings.accounts_registration,
         on_deleted=[snapshot_service.delete_in, key_service.delete_in],
         now=hub.shared_clock,
     )
@@ -139,8 +154,9 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
                     with sse.draining_on_signals(hub.drain):
                         yield
         finally:
-            if issuer is not None:
-                await issuer.jwks.close()
+            await tokens.close()
+            if webhook is not None:
+                await webhook.close()
             for provider in providers:
                 await provider.close()
             await http.aclose()
@@ -172,7 +188,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         return hub.draining
 
     app = _Application(
-        routes=[*resources, *openapi.routes(resources, PAGE), *_page_routes()],
+        routes=[*resources, *openapi.routes(resources, PAGE, settings.cookie_name), *_page_routes()],
         middleware=[
             Middleware(Requests, offer=sse.ANSWER, leaving=leaving),
             Middleware(problems.UnexpectedErrors, note=refused.note),
@@ -225,7 +241,9 @@ async def _told_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive, s
     await lifespan(scope, receive, send_line)
 
 
-def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights) -> Broker:
+def _broker(
+    settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights, equal: Mapping[str, str]
+) -> Broker:
     if settings.redis_url is None:
         return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
     return RedisBroker(
@@ -241,7 +259,7 @@ def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights
         peers=Peers(
             settings.server_id,
             (settings.secret_key, *settings.old_secret_keys),
-            settings.equal(),
+            equal,
             settings.pulse_s,
         ),
     )

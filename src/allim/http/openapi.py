@@ -32,7 +32,6 @@ from allim.errors import (
     Unavailable,
 )
 from allim.http import problems
-from allim.http.gate import COOKIE
 from allim.http.origins import PAGE_POLICY
 from allim.http.problems import UnsupportedMediaType
 from allim.http.routing import Answer, Caller, Operation, Parameter, Resource, operation, route
@@ -57,8 +56,8 @@ Bodies are JSON in UTF-8; unknown members and parameters are refused. Times are 
 `Problem` (RFC 9457). Beside the answers that are listed, any call may answer 500, and a user's call with the header
 `Allim-User` 409 when it names another user than the one who has signed in.
 """
+_IN_BROWSER = "A user in a browser, signed in."
 _SECURITY_SCHEMES = {
-    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A user in a browser, signed in."},
     "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A user."},
     "ticket": {"type": "apiKey", "in": "query", "name": "ticket", "description": "A user, for one stream."},
     "publishKey": {"type": "http", "scheme": "bearer", "description": "A service that publishes."},
@@ -116,8 +115,10 @@ class Problem(BaseModel):
     request_id: str = Field(default_factory=str)
 
 
-def routes(described: Sequence[BaseRoute], page: Path | None) -> list[Resource]:
-    """`/api/openapi.json` for these routes and its own, and `/api/docs`; `page` is the built page's folder."""
+def routes(described: Sequence[BaseRoute], page: Path | None, cookie: str) -> list[Resource]:
+    """`/api/openapi.json` for these routes and its own, and `/api/docs`; `page` is the built page's folder, `cookie`
+    the name of the session's cookie.
+    """
 
     @operation(answers={200: Answer("An OpenAPI 3.1 document.", dict[str, Any])})
     async def openapi(request: Request) -> Response:
@@ -149,16 +150,16 @@ def routes(described: Sequence[BaseRoute], page: Path | None) -> list[Resource]:
 
     @lru_cache(maxsize=1)  # it is mounted in one place
     def content(root: str) -> bytes:
-        return json.dumps(document([*described, *own], root), ensure_ascii=False).encode()
+        return json.dumps(document([*described, *own], cookie, root), ensure_ascii=False).encode()
 
     return own
 
 
-def document(described: Iterable[BaseRoute], root: str = "") -> dict[str, Any]:
+def document(described: Iterable[BaseRoute], cookie: str, root: str = "") -> dict[str, Any]:
     """The OpenAPI document of all operations that are declared, whose paths are seen from `root`."""
     schemas = _Schemas()
     paths = {
-        resource.path: {
+        resource.path_format: {
             method.lower(): _operation(schemas, resource, method, declared)
             for method, declared in operations(resource)
         }
@@ -171,7 +172,10 @@ def document(described: Iterable[BaseRoute], root: str = "") -> dict[str, Any]:
         **({"servers": [{"url": root}]} if root else {}),
         "paths": {path: item for path, item in paths.items() if item},
         "components": {
-            "securitySchemes": _SECURITY_SCHEMES,
+            "securitySchemes": {
+                "session": {"type": "apiKey", "in": "cookie", "name": cookie, "description": _IN_BROWSER},
+                **_SECURITY_SCHEMES,
+            },
             "headers": {
                 name: {"description": description, "schema": schemas.of(type_, "serialization")}
                 for name, (description, type_) in HEADERS.items()

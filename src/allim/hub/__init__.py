@@ -15,10 +15,11 @@ from allim.hub.hub import Hub, HubSettings, Published, Toll, refuse_ended
 from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing, is_kicked
 from allim.hub.position import ZERO, Position
 from allim.hub.stream import Backlog, Opening, Stream
-from allim.hub.topic import MAX_TOPICS, TOPIC_FORM, check_topic
+from allim.hub.topic import KEY_FORM, MAX_TOPICS, TOPIC_FORM, check_topic
 
 __all__ = [
     "IDEMPOTENCY_WINDOW_S",
+    "KEY_FORM",
     "MAX_TOPICS",
     "TOPIC_FORM",
     "TYPE_FORM",
