@@ -25,6 +25,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from allim import data_folder
+from allim.access.authenticate import Authenticate
+from allim.access.authorize import Authorize
 from allim.alone import alone
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.brokers.redis import RedisBroker, RedisLedger
@@ -32,8 +34,6 @@ from allim.brokers.redis.keys import Keys
 from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import pool_of
-from allim.access.authenticate import Authenticate
-from allim.access.authorize import Authorize
 from allim.credentials import equal_settings, issuers_of, publish_keys_of, tokens_of, webhook_of
 from allim.domains import accounts, keys, snapshots
 from allim.errors import Unauthenticated, Unusable
@@ -88,10 +88,10 @@ def create_app(
     """
     settings = settings or load_settings()
     metrics = Metrics(settings.server_id)
+    issuers = issuers_of(settings, metrics.issuer_keys_not_read)
     with naming("REDIS_URL"):
         rights = Rights(settings.redis_prefix, settings.durability)
         ledger = _ledger(settings, rights)
-        issuers = issuers_of(settings, metrics.issuer_keys_not_read)
         broker = _broker(settings, ledger, metrics, rights, equal_settings(settings, issuers))
         hub = Hub(broker, ledger, metrics, _hub_settings(settings))
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
@@ -106,9 +106,7 @@ def create_app(
         (settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s, shared_now=hub.shared_clock
     )
     rates = Rates(ledger, MemoryLedger(), metrics.refused)
-    gate = Gate(
-        tokens, tickets, rates, _limits(settings), cookie=settings.cookie_name, authenticate=authenticate
-    )
+    gate = Gate(tokens, tickets, rates, _limits(settings), cookie=settings.cookie_name, authenticate=authenticate)
     permission = Permission(rules or {}, authorize or webhook)
 
     profile = partial(accounts.profile, engine)
@@ -241,9 +239,7 @@ async def _told_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive, s
     await lifespan(scope, receive, send_line)
 
 
-def _broker(
-    settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights, equal: Mapping[str, str]
-) -> Broker:
+def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights, equal: Mapping[str, str]) -> Broker:
     if settings.redis_url is None:
         return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
     return RedisBroker(

@@ -11,7 +11,7 @@ Rule = Callable[[Identity, str], Awaitable[bool]]
 
 
 class Permission:
-    """The rules by kind of topic, which is the part before the colon, and `authorize` for all that they do not grant."""
+    """The rules by kind of topic, which is the part before the colon. `authorize` decides on all other topics."""
 
     def __init__(self, rules: Mapping[str, Rule], authorize: Authorize | None = None) -> None:
         self._rules = rules

@@ -404,7 +404,9 @@ def _completed(settings: Settings) -> dict[str, Any]:
     if (settings.authorize_url is None) != (settings.authorize_secret == ""):
         raise SettingsError(f"{PREFIX}AUTHORIZE_URL, {PREFIX}AUTHORIZE_SECRET: give both, or neither")
     if settings.authorize_secret and len(settings.authorize_secret) < MIN_SECRET_CHARS:
-        raise SettingsError(f"{PREFIX}AUTHORIZE_SECRET: must have at least {MIN_SECRET_CHARS} characters", _NEW_SECRET)
+        raise SettingsError(
+            f"{PREFIX}AUTHORIZE_SECRET: must have at least {MIN_SECRET_CHARS} characters", _NEW_SECRET
+        )
     for name in ("google", "kakao", "naver"):
         if bool(getattr(settings, f"{name}_client_id")) != bool(getattr(settings, f"{name}_client_secret")):
             setting = f"{PREFIX}{name.upper()}_CLIENT_"

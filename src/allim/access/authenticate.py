@@ -8,7 +8,7 @@ from starlette.requests import HTTPConnection
 from allim.access.claims import is_grant
 from allim.identity import Identity, is_name
 
-Authenticate = Callable[[HTTPConnection], Identity | None | Awaitable[Identity | None]]
+Authenticate = Callable[[HTTPConnection], Identity | Awaitable[Identity | None] | None]
 """Returns the identity of a request, made by `Identity.of`, or None for one that may have a token of its own."""
 
 

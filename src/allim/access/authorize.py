@@ -83,6 +83,7 @@ class Webhook:
         self._known: OrderedDict[_Question, tuple[float, frozenset[str]]] = OrderedDict()
         self._asking: dict[_Question, asyncio.Task[frozenset[str]]] = {}
         self._log_at = -math.inf
+        self.failure = ""  # why the last question was not answered
 
     async def __call__(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
         """Return which of these topics the identity's user may read.
@@ -124,6 +125,7 @@ class Webhook:
             outcome, why = "bad_answer", str(error)
         finally:
             self._count(outcome)
+        self.failure = why
         self._log(outcome, why)
         raise AuthorizeUnavailable(_DETAILS[outcome], RETRY_AFTER_S)
 

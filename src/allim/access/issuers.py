@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -24,31 +24,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic.alias_generators import to_camel
 
 from allim.access.claims import OUR_NAMES, ClaimNames, identity_of, is_meant_for
-from allim.http.jwks import RSA_BITS, Jwks
 from allim.access.signatures import MIN_SECRET_CHARS, PUBLIC, SHARED, Key, bad_token, is_signed
+from allim.http.jwks import RSA_BITS, Jwks
 from allim.identity import ALLIM, CLOCK_LEEWAY_S, Identity
 
 T = TypeVar("T")
 
 _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
-
-
-class Keys(Protocol):
-    """The keys of one issuer.
-
-    Shape: `algorithms` are those for which it has keys; `kept` describes the keys, for comparing replicas.
-    """
-
-    algorithms: Sequence[str]
-    kept: str
-
-    async def of(self, kid: object, alg: str) -> Sequence[Key]:
-        """Return the keys that may have signed.
-
-        Raises: Unavailable when they cannot be read now.
-        """
-
-    async def close(self) -> None: ...
 
 
 class SecretKeys:
@@ -94,11 +76,20 @@ class JwksKeys:
         self.kept = jwks.url
 
     async def of(self, kid: object, alg: str) -> Sequence[Key]:
+        """Raises: Unavailable when the key is unknown and the issuer's keys cannot be read."""
         key = await self.jwks.key(kid if isinstance(kid, str) else None, alg)
         return [] if key is None else [key]
 
     async def close(self) -> None:
         await self.jwks.close()
+
+
+Keys = SecretKeys | PemKeys | JwksKeys
+"""The keys of one issuer.
+
+Shape: `algorithms` are those for which it has keys; `of` returns the keys that may have signed; `kept` describes the
+keys, for comparing replicas.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +153,7 @@ def by_name(issuers: Sequence[Issuer], our_secrets: Sequence[str] = ()) -> dict[
     return found
 
 
-# -- The list as it is written -----------------------------------------------------------------------------------------
+# -- The list as it is written -------------------------------------------------------------------------------------
 
 
 def _secret(value: str) -> str:
@@ -183,7 +174,9 @@ Secret = Annotated[str, AfterValidator(_secret)]
 
 
 class _Written(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, validate_by_alias=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=to_camel, validate_by_alias=True, strict=True
+    )
 
 
 class _Claims(_Written):

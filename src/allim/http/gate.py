@@ -157,11 +157,9 @@ class Gate:
         Raises: Unauthenticated; Unavailable when it cannot be known now.
         """
         ticket = request.query_params.get("ticket")
-        if ticket is None:
-            visitor = Visitor(await self._verified(request))
-        else:
-            visitor = self._tickets.visitor(ticket, request)
-        return visitor._replace(address=network_of(request))
+        if ticket is not None:
+            return self._tickets.visitor(ticket, request)._replace(address=network_of(request))
+        return Visitor(await self._verified(request), network_of(request))
 
     def toll(self, request: Request, visitor: Visitor) -> Toll:
         """What a stream takes: it is a call of its user."""

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from starlette.requests import HTTPConnection
 
 from allim.errors import Unauthenticated, Unavailable
-from allim.hub import KEY_FORM
 from allim.http.gate import bearer_in, bearer_of
+from allim.hub import KEY_FORM
 
 CACHE_S = 2.0
 """How long a replica goes by what the store said: a key that is deleted or expires is refused after it."""

@@ -69,8 +69,8 @@ class Tokens:
     ) -> None:
         """The first key signs, all verify: a new one is put first, the old one stays until its tokens have expired.
 
-        Shape: unless `named_only`, a token of an unknown issuer is taken if it is signed with one of `secret_keys`;
-        its `aud`, if there is one, must name `audience`.
+        Shape: until 1.0 a service that holds one of `secret_keys` may sign with it: a token without `iss`, and, unless
+        `named_only`, one with an unknown `iss`. Its `aud`, if there is one, must name `audience`.
         Units: `max_s` is how long after its sign-in a session may be renewed.
         Raises: ValueError when a key is short, or there twice, or there is none; the errors of `by_name`.
         """
@@ -125,7 +125,7 @@ class Tokens:
         return self._signed({**kept, "sid": identity.session}, began_at(claims), lifetime_s, after_kick)
 
     def life(self, token: str | None, identity: Identity) -> Life:
-        """Return how long a verified identity is still valid, and whether its token, if it has one, is to be renewed."""
+        """Return how long a verified identity is still valid, and whether its token is to be renewed."""
         now = self._now()
         left_s, lifetime_s = identity.expires_at - now, self._lifetime_s(identity)
         if token is None or identity.issuer != ALLIM:  # its issuer alone can renew it
@@ -200,7 +200,8 @@ class Tokens:
         if name == ALLIM or (name is None and envelope.protected.get("kid") in self._keys):
             return None
         issuer = self._issuers.get(name) if name is None or isinstance(name, str) else None
-        if issuer is None and name is not None and self._named_only:
+        shares_key = not self._named_only and envelope.protected["alg"] == SHARED
+        if issuer is None and name is not None and not shares_key:
             raise bad_token("issuer")
         return issuer
 

@@ -165,8 +165,9 @@ class Service:
     async def sign_in_as(self, person: Person, device: Device = UNKNOWN) -> Session:
         """A new session of the account that this person signs in to. The first time makes it, as `register` does.
 
-        Raises: RegistrationClosed when it would make one; Conflict naming `email` when the address belongs to another account. The two are not joined: to
-        have an address at a provider does not prove to be the one who registered it here.
+        Raises: RegistrationClosed when it would make one; Conflict naming `email` when the address belongs to another
+        account. The two are not joined: to have an address at a provider does not prove to be the one who registered
+        it here.
         """
         while True:
             account = await self._known(person)
