@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-from tests.deployment import Deployment, deployment
-from tests.replicas import token
-from tests.waiting import until
+from harness.deployment import Deployment, deployment
+from harness.replicas import token
+from harness.waiting import until
 
 from bench import allim
 from bench.measure import memory_kib

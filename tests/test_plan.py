@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 
 import pytest
-from bench.scaling_page import SCALING, filled
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,10 +221,3 @@ def test_json_says_the_same() -> None:
     assert f"Saturates first: {said['bottleneck']}, " in text
     assert said["load"]["streams"] == 1_000_000
     assert said["one_redis_is_enough"] is ("ONE REDIS IS NOT ENOUGH" not in text)
-
-
-def test_the_page_shows_what_the_command_prints() -> None:
-    page = SCALING.read_text("utf-8")
-
-    assert filled(page) == page, "python -m bench.scaling_page"
-    assert "allim plan --streams 1000000 --events-per-s 100000" in page

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 from allim.access.authorize import Webhook
 from allim.access.issuers import Issuer, JwksKeys, by_name, read_issuers
-from allim.http.jwks import Jwks
-from allim.http.publishers import SettingsKeys, read_grants
-from allim.http.tokens import Tokens
+from allim.access.jwks import Jwks
+from allim.access.publishers import SettingsKeys, read_grants
+from allim.access.tokens import Tokens
 from allim.settings import PREFIX, Settings, naming
 
 

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from harness.waiting import until_sync
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
-
-from tests.waiting import until_sync
 
 SECRET = "webhook-secret-of-the-shop-0123456789"
 
@@ -27,8 +26,8 @@ SECRET = "webhook-secret-of-the-shop-0123456789"
 class Shop:
     """Grants the topics in `rooms` to their members.
 
-    Shape: `rooms` are members by topic; `answer` replaces the usual answer; while `hangs` there is none. `asked` are the
-    questions that came with a good signature.
+    Shape: `rooms` are members by topic; `answer` replaces the usual answer; while `go_on` is not set there is none.
+    `asked` are the questions that came with a good signature.
     """
 
     def __init__(self, port: int) -> None:
@@ -65,12 +64,13 @@ def verified(secret: str, header: str, body: bytes) -> bool:
 
 
 def huge() -> Response:
-    """An answer that does not end by itself."""
+    """An answer of 20 MB."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b'{"topics":["'
-        while True:
+        for _ in range(2000):
             yield b"a" * 10_000
+            await asyncio.sleep(0)
 
     return StreamingResponse(chunks(), media_type="application/json")
 
@@ -89,7 +89,7 @@ ODD_ANSWERS: dict[str, Response] = {
     "deep": Response(b"[" * 5000),
     "compressed": Response(b"\x1f\x8b", headers={"content-encoding": "gzip"}),
     "huge": Response(b'{"topics":["' + b"a" * 100_000 + b'"],"ttl_s":1}'),
-    "endless": huge(),
+    "very long": huge(),
 }
 
 

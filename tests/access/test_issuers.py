@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 
 from allim.access.claims import value_at
 from allim.access.issuers import Issuer, JwksKeys, read_issuers
+from allim.access.jwks import Jwks
+from allim.access.tokens import Tokens
 from allim.errors import Invalid, Unauthenticated
-from allim.http.jwks import Jwks
-from allim.http.tokens import Tokens
 from allim.hub import check_topic
 from allim.identity import Identity
-from tests.http.issuers import URL, KeyServer, ec_key, ed_key, jwk, jwk_set, rsa_key, signed
+from tests.access.issuers import URL, KeyServer, ec_key, ed_key, jwk, jwk_set, rsa_key, signed
 
 pytestmark = pytest.mark.anyio
 

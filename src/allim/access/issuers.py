@@ -24,8 +24,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic.alias_generators import to_camel
 
 from allim.access.claims import OUR_NAMES, ClaimNames, identity_of, is_meant_for
+from allim.access.jwks import RSA_BITS, Jwks
 from allim.access.signatures import MIN_SECRET_CHARS, PUBLIC, SHARED, Key, bad_token, is_signed
-from allim.http.jwks import RSA_BITS, Jwks
 from allim.identity import ALLIM, CLOCK_LEEWAY_S, Identity
 
 T = TypeVar("T")

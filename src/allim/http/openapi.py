@@ -21,6 +21,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from allim import __version__
+from allim.access.gate import COOKIE
 from allim.errors import (
     AllimError,
     Forbidden,
@@ -115,7 +116,7 @@ class Problem(BaseModel):
     request_id: str = Field(default_factory=str)
 
 
-def routes(described: Sequence[BaseRoute], page: Path | None, cookie: str) -> list[Resource]:
+def routes(described: Sequence[BaseRoute], page: Path | None, cookie: str = COOKIE) -> list[Resource]:
     """`/api/openapi.json` for these routes and its own, and `/api/docs`; `page` is the built page's folder, `cookie`
     the name of the session's cookie.
     """
@@ -150,12 +151,12 @@ def routes(described: Sequence[BaseRoute], page: Path | None, cookie: str) -> li
 
     @lru_cache(maxsize=1)  # it is mounted in one place
     def content(root: str) -> bytes:
-        return json.dumps(document([*described, *own], cookie, root), ensure_ascii=False).encode()
+        return json.dumps(document([*described, *own], root, cookie), ensure_ascii=False).encode()
 
     return own
 
 
-def document(described: Iterable[BaseRoute], cookie: str, root: str = "") -> dict[str, Any]:
+def document(described: Iterable[BaseRoute], root: str = "", cookie: str = COOKIE) -> dict[str, Any]:
     """The OpenAPI document of all operations that are declared, whose paths are seen from `root`."""
     schemas = _Schemas()
     paths = {

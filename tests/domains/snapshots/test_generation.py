@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from harness.waiting import until
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
@@ -15,7 +16,6 @@ from allim.domains.snapshots.store import LeaseLost
 from allim.hub import Draft
 from tests.domains.fakes import Clock, RecordingHub
 from tests.domains.snapshots.replicas import Replica, another_replica, replica_on, row_of
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from harness.servers import Redis, free_port, redis_server
+from harness.waiting import until
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
@@ -18,8 +20,6 @@ from allim.storage import migrate, open_engine
 from tests.domains.fakes import RecordingHub, profile
 from tests.domains.snapshots.replicas import row_of
 from tests.domains.snapshots.test_generation import ALL_EVENTS
-from tests.servers import Redis, free_port, redis_server
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from harness.waiting import until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
@@ -15,7 +16,6 @@ from allim.storage import migrate, open_engine, writing
 from tests.domains.fakes import Clock, RecordingHub, profile
 from tests.domains.snapshots.replicas import Replica, another_replica, replica_on, row_of
 from tests.domains.snapshots.test_generation import ALL_EVENTS
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
