@@ -19,17 +19,17 @@ AMPLE = Policy("ample", 1_000_000, 1)
 ROOMY = Policy("roomy", 1_000_000_000, 3600)
 
 
-def gate_of(
-    ledger: Ledger | None = None,
-    *,
-    cookie: str = COOKIE,
-    authenticate: Authenticate | None = None,
-    **limits: Policy,
-) -> Gate:
+def gate_of(ledger: Ledger | None = None, **limits: Policy) -> Gate:
     """Without further word, nobody meets a limit."""
     ample = {name: AMPLE._replace(name=name) for name in Limits._fields}
-    limited = Limits(**{**ample, **limits})
-    return Gate(TOKENS, Tickets([SECRET], 30), rates_of(ledger), limited, cookie=cookie, authenticate=authenticate)
+    return Gate(TOKENS, Tickets([SECRET], 30), rates_of(ledger), Limits(**{**ample, **limits}))
+
+
+def gate_beside(authenticate: Authenticate | None = None, cookie: str = COOKIE, ledger: Ledger | None = None) -> Gate:
+    """A gate of an application with its own users."""
+    limits = Limits(*[AMPLE] * len(Limits._fields))
+    tickets = Tickets([SECRET], 30)
+    return Gate(TOKENS, tickets, rates_of(ledger), limits, cookie=cookie, authenticate=authenticate)
 
 
 def rates_of(ledger: Ledger | None = None, refused: list[str] | None = None) -> Rates:

@@ -18,7 +18,7 @@ from allim.brokers.memory import MemoryLedger
 from allim.errors import Forbidden, Kicked, OtherUser, SignedOut, TooMany, Unauthenticated, Unavailable
 from allim.hub import refuse_ended
 from allim.identity import OPERATOR, Identity
-from tests.access.gates import AMPLE, SECRET, TOKENS, AwayLedger, HangingLedger, gate_of, rates_of
+from tests.access.gates import AMPLE, SECRET, TOKENS, AwayLedger, HangingLedger, gate_beside, gate_of, rates_of
 
 pytestmark = pytest.mark.anyio
 
@@ -115,7 +115,7 @@ async def test_a_cleared_cookie_is_gone_at_once() -> None:
 
 
 async def test_an_applications_own_cookie_is_read_by_its_name_and_no_other() -> None:
-    gate = gate_of(cookie="shop_session")
+    gate = gate_beside(cookie="shop_session")
     answer = Response()
     gate.set_cookie(request(), answer, "t1", 60)
 
@@ -141,8 +141,8 @@ async def by_header_later(connection: HTTPConnection) -> Identity | None:
 
 @pytest.mark.parametrize("authenticate", [by_header, by_header_later])
 async def test_the_application_is_asked_before_tokens(authenticate: Authenticate) -> None:
-    gate = gate_of(authenticate=authenticate)
-    both = request(**{"x-user": "auth0|7", "authorization": f"Bearer {TOKENS.issue('42')}"})
+    gate = gate_beside(authenticate)
+    both = request(x_user="auth0|7", authorization=f"Bearer {TOKENS.issue('42')}")
 
     identity = await gate.identify(both)
 
@@ -155,14 +155,14 @@ async def test_the_application_is_asked_before_tokens(authenticate: Authenticate
 
 
 async def test_a_ticket_wins_over_the_application() -> None:
-    gate = gate_of(authenticate=lambda _: Identity.of("7"))
+    gate = gate_beside(lambda _: Identity.of("7"))
     ticket = Tickets([SECRET], 30).issue(await TOKENS.verify(TOKENS.issue("42")), ["news"])
 
-    assert (await gate.visit(request(f"ticket={ticket}"))).identity.subject == "42"
+    assert (await gate.visit(request(query=f"ticket={ticket}"))).identity.subject == "42"
 
 
 async def test_what_the_application_vouches_for_is_not_allims_to_renew() -> None:
-    gate = gate_of(authenticate=lambda _: Identity.of("42"))
+    gate = gate_beside(lambda _: Identity.of("42"))
 
     identity = await gate.identify(request())
 
@@ -172,7 +172,7 @@ async def test_what_the_application_vouches_for_is_not_allims_to_renew() -> None
 
 async def test_an_identity_of_the_application_ends_by_a_kick_and_may_come_back() -> None:
     ledger = MemoryLedger()
-    gate = gate_of(ledger, authenticate=lambda _: Identity.of("42"))
+    gate = gate_beside(lambda _: Identity.of("42"), ledger=ledger)
     before = await gate.identify(request())
 
     await ledger.kick("42", 60, time.time())
@@ -194,17 +194,17 @@ async def test_an_identity_of_the_application_ends_by_a_kick_and_may_come_back()
 )
 async def test_what_is_no_identity_is_a_defect_of_the_application(wrong: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="authenticate"):
-        await gate_of(authenticate=lambda _: wrong).identify(request())
+        await gate_beside(lambda _: wrong).identify(request())
 
 
 async def test_the_user_whom_a_page_shows_is_named_percent_encoded() -> None:
+    def shown(header: str, user: str) -> Request:
+        return request(allim_user=header, authorization=f"Bearer {TOKENS.issue(user)}")
+
     for user, header in (("auth0|7", "auth0%7C7"), ("김", "%EA%B9%80"), ("a%7Cb", "a%257Cb"), ("a+b", "a+b")):
-        headers = {"allim-user": header, "authorization": f"Bearer {TOKENS.issue(user)}"}
-        assert (await gate_of().identify(request(**headers))).subject == user
+        assert (await gate_of().identify(shown(header, user))).subject == user
     with pytest.raises(OtherUser):
-        await gate_of().identify(
-            request(**{"allim-user": "a%7Cb", "authorization": f"Bearer {TOKENS.issue('a%7Cb')}"})
-        )
+        await gate_of().identify(shown("a%7Cb", "a%7Cb"))
 
 
 # Calls --------------------------------------------------------------------------------------------------------
