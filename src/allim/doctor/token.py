@@ -86,9 +86,7 @@ def _wants(token: str, settings: Settings, issuers: Sequence[Issuer]) -> Finding
     elif name is None or name == ALLIM:
         told = [f"{SHARED} by {1 + len(settings.old_secret_keys)} secret key(s) of allim itself"]
     else:
-        told = [
-            f"tokens of {', '.join(_named(issuer.name) for issuer in issuers) or 'no other issuer'} and of {ALLIM}"
-        ]
+        told = [f"tokens of {', '.join([ALLIM, *(_named(issuer.name) for issuer in issuers)])}"]
     told.append(f"clocks within {CLOCK_LEEWAY_S:.0f} s; here it is {_moment(time.time())}")
     return Finding("token server", True, "takes " + "; ".join(told))
 
