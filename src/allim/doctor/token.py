@@ -1,4 +1,4 @@
-"""What a session token is worth here, and which check fails."""
+"""Examines a session token: which check fails here."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ _ADVICE = {
 
 
 async def examine_token(token: str, settings: Settings) -> list[Finding]:
-    """What the token says, which check refuses it, and whether its session was ended."""
+    """Return the token's claims, the check that refuses it, and whether its session was ended."""
     issuers = issuers_of(settings)
     findings = [_says(token), _wants(token, settings, issuers)]
     tokens = tokens_of(settings, issuers)
