@@ -30,7 +30,11 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 async def explained(environ: dict[str, str], text: str) -> dict[str, Finding]:
     findings = await examine(environ, None, text)
-    return {finding.subject.removeprefix("token "): finding for finding in findings if finding.subject.startswith("token ")}
+    return {
+        finding.subject.removeprefix("token "): finding
+        for finding in findings
+        if finding.subject.startswith("token ")
+    }
 
 
 async def test_a_good_token_is_told_with_what_it_may(environ: dict[str, str]) -> None:
@@ -125,7 +129,7 @@ async def test_the_application_that_decides_on_topics_is_asked_and_its_fault_is_
     environ: dict[str, str],
 ) -> None:
     async def asked() -> Finding:
-        return next(finding for finding in await examine(environ, None) if finding.what == "authorize")
+        return next(finding for finding in await examine(environ, None) if finding.subject == "authorize")
 
     with shop() as app:
         environ |= {"ALLIM_AUTHORIZE_URL": app.url, "ALLIM_AUTHORIZE_SECRET": WEBHOOK_SECRET}

@@ -1,4 +1,4 @@
-"""`create_app(authenticate=…, authorize=…)`: an application signs in and decides on topics by functions of its own."""
+"""`create_app(authenticate=…, authorize=…)`: functions of an application sign in and decide on topics."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -37,9 +37,9 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     asked.clear()
     settings = load_settings({"ALLIM_DATA_DIR": str(tmp_path), "ALLIM_SECRET_KEY": SECRET})
     app: Starlette = create_app(settings, authenticate=authenticate, authorize=authorize)  # type: ignore[arg-type]
-    async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            yield client
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    async with app.router.lifespan_context(app), client:
+        yield client
 
 
 async def test_streams_and_calls_know_the_applications_user(client: httpx.AsyncClient) -> None:

@@ -18,7 +18,7 @@ from allim.hub import check_topic
         "user:auth0%7C7",
         "a:%20%25%2F%3A%3F%40%5B%60%7F%F0%9F%A6%89",
         "a:" + "%EA" * 1020,
-    ],  # fmt: skip
+    ],
 )
 def test_a_topic_is_a_name_with_or_without_a_key(topic: str) -> None:
     assert check_topic(topic) == topic

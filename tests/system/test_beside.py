@@ -60,7 +60,7 @@ def app() -> Iterator[Shop]:
 
 @pytest.fixture(scope="module")
 def replicas(app: Shop, redis: Redis) -> Iterator[list[Replica]]:
-    settings = {
+    settings: dict[str, Any] = {
         "redis_url": redis.url,
         "redis_prefix": "beside",
         "issuers": json.dumps(ISSUERS),
