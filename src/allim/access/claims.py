@@ -78,8 +78,8 @@ def is_meant_for(audience: str, claims: Mapping[str, object]) -> bool:
 
 def value_at(claims: Mapping[str, object], path: str) -> object:
     """Return the claim of this name, or the value at this path with dots; None if there is none."""
-    if path in claims:
-        return claims[path]
+    if path in claims or "." not in path:
+        return claims.get(path)
     value: object = claims
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
