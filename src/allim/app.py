@@ -39,9 +39,11 @@ from allim.brokers.redis.keys import Keys
 from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import pool_of
+from allim.catalogue import load
 from allim.credentials import equal_settings, issuers_of, publish_keys_of, tokens_of, webhook_of
 from allim.domains import accounts, keys, snapshots
 from allim.errors import Unauthenticated, Unusable
+from allim.http import catalogue as event_catalogue
 from allim.http import health, openapi, problems, publish, ticket_routes, users
 from allim.http.origins import PAGE_POLICY, Origins, headers_without_origin
 from allim.http.refused import Refused
@@ -54,6 +56,7 @@ from allim.settings import PREFIX, Settings, SettingsError, load_settings, namin
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
+from allim.transports.control_events import CONTROL_EVENTS
 
 log = structlog.get_logger(__name__)
 
@@ -89,11 +92,14 @@ def create_app(
     settings = settings or load_settings()
     metrics = Metrics(settings.server_id)
     issuers = issuers_of(settings, metrics.issuer_keys_not_read)
+    with naming("CATALOGUE", Unusable):
+        catalogue = load([*snapshots.EVENTS, *CONTROL_EVENTS], settings.catalogue)
+    equal = {**equal_settings(settings, issuers), f"{PREFIX}CATALOGUE": catalogue.digest}
     with naming("REDIS_URL"):
         rights = Rights(settings.redis_prefix, settings.durability)
         ledger = _ledger(settings, rights)
-        broker = _broker(settings, ledger, metrics, rights, equal_settings(settings, issuers))
-        hub = Hub(broker, ledger, metrics, _hub_settings(settings))
+        broker = _broker(settings, ledger, metrics, rights, equal)
+        hub = Hub(broker, ledger, metrics, _hub_settings(settings), checks=catalogue.checks)
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
@@ -176,6 +182,7 @@ def create_app(
         *ticket_routes.routes(gate, tickets, permission),
         *publish.routes(hub, publishers, rates, events_per_s, partial(_publisher_memory, settings, broker)),
         *sse.routes(hub, speech, gate, permission),
+        *event_catalogue.routes(catalogue, PAGE),
         *health.routes(checks, asking={"store"}),
         _metrics_route(metrics),
     ]
@@ -186,7 +193,7 @@ def create_app(
         return hub.draining
 
     app = _Application(
-        routes=[*resources, *openapi.routes(resources, PAGE, settings.cookie_name), *_page_routes()],
+        routes=[*resources, *openapi.routes(resources, PAGE, catalogue, settings.cookie_name), *_page_routes()],
         middleware=[
             Middleware(Requests, leaving=leaving),
             Middleware(problems.UnexpectedErrors, note=refused.note),
