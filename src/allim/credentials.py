@@ -41,7 +41,7 @@ def tokens_of(settings: Settings, issuers: Sequence[Issuer]) -> Tokens:
 
 
 def equal_settings(settings: Settings, issuers: Sequence[Issuer]) -> dict[str, str]:
-    """Return what must be the same on every replica, by the name of its variable; the issuers as a digest."""
+    """Return the settings that must be equal on all replicas, by variable; the issuers as a digest."""
     described = "\n".join(sorted(issuer.described() for issuer in issuers))
     return {**settings.equal(), f"{PREFIX}ISSUERS": hashlib.sha256(described.encode()).hexdigest()[:16]}
 

@@ -1,7 +1,7 @@
 """Permission to read topics, asked of the application that knows its users: over a signed webhook, or a function.
 
 The webhook is one POST with `{"subject", "topics"}`, answered by `{"topics", "ttl_s"}`. Its signature is an HMAC over
-the time and the body, so that the application knows who asks and that the question is fresh.
+the time and the body, so that the application can refuse questions of others and old ones.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The trusted issuers: whose tokens are taken beside allim's own, by which keys, and which claims say what.
+"""The trusted issuers beside allim itself: the keys of each, its audience, and the names of its claims.
 
 A token is judged by the entry of its `iss` alone, and an entry has one kind of keys: secrets (HS256), public keys in
 PEM, or the address of a JWK set. So a public key can never serve as a secret.
@@ -94,7 +94,7 @@ keys, for comparing replicas.
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """A trusted issuer: it says who a user is, which topics the user may read, and who is an operator.
+    """A trusted issuer: its tokens name users, the topics they may read, and operators.
 
     Shape: `name` is its tokens' `iss`, to the letter, None for tokens without `iss`; `audience` is what their `aud`
     must be or hold, "" when they must have none.

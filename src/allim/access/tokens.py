@@ -1,7 +1,6 @@
 """Session tokens (JWT): issued here, or by one of the trusted issuers.
 
-Owns allim's keys, and decides which issuer judges a token. Knows no request and no cookie, and not who was signed out
-since.
+Owns allim's keys, and decides which issuer judges a token. Knows no request, no cookie and no ended session.
 Source: RFC 7515 (JWS), RFC 7519 (JWT), RFC 8725 (what goes wrong with them), OpenID Connect Core 2 (`auth_time`).
 """
 

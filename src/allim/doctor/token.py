@@ -78,7 +78,7 @@ def _says(token: str) -> Finding:
 
 
 def _wants(token: str, settings: Settings, issuers: Sequence[Issuer]) -> Finding:
-    """Return what the server takes from the issuer that the token names, or which issuers it knows."""
+    """Return the tokens that the server takes from this token's issuer, or the issuers that it knows."""
     name = (_part(token, 1) or {}).get("iss")
     entry = next((issuer for issuer in issuers if issuer.name == name), None)
     if entry is not None:

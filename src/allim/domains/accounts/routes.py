@@ -200,7 +200,7 @@ def routes(service: Service, gate: Gate, tokens: Tokens) -> list[Resource]:
     async def check_own(request: Request) -> None:
         """Check the session of a token that was issued here."""
         identity = await gate.identify(request)
-        if identity.issuer != ALLIM:  # the application vouches for the caller, whatever the token says
+        if identity.issuer != ALLIM:  # the application vouches for the caller, and the token does not count
             raise Invalid.field("token", "was not issued here; get a new one from its issuer")
 
     async def stop_guessing_own(request: Request, identity: Identity) -> None:
