@@ -25,6 +25,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from allim import data_folder
+from allim.access.authenticate import Authenticate
+from allim.access.authorize import Authorize
 from allim.access.gate import Gate, Limits
 from allim.access.permission import Permission, Rule
 from allim.access.publishers import Publishers
@@ -38,7 +40,7 @@ from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import pool_of
 from allim.catalogue import load
-from allim.credentials import issuer_of, publish_keys_of, tokens_of
+from allim.credentials import equal_settings, issuers_of, publish_keys_of, tokens_of, webhook_of
 from allim.domains import accounts, keys, snapshots
 from allim.errors import Unauthenticated, Unusable
 from allim.http import catalogue as event_catalogue
@@ -50,7 +52,7 @@ from allim.http.routing import Answer, Paths, Resource, operation, route
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.capacity import limit_bytes
 from allim.server.fast_path import FastPath
-from allim.settings import Settings, SettingsError, load_settings, naming
+from allim.settings import PREFIX, Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
@@ -74,34 +76,45 @@ PAGE = next(
 )
 
 
-def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | None = None) -> Starlette:
+def create_app(
+    settings: Settings | None = None,
+    rules: Mapping[str, Rule] | None = None,
+    *,
+    authenticate: Authenticate | None = None,
+    authorize: Authorize | None = None,
+) -> Starlette:
     """The whole application.
 
     Shape: `rules` say by kind of topic, which is what stands before the colon, who may read one beside those whose
-    token grants it.
+    token grants it. `authenticate` returns the identity of a request, and is asked before tokens; `authorize` returns
+    which topics an identity may read, of those that neither its token nor a rule grants.
     Raises: SettingsError naming the variable that is wrong.
     """
     settings = settings or load_settings()
     metrics = Metrics(settings.server_id)
+    issuers = issuers_of(settings, metrics.issuer_keys_not_read)
     with naming("CATALOGUE", Unusable):
         catalogue = load([*snapshots.EVENTS, *CONTROL_EVENTS], settings.catalogue)
+    equal = {**equal_settings(settings, issuers), f"{PREFIX}CATALOGUE": catalogue.digest}
     with naming("REDIS_URL"):
         rights = Rights(settings.redis_prefix, settings.durability)
         ledger = _ledger(settings, rights)
-        broker = _broker(settings, ledger, metrics, rights, catalogue.digest)
+        broker = _broker(settings, ledger, metrics, rights, equal)
         hub = Hub(broker, ledger, metrics, _hub_settings(settings), checks=catalogue.checks)
         redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
     settings_keys = publish_keys_of(settings)
-    issuer = issuer_of(settings, metrics.issuer_keys_not_read)
-    tokens = tokens_of(settings, issuer)
+    tokens = tokens_of(settings, issuers)
+    webhook = webhook_of(settings, metrics.authorized)
+    if webhook is not None and authorize is not None:
+        raise SettingsError(f"{PREFIX}AUTHORIZE_URL: create_app was given `authorize`, which decides instead")
     tickets = Tickets(
         (settings.secret_key, *settings.old_secret_keys), settings.ticket_lifetime_s, shared_now=hub.shared_clock
     )
     rates = Rates(ledger, MemoryLedger(), metrics.refused)
-    gate = Gate(tokens, tickets, rates, _limits(settings))
-    permission = Permission(rules or {})
+    gate = Gate(tokens, tickets, rates, _limits(settings), cookie=settings.cookie_name, authenticate=authenticate)
+    permission = Permission(rules or {}, authorize or webhook)
 
     profile = partial(accounts.profile, engine)
     announce = partial(hub.publish, keep_s=snapshots.KEYS_KEPT_S)
@@ -119,6 +132,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         snapshot_service,
         hub.sessions,
         settings.operators,
+        settings.accounts_registration,
         on_deleted=[snapshot_service.delete_in, key_service.delete_in],
         now=hub.shared_clock,
     )
@@ -145,8 +159,9 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
                     with sse.draining_on_signals(hub.drain):
                         yield
         finally:
-            if issuer is not None:
-                await issuer.jwks.close()
+            await tokens.close()
+            if webhook is not None:
+                await webhook.close()
             for provider in providers:
                 await provider.close()
             await http.aclose()
@@ -179,7 +194,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         return hub.draining
 
     app = _Application(
-        routes=[*resources, *openapi.routes(resources, PAGE, catalogue), *_page_routes()],
+        routes=[*resources, *openapi.routes(resources, PAGE, catalogue, settings.cookie_name), *_page_routes()],
         middleware=[
             Middleware(Requests, leaving=leaving),
             Middleware(problems.UnexpectedErrors, note=refused.note),
@@ -234,7 +249,7 @@ async def _told_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive, s
     await lifespan(scope, receive, send_line)
 
 
-def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights, declared: str) -> Broker:
+def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights, equal: Mapping[str, str]) -> Broker:
     if settings.redis_url is None:
         return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
     return RedisBroker(
@@ -250,7 +265,7 @@ def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights
         peers=Peers(
             settings.server_id,
             (settings.secret_key, *settings.old_secret_keys),
-            {**settings.equal(), "ALLIM_CATALOGUE": declared},
+            equal,
             settings.pulse_s,
         ),
     )

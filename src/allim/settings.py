@@ -32,6 +32,7 @@ COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by 
 EQUAL = (
     *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
+    *("cookie_name", "accounts_registration"),
     *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
     *("publisher_memory_mb", "accounts_per_hour", "snapshots_per_min"),
 )
@@ -158,6 +159,12 @@ def _field_names(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _cookie_name(value: str) -> str:
+    if not _FIELD_NAME.fullmatch(value):
+        raise ValueError("must be the name of a cookie: 1 to 64 of A-Z a-z 0-9 ! # $ % & ' + . ^ _ ` | ~ -")
+    return value
+
+
 def _publish_keys(entries: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse secrets that can be guessed; of a digest nothing is known. The rest is judged where keys are read."""
     for number, entry in enumerate(entries, 1):
@@ -199,6 +206,11 @@ class Settings(BaseSettings):
     secret_key: str = ""
     secret_key_file: Path | None = None
     old_secret_keys: Words = ()
+    issuers: str = ""
+    cookie_name: Annotated[str, AfterValidator(_cookie_name)] = "allim_session"
+    authorize_url: Annotated[str | None, AfterValidator(_http_url)] = None
+    authorize_secret: str = ""
+    accounts_registration: Literal["open", "closed"] = "open"
     jwt_audience: str = Field("allim", min_length=1, max_length=256)
     jwt_issuer: str | None = None
     jwt_jwks_url: Annotated[str | None, AfterValidator(_http_url)] = None
@@ -293,7 +305,7 @@ def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
 
 
 def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each variable that looks like a setting and is none.
+    """A line for each variable that looks like a setting and is none, and for each that is to go.
 
     They stop no start: a setting of a newer version may be there when an older one is started again.
     """
@@ -306,6 +318,11 @@ def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
         f"{name.removeprefix(PREFIX)} is set and {name} is not: only {name} is a setting"
         for name in _NAMES
         if environ.get(name.removeprefix(PREFIX)) and not environ.get(name)
+    ]
+    lines += [
+        f"{name} works until 1.0: describe the issuer in {PREFIX}ISSUERS instead"
+        for name in (f"{PREFIX}JWT_ISSUER", f"{PREFIX}JWT_AUDIENCE")
+        if environ.get(name)
     ]
     return lines
 
@@ -385,6 +402,12 @@ def _completed(settings: Settings) -> dict[str, Any]:
         )
     if (settings.jwt_issuer is None) != (settings.jwt_jwks_url is None):
         raise SettingsError(f"{PREFIX}JWT_ISSUER, {PREFIX}JWT_JWKS_URL: give both, or neither")
+    if (settings.authorize_url is None) != (settings.authorize_secret == ""):
+        raise SettingsError(f"{PREFIX}AUTHORIZE_URL, {PREFIX}AUTHORIZE_SECRET: give both, or neither")
+    if settings.authorize_secret and len(settings.authorize_secret) < MIN_SECRET_CHARS:
+        raise SettingsError(
+            f"{PREFIX}AUTHORIZE_SECRET: must have at least {MIN_SECRET_CHARS} characters", _NEW_SECRET
+        )
     for name in ("google", "kakao", "naver"):
         if bool(getattr(settings, f"{name}_client_id")) != bool(getattr(settings, f"{name}_client_secret")):
             setting = f"{PREFIX}{name.upper()}_CLIENT_"

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from allim.access.gate import Gate, Limits
+from allim.access.authenticate import Authenticate
+from allim.access.gate import COOKIE, Gate, Limits
 from allim.access.rates import Policy, Rates
 from allim.access.tickets import Tickets
 from allim.access.tokens import Tokens
@@ -22,6 +23,13 @@ def gate_of(ledger: Ledger | None = None, **limits: Policy) -> Gate:
     """Without further word, nobody meets a limit."""
     ample = {name: AMPLE._replace(name=name) for name in Limits._fields}
     return Gate(TOKENS, Tickets([SECRET], 30), rates_of(ledger), Limits(**{**ample, **limits}))
+
+
+def gate_beside(authenticate: Authenticate | None = None, cookie: str = COOKIE, ledger: Ledger | None = None) -> Gate:
+    """A gate of an application with its own users."""
+    limits = Limits(*[AMPLE] * len(Limits._fields))
+    tickets = Tickets([SECRET], 30)
+    return Gate(TOKENS, tickets, rates_of(ledger), limits, cookie=cookie, authenticate=authenticate)
 
 
 def rates_of(ledger: Ledger | None = None, refused: list[str] | None = None) -> Rates:

@@ -45,7 +45,11 @@ def shipped(**changes: Any) -> EventType:
     ("form", "fit", "other"),
     [
         ("system", ["system"], ["system:1", "systems"]),
-        ("user:{id}", ["user:42", "user:a.b~c"], ["user", "user:", "users:42", "user:a/b"]),
+        (
+            "user:{id}",
+            ["user:42", "user:a.b~c", "user:auth0%7C7"],
+            ["user", "user:auth0|7", "user:auth0%7", "user:", "users:42", "user:a/b"],
+        ),
         ("orders:{orderId}.{line}", ["orders:7.1"], ["orders:7", "orders:.", "orders:7-1"]),
         ("orders:all", ["orders:all"], ["orders:al1", "orders:"]),
     ],

@@ -242,6 +242,19 @@ async def test_ever_new_topics_and_keys_use_up_a_publishers_memory(broker: Broke
     assert len(page.events) == 6
 
 
+async def test_a_topic_with_a_long_name_takes_more_memory(broker: Broker) -> None:
+    await broker.start(Ear())
+    room = 2 * (4400 + 101) + 1500  # two topics with names of usual length, and too little for two long ones
+
+    async def stored(publisher: str, key: str) -> bool:
+        asked = publication((f"t:{key}", 1))._replace(demand=Demand("publish:p", 1000, 3600))
+        outcome = await broker.publish(asked._replace(memory=Demand(f"publish-memory:{publisher}", room, 3600)))
+        return bool(outcome.positions)
+
+    assert [await stored("short", str(number)) for number in range(2)] == [True, True]
+    assert [await stored("long", f"{number}" + "x" * 1000) for number in range(2)] == [True, False]
+
+
 async def test_a_full_history_takes_no_more_memory(make_broker: MakeBroker) -> None:
     broker = make_broker(history_events=3)
     await broker.start(Ear())

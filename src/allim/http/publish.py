@@ -24,7 +24,7 @@ from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Outcome, Publish
 ACCEPTED, JSON = 202, "application/json"
 MAX_BATCH = 1000
 MAX_BODY_BYTES = 2 * 1024 * 1024
-MAX_NAME_CHARS = 256  # longer than any well-formed name, so that "too long" and "malformed" are different errors
+MAX_NAME_CHARS = 3200  # longer than any well-formed name, so that "too long" and "malformed" are different errors
 
 _KEY_FORM = r"[\x21-\x7e]{1,256}"
 _IDEMPOTENCY_KEY = re.compile(_KEY_FORM + r"\Z", re.ASCII)

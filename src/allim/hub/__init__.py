@@ -19,10 +19,11 @@ from allim.hub.resume import ResetReason
 from allim.hub.sessions import Sessions
 from allim.hub.settings import HubSettings
 from allim.hub.stream import Backlog, Opening, Stream
-from allim.hub.topic import MAX_TOPICS, TOPIC_FORM, check_topic
+from allim.hub.topic import KEY_FORM, MAX_TOPICS, TOPIC_FORM, check_topic
 
 __all__ = [
     "IDEMPOTENCY_WINDOW_S",
+    "KEY_FORM",
     "MAX_TOPICS",
     "TOPIC_FORM",
     "TYPE_FORM",

@@ -26,6 +26,7 @@ from allim.hub import (
 )
 
 TOPIC_BYTES, EVENT_BYTES, KEY_BYTES, POSITION_BYTES = 4400, 100, 400, 20  # as in publish.lua
+NAME_BYTES = 256  # of a topic's name that are in TOPIC_BYTES
 
 
 @dataclass(slots=True)
@@ -151,7 +152,7 @@ class MemoryBroker:
         added = 0
         for topic, entries in groupby(sorted(publication.entries), key=attrgetter("topic")):
             kept = len(self._history[topic].events) if topic in self._history else 0
-            added += 0 if kept else TOPIC_BYTES
+            added += 0 if kept else TOPIC_BYTES + 2 * max(0, len(topic) - NAME_BYTES)
             added += sum(EVENT_BYTES + len(entry.lines) for entry in islice(entries, self._history_events - kept))
         if publication.key is not None and publication.memory is not None:
             periods = publication.keep_s / publication.memory.period_s

@@ -13,7 +13,7 @@ from allim.brokers.redis.scripts import Script, ScriptCalls
 from allim.brokers.redis.server import RedisServer
 from allim.errors import Unavailable
 from allim.hub import Admission, Demand, Grant, Holder, Quota, SessionState
-from allim.identity import CLOCK_LEEWAY_S, Ticket
+from allim.identity import CLOCK_LEEWAY_S, Ticket, topic_key
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +94,8 @@ class RedisLedger:
         return [self._keys.used + demand.digest for demand in demands]
 
     def _session_keys(self, holder: Holder) -> tuple[str, str]:
-        return f"{self._keys.signed_out}{holder.subject}/{holder.session}", self._keys.kicked + holder.subject
+        signed_out = f"{self._keys.signed_out}{topic_key(holder.subject)}/{holder.session}"
+        return signed_out, self._keys.kicked + holder.subject
 
     async def _note_left(self) -> None:
         """Remove ended streams until none is left."""

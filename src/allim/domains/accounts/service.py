@@ -14,11 +14,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from allim.access.tokens import Tokens
 from allim.domains.accounts import store
 from allim.domains.accounts.devices import Device
-from allim.domains.accounts.models import AccountView, NewAccount, normal_email, view
+from allim.domains.accounts.models import AccountView, NewAccount, Registration, normal_email, view
 from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account, SessionRow
-from allim.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unauthenticated, Unavailable
+from allim.errors import (
+    Conflict,
+    FieldError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    RegistrationClosed,
+    Unauthenticated,
+    Unavailable,
+)
 from allim.hub import Holder, SessionState
 from allim.identity import OPERATOR, USER, Identity
 from allim.storage import reading, writing
@@ -92,6 +101,7 @@ class Service:
         snapshots: FirstSnapshot,
         hub: Sessions,
         operators: Collection[str] = (),
+        registration: Registration = "open",
         on_deleted: Sequence[OnDeleted] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -101,14 +111,21 @@ class Service:
         self._snapshots = snapshots
         self._hub = hub
         self._operators = frozenset(operators)
+        self.registration = registration
         self._on_deleted = tuple(on_deleted)
         self._now = now
+
+    def check_registration(self) -> None:
+        """Raises: RegistrationClosed where no accounts are made."""
+        if self.registration == "closed":
+            raise RegistrationClosed("Accounts are not made here.")
 
     async def register(self, new: NewAccount, turn: Turn = nullcontext, device: Device = UNKNOWN) -> Session:
         """Store the account and the request for its first snapshot, both or neither, and sign in.
 
-        Raises: Conflict naming `email`; the errors of `turn`.
+        Raises: RegistrationClosed; Conflict naming `email`; the errors of `turn`.
         """
+        self.check_registration()
         async with turn():
             async with reading(self._engine) as connection:
                 if await store.by_email(connection, new.email):  # hashing is dear; most repeats end here
@@ -148,8 +165,9 @@ class Service:
     async def sign_in_as(self, person: Person, device: Device = UNKNOWN) -> Session:
         """A new session of the account that this person signs in to. The first time makes it, as `register` does.
 
-        Raises: Conflict naming `email` when the address belongs to another account. The two are not joined: to
-        have an address at a provider does not prove to be the one who registered it here.
+        Raises: RegistrationClosed when it would make one; Conflict naming `email` when the address belongs to another
+        account. The two are not joined: to have an address at a provider does not prove to be the one who registered
+        it here.
         """
         while True:
             account = await self._known(person)
@@ -342,6 +360,7 @@ class Service:
 
     async def _welcome(self, person: Person, device: Device) -> Session | None:
         """Make the person's account; None, if it is there by now."""
+        self.check_registration()
         account = Account(
             id=secrets.token_urlsafe(16),
             email=person.email,
