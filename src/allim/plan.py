@@ -371,7 +371,7 @@ class Planner:
                 "cores",
                 "events × redis_publish_us + requests × redis_request_us + further_heard × redis_push_us"
                 " + openings × redis_opening_us",
-                "publish in batches; publish once to a shared topic what many wait for; a faster core",
+                "publish in batches; publish once to a shared topic instead of once per reader; a faster core",
             ),
             Need(
                 "CPU in a storm",
@@ -403,8 +403,8 @@ class Planner:
                 max(redis.into, redis.out) / 1e9,
                 each.nic_gbit * room.network_share,
                 "Gbit/s",
-                "heard × (event_bytes + push_bytes) × 8, or what comes in if that is more",
-                "a faster network card; smaller events, with what is large fetched over REST",
+                "heard × (event_bytes + push_bytes) × 8, or the incoming traffic if that is more",
+                "a faster network card; smaller events, with large data fetched over REST",
             ),
         )
 
@@ -574,7 +574,7 @@ def _verdict(made: Plan) -> list[str]:
     return [
         f"Saturates first: Redis {first.name}, at {1 / first.ratio:.2f} of this load.",
         "ONE REDIS IS NOT ENOUGH, and several shards are not built:",
-        *(f"  {need.name}: {need.ratio:.1f} times what there is. Then: {need.then}." for need in short),
+        *(f"  {need.name}: {need.ratio:.1f} times the capacity. Then: {need.then}." for need in short),
     ]
 
 
