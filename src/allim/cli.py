@@ -115,7 +115,7 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 def token(user: str, operator: bool, topics: str, lifetime_s: int) -> None:
     """Print a session token for a user.
 
-    It is signed with the settings' own key. Whoever holds it is that user.
+    It is signed with the settings' own key. Any client that holds it is that user.
     """
     grants = [topic for topic in topics.split(",") if topic]
     tokens = Tokens([_settings().secret_key], lifetime_s, max_s=lifetime_s)  # as asked for, also if that is long
@@ -152,7 +152,7 @@ def key(name: str) -> None:
 def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None:
     """Check settings, database, Redis and a stream.
 
-    Says what is wrong and what to do. With --token or --token-file it also says what this token is worth, and which
+    Reports each fault with a remedy. With --token or --token-file it also examines this token, and says which
     check fails; with --url the stream is opened with that token.
     """
     from allim.doctor import examine  # its checks need every part of the system
@@ -162,7 +162,7 @@ def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None
     with quiet():
         findings = asyncio.run(examine(os.environ, url, text and text.strip()))
     for finding in findings:
-        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.detail}")
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.detail}")
         if finding.advice:
             click.echo(f"     → {finding.advice}")
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
@@ -171,7 +171,7 @@ def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None
 @main.command()
 @click.option("--streams", type=int, required=True, help="Streams open at once.")
 @click.option("--events-per-s", type=float, required=True, help="Events published per second.")
-@click.option("--fan-out", default="1", show_default=True, help="Streams that get each event; `all` for everybody.")
+@click.option("--fan-out", default="1", show_default=True, help="Streams that get each event, or `all`.")
 @click.option("--event-bytes", default=200, show_default=True, help="Bytes of an event's data.")
 @click.option("--batch", default=1, show_default=True, help="Events per publish request.")
 @click.option("--keyed", is_flag=True, help="Requests carry idempotency keys, which Redis keeps for 24 hours.")
@@ -179,9 +179,9 @@ def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None
 @click.option("--history-ttl-s", default=3600.0, show_default=True, help="ALLIM_HISTORY_TTL_S.")
 @click.option("--json", "in_json", is_flag=True, help="For programs.")
 def plan(streams: int, fan_out: str, in_json: bool, **rest: Any) -> None:
-    """Compute what a load needs.
+    """Compute the machines that a load needs.
 
-    Replicas, Redis, nginx, network, and what saturates first.
+    Replicas, Redis, nginx, network, and the resource that saturates first.
     """
     from allim import plan as planning
 

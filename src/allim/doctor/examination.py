@@ -1,6 +1,6 @@
-"""What allim stands on: settings, database, Redis; and a stream and a token, if they are given.
+"""Checks settings, database and Redis; and a stream and a token, if they are given.
 
-Changes nothing, but makes what a first start would make: the data folder, its key and the database file.
+Changes nothing, but makes the files that a first start would make: the data folder, its key and the database file.
 """
 
 import asyncio
