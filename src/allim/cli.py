@@ -1,4 +1,4 @@
-"""The command line: `allim serve | up | publish | tail | token | key | doctor | plan`."""
+"""The command line: `allim serve | up | publish | tail | types | token | key | doctor | plan`."""
 
 import asyncio
 import json
@@ -105,6 +105,31 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
         _fail(str(error))
     except KeyboardInterrupt:
         pass
+
+
+@main.command()
+@click.argument("url", default=DEFAULT_URL)
+def types(url: str) -> None:
+    """Print TypeScript types of all declared events.
+
+    They are made of the catalogue that is served at URL: `allim types https://app.example.org > events.d.ts`.
+    """
+    import httpx
+
+    from allim.catalogue.typescript import declarations
+
+    place = f"{url.rstrip('/')}/api/catalogue.json"
+    try:
+        answer = httpx.get(place, timeout=10, follow_redirects=True)
+        answer.raise_for_status()
+        text = declarations(answer.json())
+    except httpx.HTTPStatusError as error:
+        _fail(f"{place} answers {error.response.status_code}")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        _fail(f"{place}: {str(error) or type(error).__name__}")
+    except (ValueError, KeyError, TypeError):
+        _fail(f"{place}: the answer is no catalogue")
+    click.echo(text, nl=False)
 
 
 @main.command()
