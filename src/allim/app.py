@@ -48,13 +48,14 @@ from allim.http.refused import Refused
 from allim.http.requests import Requests
 from allim.http.routing import Answer, Paths, Resource, operation, route
 from allim.hub import Broker, Hub, HubSettings, Ledger
-from allim.hub.load import limit_bytes
+from allim.hub.capacity import limit_bytes
 from allim.server.fast_path import FastPath
 from allim.settings import Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
 from allim.transports.control_events import CONTROL_EVENTS
+from allim.transports.opening import Opener
 
 log = structlog.get_logger(__name__)
 
@@ -116,7 +117,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         tokens,
         accounts.Passwords(),
         snapshot_service,
-        hub,
+        hub.sessions,
         settings.operators,
         on_deleted=[snapshot_service.delete_in, key_service.delete_in],
         now=hub.shared_clock,
@@ -152,7 +153,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
             await engine.dispose()
 
     events_per_s = Policy("publish", settings.publish_events_per_s, 1)
-    speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
+    stream_defaults = sse.StreamDefaults(settings.server_id, settings.heartbeat_s, settings.retry_ms)
     checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(writable, engine), "worker": worker.check}
     if isinstance(broker, RedisBroker):
         checks["redis"] = broker.check
@@ -163,10 +164,10 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         ),
         *snapshots.routes(snapshot_service, gate, Policy("snapshots", settings.snapshots_per_min, 60)),
         *keys.routes(key_service, gate),
-        *users.routes(gate, hub.kick),
+        *users.routes(gate, hub.sessions.kick),
         *ticket_routes.routes(gate, tickets, permission),
         *publish.routes(hub, publishers, rates, events_per_s, partial(_publisher_memory, settings, broker)),
-        *sse.routes(hub, speech, gate, permission),
+        *sse.routes(hub, stream_defaults, Opener(hub, gate, permission)),
         *event_catalogue.routes(catalogue, PAGE),
         *health.routes(checks, asking={"store"}),
         _metrics_route(metrics),

@@ -35,13 +35,13 @@ def bearer(subject: str, role: str = USER) -> dict[str, str]:
 class AwayLedger(MemoryLedger):
     """Its store is away."""
 
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+    async def charge(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
         raise Unavailable("away")
 
 
 class HangingLedger(MemoryLedger):
     """Its store says nothing."""
 
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+    async def charge(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
         await asyncio.Event().wait()
         raise AssertionError("it hangs for ever")

@@ -206,10 +206,10 @@ async def test_a_bad_ticket_is_not_made_good_by_a_token(query: str) -> None:
 async def open_stream(gate: Gate, ledger: MemoryLedger, who: Request) -> dict[str, str]:
     """As the hub does it when it admits a stream; the headers of the answer."""
     visitor = await gate.visit(who)
-    toll = gate.toll(who, visitor)
-    admission = await ledger.admit(visitor.identity, "stream", 10, 60, visitor.ticket, toll.demands)
-    refuse_ended(admission.standing)
-    await toll.settle(admission.quotas)
+    charge = gate.charge(who, visitor)
+    admission = await ledger.admit(visitor.identity, "stream", 10, 60, visitor.ticket, charge.demands)
+    refuse_ended(admission.state)
+    await charge.report(admission.quotas)
     return dict(who.state.answer_headers)
 
 
@@ -227,11 +227,11 @@ async def test_streams_count_as_calls_of_their_user() -> None:
 async def test_a_stream_that_could_not_be_counted_by_all_is_counted_here() -> None:
     gate = gate_of(user_calls=Policy("user", 1, 60))
     who = asked_by("42")
-    toll = gate.toll(who, await gate.visit(who))
+    charge = gate.charge(who, await gate.visit(who))
 
-    await toll.settle([])
+    await charge.report([])
     with pytest.raises(TooMany):
-        await toll.settle([])
+        await charge.report([])
 
 
 async def test_a_call_of_an_ended_session_charges_its_address() -> None:

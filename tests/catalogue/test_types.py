@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from harness.streams import hub_settings
 from pydantic import TypeAdapter
 
 from allim.brokers.memory import MemoryBroker, MemoryLedger
@@ -131,7 +132,7 @@ def test_a_model_is_compared_with_json_where_a_date_is_a_text() -> None:
 async def test_the_hub_publishes_nothing_when_one_of_several_does_not_fit() -> None:
     ledger = MemoryLedger()
     broker = MemoryBroker(ledger=ledger)
-    hub = Hub(broker, ledger, Metrics(), checks=Catalogue([shipped()]).checks)
+    hub = Hub(broker, ledger, Metrics(), hub_settings(), checks=Catalogue([shipped()]).checks)
     good = Draft("orders:1", "orders.shipped", {"orderId": "1"})
 
     with pytest.raises(Invalid) as refused:

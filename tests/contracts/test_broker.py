@@ -38,7 +38,7 @@ class Ear:
     def link_up(self) -> None:
         self.ups += 1
 
-    async def room(self) -> None: ...
+    async def writable(self) -> None: ...
 
     @property
     def events(self) -> list[Event]:
@@ -106,7 +106,7 @@ async def test_what_is_heard_at_once_is_little(broker: Broker) -> None:
     assert ear.most_at_once <= 64
 
 
-async def test_wire_is_the_id_and_the_lines(broker: Broker) -> None:
+async def test_an_event_arrives_with_its_position_and_as_it_was_encoded(broker: Broker) -> None:
     ear = Ear()
     await broker.start(ear)
     await broker.subscribe(["a"])
@@ -114,7 +114,8 @@ async def test_wire_is_the_id_and_the_lines(broker: Broker) -> None:
     [position] = await publish(broker, publication(("a", {"x": "ü"})))
     await until(lambda: ear.events)
 
-    assert ear.events[0].wire == f'id: {position}\nevent: test\ndata: {{"x":"ü"}}\n\n'.encode()
+    assert ear.events[0].position == position
+    assert ear.events[0].lines == 'event: test\ndata: {"x":"ü"}\n\n'.encode()
 
 
 async def test_same_key_and_content_is_one_event_at_the_same_position(broker: Broker) -> None:
@@ -201,9 +202,9 @@ async def test_what_the_ledger_counts_and_what_a_publish_is_charged_are_one_rate
     await broker.start(Ear())
     demand = Demand("publish:p", 3, 3600)
 
-    refused = await ledger.take([demand])
+    refused = await ledger.charge([demand])
     accepted = await broker.publish(publication(("a", 1))._replace(demand=demand))
-    again = await ledger.take([demand])
+    again = await ledger.charge([demand])
 
     assert [grant.quotas[0].remaining for grant in (refused, accepted, again)] == [2, 1, 0]
 

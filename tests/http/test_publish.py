@@ -4,13 +4,14 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.streams import hub_settings
 
 from allim.access.publishers import Publisher, Publishers, SettingsKeys
 from allim.access.rates import Policy
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.errors import Unavailable
 from allim.http.publish import MAX_BODY_BYTES, routes
-from allim.hub import ZERO, Hub, HubSettings, Publication
+from allim.hub import ZERO, Hub, Publication
 from allim.telemetry import Metrics
 from tests.access.gates import AMPLE, ROOMY, rates_of
 from tests.http.apps import assert_problem, client_of
@@ -27,7 +28,7 @@ class Server:
     def __init__(self, limit: Policy = AMPLE, broker: MemoryBroker | None = None, memory: Policy = ROOMY) -> None:
         ledger = MemoryLedger()
         self.broker = broker or MemoryBroker(history_events=2000, ledger=ledger)
-        hub = Hub(self.broker, ledger, Metrics(), HubSettings(max_event_bytes=1000))
+        hub = Hub(self.broker, ledger, Metrics(), hub_settings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "billing:key-2", "shop:key-3"], {"shop": SHOP})
         self.client = client_of(routes(hub, Publishers(keys), rates_of(ledger), limit, lambda: memory))
 

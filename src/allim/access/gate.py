@@ -16,7 +16,7 @@ from allim.access.tickets import Tickets
 from allim.access.tokens import Tokens
 from allim.access.turns import Turns
 from allim.errors import Forbidden, OtherUser, Unauthenticated
-from allim.hub import Toll
+from allim.hub import Charge
 from allim.identity import OPERATOR, Identity, Visitor
 from allim.networks import shares_of
 
@@ -75,16 +75,16 @@ class Gate:
 
         Raises: TooMany.
         """
-        await self._rates.take(request, (policy, identity.subject))
+        await self._rates.charge(request, (policy, identity.subject))
 
-    async def count(self, request: Request, identity: Identity) -> None:
-        """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
-        one keeps its owner out of nothing.
+    async def count(self, request: HTTPConnection, identity: Identity) -> None:
+        """Count the call, and refuse it if its session has ended, in one step. A refused call is charged to the
+        caller's address, so a stolen token cannot use up its owner's limit.
 
         Raises: SignedOut, Kicked; TooMany; Unavailable.
         """
         try:
-            await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
+            await self._rates.charge(request, (self._limits.user_calls, identity.subject), holder=identity)
         except Unauthenticated:
             await self.count_ended(request)
             raise
@@ -99,9 +99,9 @@ class Gate:
             raise Forbidden("Only an operator may do this.")
         return identity
 
-    async def visit(self, request: Request) -> Visitor:
-        """Who wants a stream: the token or ticket is good. The session is judged, and the call counted, when the
-        stream is admitted (see `toll`), or by `count`.
+    async def visit(self, request: HTTPConnection) -> Visitor:
+        """Return the client that asks for a stream, by its token or ticket. Its session is checked, and the call
+        counted, when the stream is admitted (see `charge`), or by `count`.
 
         Raises: Unauthenticated; Unavailable when it cannot be known now.
         """
@@ -112,10 +112,10 @@ class Gate:
             visitor = self._tickets.visitor(ticket, request)
         return visitor._replace(address=network_of(request))
 
-    def toll(self, request: Request, visitor: Visitor) -> Toll:
-        """What a stream takes: it is a call of its user."""
-        calls, who = self._limits.user_calls, visitor.identity.subject
-        return Toll([calls.demand(who)], partial(self._rates.settle, request, calls, who))
+    def charge(self, request: HTTPConnection, visitor: Visitor) -> Charge:
+        """Return the rate-limit charges for opening a stream: it counts as a call of its user."""
+        calls, user = self._limits.user_calls, visitor.identity.subject
+        return Charge([calls.demand(user)], partial(self._rates.report_or_count, request, calls, user))
 
     async def stop_guessing(self, request: HTTPConnection, email: str = "") -> None:
         """Count a call of somebody who is not signed in, and a try to sign in as somebody.
@@ -130,7 +130,7 @@ class Gate:
             wanted.append((self._limits.address_calls.times(share), share.network))
             if email:
                 wanted.append((self._limits.sign_in_tries.times(share), f"{email} {share.network}"))
-        await self._rates.take(request, *wanted)
+        await self._rates.charge(request, *wanted)
 
     async def count_ended(self, request: HTTPConnection) -> None:
         """Count a call whose session has ended. The count is of the address, and apart from that of sign-ins: pages
@@ -156,7 +156,7 @@ class Gate:
 
     async def _count_address(self, request: HTTPConnection, policy: Policy) -> None:
         shares = shares_of(network_of(request) or HERE)
-        await self._rates.take(request, *((policy.times(share), share.network) for share in shares))
+        await self._rates.charge(request, *((policy.times(share), share.network) for share in shares))
 
     def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Around the hashing of a password, for a request whose body has been read: waits for its turn.

@@ -15,7 +15,7 @@ from allim.credentials import issuer_of, tokens_of
 from allim.doctor.finding import Finding
 from allim.errors import Unauthenticated, Unavailable
 from allim.http.refused import REASONS
-from allim.hub import Standing
+from allim.hub import SessionState
 from allim.identity import CLOCK_LEEWAY_S, Identity
 from allim.settings import Settings
 
@@ -97,16 +97,16 @@ async def _session(identity: Identity, settings: Settings) -> Finding:
     ledger = RedisLedger(settings.redis_url, "doctor", prefix=settings.redis_prefix, rights=rights)
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            [standing] = await ledger.standings([identity])
+            [state] = await ledger.session_states([identity])
     except (Unavailable, TimeoutError) as error:
         return Finding(
             "token session", False, f"Redis does not tell whether it was ended: {error}", "see redis above"
         )
     finally:
         await ledger.close()
-    if standing is Standing.GOOD:
+    if state is SessionState.GOOD:
         return Finding("token session", True, "not ended")
-    return Finding("token session", False, f"{standing}: {REASONS[standing]}", "sign in again")
+    return Finding("token session", False, f"{state}: {REASONS[state]}", "sign in again")
 
 
 def _advice_on_algorithm(token: str, settings: Settings) -> str:

@@ -83,7 +83,7 @@ class MemoryBroker:
 
     async def publish(self, publication: Publication) -> Outcome:
         if self._listener is not None:
-            await self._listener.room()
+            await self._listener.writable()
         known = None if publication.key is None else self._known(publication.key, publication.keep_s)
         quotas = await self._charge(publication, 0 if known else self._added_bytes(publication))
         if not all(quota.granted for quota in quotas):
@@ -144,7 +144,7 @@ class MemoryBroker:
         demands = [publication.demand]
         if publication.memory is not None and added:
             demands.append(publication.memory._replace(cost=added))
-        return (await self._ledger.take(demands)).quotas
+        return (await self._ledger.charge(demands)).quotas
 
     def _added_bytes(self, publication: Publication) -> int:
         """Return the bytes that this publish adds to the store, as `publish.lua` counts them."""

@@ -19,7 +19,7 @@ from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account, SessionRow
 from allim.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unauthenticated, Unavailable
-from allim.hub import Holder, Standing
+from allim.hub import Holder, SessionState
 from allim.identity import OPERATOR, USER, Identity
 from allim.storage import reading, writing
 
@@ -50,7 +50,7 @@ class Sessions(Protocol):
 
     async def last_kick(self, subject: str) -> float | None: ...
 
-    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...
+    async def session_states(self, holders: Sequence[Holder]) -> Sequence[SessionState]: ...
 
 
 class FirstSnapshot(Protocol):
@@ -320,8 +320,8 @@ class Service:
 
     async def _good(self, rows: list[SessionRow]) -> list[SessionRow]:
         """Return those that have not ended."""
-        standings = await self._hub.standings(rows) if rows else ()
-        return [row for row, standing in zip(rows, standings, strict=True) if standing is Standing.GOOD]
+        states = await self._hub.session_states(rows) if rows else ()
+        return [row for row, state in zip(rows, states, strict=True) if state is SessionState.GOOD]
 
     async def _remove(self, connection: AsyncConnection, account_id: str) -> None:
         for on_deleted in self._on_deleted:
