@@ -41,7 +41,7 @@ EQUAL = (
 class SettingsError(Exception):
     """One line for the operator, naming each wrong variable.
 
-    Shape: `advice` is what to do, "" where the line says it.
+    Shape: `advice` is a remedy, "" if the line says it.
     """
 
     def __init__(self, detail: str, advice: str = "") -> None:
@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load_settings` hands in: the environment it was given, and no other."""
+        """Only the values of `load_settings`: the environment it was given, and no other."""
         return (init_settings,)
 
     redis_url: Annotated[str | None, AfterValidator(_redis_scheme)] = None
@@ -276,7 +276,7 @@ class Settings(BaseSettings):
 
 
 _NAMES = tuple(PREFIX + name.upper() for name in Settings.model_fields)
-# What Kubernetes sets in every container when a Service is called `allim`.
+# Kubernetes sets these in every container when a Service is called `allim`.
 _OF_KUBERNETES = re.compile(r"ALLIM_(SERVICE_(HOST|PORT(_\w+)?)=|PORT_\d+_(TCP|UDP)(_\w+)?=|PORT=(tcp|udp)://)")
 
 
@@ -329,7 +329,7 @@ def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
 
 @contextmanager
 def naming(setting: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
-    """What a part finds wrong with its setting, by an error of this kind, is told as that setting's.
+    """Turn an error of this kind, raised inside, into an error of this setting.
 
     Raises: SettingsError.
     """
@@ -430,7 +430,7 @@ _NEW_SECRET = "`openssl rand -hex 32` makes one; every replica gets the same"
 
 
 def _line(detail: Any) -> str:
-    """Name the variable and what is allowed, without its value."""
+    """Name the variable and the allowed values, without its value."""
     name = str(detail["loc"][0])
     own = str(detail["msg"]).removeprefix("Value error, ") if detail["type"] == "value_error" else _allowed(name)
     return f"{PREFIX}{name.upper()}: {own}"
