@@ -33,10 +33,8 @@ from allim.access.tickets import Tickets
 from allim.alone import alone
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.brokers.redis import RedisBroker, RedisLedger
-from allim.brokers.redis.keys import Keys
 from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
-from allim.brokers.redis.server import pool_of
 from allim.credentials import issuer_of, publish_keys_of, tokens_of
 from allim.domains import accounts, keys, snapshots
 from allim.errors import Unauthenticated, Unusable
@@ -52,13 +50,14 @@ from allim.settings import Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
+from allim.work import Work
 
 log = structlog.get_logger(__name__)
 
 REVOCATION_S = 30 * 86400.0  # how long an ended session is remembered; tokens of ours are shorter-lived
 FILES_KEPT = 256  # open files that are no streams: Redis, the database, REST
 MEMORY_SHARE = 0.8  # of what the process may hold, above which it takes no more streams
-WORK_SHARE = 0.5  # of the drain time, for snapshots in hand; what is left goes to another replica
+WORK_SHARE = 0.5  # of the drain time, for jobs in hand; the others go to another replica
 
 PAGE = next(
     (
@@ -84,7 +83,6 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         ledger = _ledger(settings, rights)
         broker = _broker(settings, ledger, metrics, rights)
         hub = Hub(broker, ledger, metrics, _hub_settings(settings))
-        redis_pool = pool_of(settings.redis_url) if settings.redis_url else None
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
     settings_keys = publish_keys_of(settings)
@@ -99,12 +97,13 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     profile = partial(accounts.profile, engine)
     announce = partial(hub.publish, keep_s=snapshots.KEYS_KEPT_S)
+    work = Work(engine, hub, settings.server_id, metrics, at_once=settings.work_at_once, now=hub.shared_clock)
     generation = snapshots.Generation(
-        engine, announce, profile, settings.server_id, settings.snapshot_step_ms, now=hub.shared_clock
+        engine, work, announce, profile, settings.server_id, settings.snapshot_step_ms, now=hub.shared_clock
     )
-    queue = snapshots.open_queue(redis_pool, Keys(settings.redis_prefix).work, settings.server_id)
-    worker = snapshots.Worker(engine, queue, generation.attempt, now=hub.shared_clock)
-    snapshot_service = snapshots.Service(engine, profile, worker.start, refused=metrics.refused, now=hub.shared_clock)
+    snapshot_service = snapshots.Service(
+        engine, profile, generation.enqueue, refused=metrics.refused, now=hub.shared_clock
+    )
     key_service = keys.Service(engine, now=hub.shared_clock)
     account_service = accounts.Service(
         engine,
@@ -135,7 +134,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
                     memory_mb=round(hub.settings.memory_max_bytes / 1e6),
                     streams_per_user=hub.settings.streams_per_user,
                 )
-                async with hub.running(), worker.running(settings.drain_s * WORK_SHARE):
+                async with hub.running(), work.running(settings.drain_s * WORK_SHARE):
                     with sse.draining_on_signals(hub.drain):
                         yield
         finally:
@@ -148,7 +147,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     events_per_s = Policy("publish", settings.publish_events_per_s, 1)
     speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
-    checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(writable, engine), "worker": worker.check}
+    checks: dict[str, health.Check] = {"hub": hub.check, "store": partial(writable, engine), "worker": work.check}
     if isinstance(broker, RedisBroker):
         checks["redis"] = broker.check
     resources = [
@@ -190,7 +189,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         hub.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await asyncio.gather(hub.drained(), worker.leave(settings.drain_s * WORK_SHARE))
+                await asyncio.gather(hub.drained(), work.leave(settings.drain_s * WORK_SHARE))
 
     app.state.leave = leave
     app.state.refused = metrics.refused

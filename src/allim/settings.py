@@ -249,6 +249,7 @@ class Settings(BaseSettings):
     accounts_per_hour: int = Field(1000, ge=1, le=1_000_000)
     snapshots_per_min: int = Field(20, ge=1, le=100_000)
     snapshot_step_ms: int = Field(0, ge=0, le=60_000)
+    work_at_once: int = Field(8, ge=1, le=1000)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

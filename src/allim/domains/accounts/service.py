@@ -54,14 +54,10 @@ class Sessions(Protocol):
 
 
 class FirstSnapshot(Protocol):
-    """The calls of the domain `snapshots` that a new account needs."""
+    """The call of the domain `snapshots` that a new account needs."""
 
-    async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
-        """Store the request in the account's own transaction; the snapshot's id."""
-
-    @property
-    def start(self) -> Callable[[str], Awaitable[None]]:
-        """After the commit: have it generated soon. Never raises, for it will be found anyway."""
+    async def request_in(self, connection: AsyncConnection, account_id: str) -> None:
+        """Store the request in the account's own transaction."""
 
 
 class Session(NamedTuple):
@@ -366,8 +362,7 @@ class Service:
             if person is not None:
                 await store.add_identity(connection, person.issuer, person.subject, account)
             await self._add_session(connection, session)
-            snapshot_id = await self._snapshots.request_in(connection, account.id)
-        await self._snapshots.start(snapshot_id)
+            await self._snapshots.request_in(connection, account.id)
 
     async def _rehash(self, account: Account, password: str) -> Account:
         password_hash = await self._passwords.hash(password)

@@ -1,8 +1,7 @@
-"""Snapshots: pictures of an account, generated in the background by any replica. This is the room's door."""
+"""Snapshots: pictures of an account, generated in the background by any replica. This is the domain's door."""
 
 from allim.domains.snapshots.generation import KEYS_KEPT_S, Generation
 from allim.domains.snapshots.routes import routes
 from allim.domains.snapshots.service import Service
-from allim.domains.snapshots.work import Worker, open_queue
 
-__all__ = ["KEYS_KEPT_S", "Generation", "Service", "Worker", "open_queue", "routes"]
+__all__ = ["KEYS_KEPT_S", "Generation", "Service", "routes"]
