@@ -24,7 +24,7 @@ from allim.http import publish
 from allim.http.fast_path import Judged
 from allim.http.origins import Origins, headers_without_origin
 from allim.http.problems import UnexpectedErrors, handlers
-from allim.http.requests import Requests
+from allim.http.requests import WRITE_AT_ONCE, Requests
 from allim.http.routing import Paths
 from allim.hub import ZERO, Hub, HubSettings, Outcome, Publication
 from allim.server.fast_path import FastPath
