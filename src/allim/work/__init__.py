@@ -1,7 +1,11 @@
 """Durable background work for domains: jobs as rows with leases, retries, due times and schedules. This is its door."""
 
+from pathlib import Path
+
 from allim.work.job import Job, LeaseLost
 from allim.work.store import DeadJob
 from allim.work.work import AT_ONCE, Hints, Work
 
-__all__ = ["AT_ONCE", "DeadJob", "Hints", "Job", "LeaseLost", "Work"]
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+__all__ = ["AT_ONCE", "MIGRATIONS", "DeadJob", "Hints", "Job", "LeaseLost", "Work"]

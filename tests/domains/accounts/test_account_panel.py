@@ -18,8 +18,8 @@ from allim.domains.accounts.providers import Person
 from allim.domains.accounts.service import MAX_SESSIONS, RECENT_S, SEEN_S
 from allim.domains.snapshots.generation import Generation
 from allim.errors import SignedOut, Unauthenticated
-from allim.http.paging import Page
 from allim.identity import Identity
+from allim.paging import Page
 from allim.storage import open_engine, reading, writing
 from tests.access.gates import TOKENS, gate_of
 from tests.domains.fakes import Clock, RecordingHub

@@ -13,6 +13,7 @@ from argon2 import PasswordHasher
 from harness import providers
 from harness.providers import CLIENT_ID, CLIENT_SECRET, JIWOO, ProviderDouble, challenge_of, provider_double
 from harness.replicas import Reader, replica
+from harness.schema import migrate
 from harness.servers import lasting_port
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -21,7 +22,7 @@ from structlog.testing import capture_logs
 
 from allim.access.rates import Policy
 from allim.domains import accounts
-from allim.storage import migrate, open_engine, reading
+from allim.storage import open_engine, reading
 from tests.access.gates import SECRET, TOKENS, gate_of
 from tests.domains.fakes import Clock, RecordingHub
 from tests.http.apps import assert_problem, client_of

@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from allim.domains.snapshots import events, store
 from allim.domains.snapshots.events import Announcement
 from allim.domains.snapshots.store import PENDING, AccountGone, Snapshot
-from allim.http.bodies import utc
 from allim.hub import Draft
 from allim.storage import reading, writing
+from allim.times import utc
 from allim.work import Job, Work
 
 log = structlog.get_logger(__name__)

@@ -12,7 +12,7 @@ from allim.domains.snapshots import store
 from allim.domains.snapshots.generation import Profile
 from allim.domains.snapshots.store import PENDING, Snapshot
 from allim.errors import Conflict, NotFound
-from allim.http.paging import After, Page, encode_cursor
+from allim.paging import After, Page, one_page
 from allim.storage import reading, writing
 
 MAX_OWED = 5  # snapshots of an account that are requested, and not yet generated and announced
@@ -87,9 +87,7 @@ class Service:
         """The account's own, newest first."""
         async with reading(self._engine) as connection:
             found = await store.newest(connection, account_id, page)
-        items = found[: page.limit]
-        more = len(found) > page.limit
-        return Listing(items, encode_cursor(After(items[-1].requested_at, items[-1].id)) if more else None)
+        return Listing(*one_page(found, page, lambda snapshot: After(snapshot.requested_at, snapshot.id)))
 
     async def _add(self, connection: AsyncConnection, account_id: str) -> Snapshot:
         now = self._now()

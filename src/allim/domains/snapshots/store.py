@@ -26,14 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from allim.http.paging import Page
+from allim.paging import Page
 from allim.storage import metadata
 
 PENDING = "pending"
 GENERATED = "generated"
 
 snapshots = Table(
-    "snapshots",
+    "allim_snapshots",
     metadata,
     Column("id", String(64), primary_key=True),
     Column("account_id", String(128), nullable=False),
@@ -46,12 +46,12 @@ snapshots = Table(
     Column("content", Text),
     Column("announced_at", Double),
     UniqueConstraint("account_id", "snapshot_count"),
-    Index("ix_snapshots_newest", "account_id", "requested_at", "id"),
+    Index("ix_allim_snapshots_newest", "account_id", "requested_at", "id"),
 )
 
 # The counter is a row of its own: updating it is the lock that keeps two counts of one account apart.
 snapshot_counts = Table(
-    "snapshot_counts",
+    "allim_snapshots_counts",
     metadata,
     Column("account_id", String(128), primary_key=True),
     Column("generated", Integer, nullable=False),

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0002"
+down_revision = "0001"
 branch_labels = None
 depends_on = None
 
@@ -17,10 +17,10 @@ def upgrade() -> None:
         sa.text(
             "INSERT INTO allim_work_jobs (id, name, arguments, state, due_at, written_at, attempts, failures)"
             " SELECT id, 'snapshots.generate', '[\"' || id || '\"]', 'open', requested_at, requested_at, 0, 0"
-            " FROM snapshots WHERE announced_at IS NULL"
+            " FROM allim_snapshots WHERE announced_at IS NULL"
         )
     )
-    op.drop_index("ix_snapshots_unannounced", "snapshots")
-    with op.batch_alter_table("snapshots") as snapshots:
+    op.drop_index("ix_allim_snapshots_unannounced", "allim_snapshots")
+    with op.batch_alter_table("allim_snapshots") as snapshots:
         for column in _LEASE:
             snapshots.drop_column(column)
