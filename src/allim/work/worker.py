@@ -1,7 +1,7 @@
 """Runs due jobs on this replica: takes them, keeps their leases, and settles their outcome.
 
-A replica may die, hang or be overtaken at any line of this file. The job is then taken by another replica when its lease
-has ended, and the row's `owner` keeps this one from storing anything.
+A replica may die, hang or be overtaken at any line of this file. The job is then taken by another replica when its
+lease has ended, and the row's `owner` keeps this one from storing anything.
 """
 
 import asyncio
