@@ -14,7 +14,7 @@ from allim.storage import writing
 from allim.work import worker
 from tests.servers import Redis
 from tests.waiting import START_S, until
-from tests.work.replica import Note, work_on
+from tests.work.replica import AT_ONCE, Note, work_on
 from tests.work.replicas import Replicas
 
 pytestmark = pytest.mark.anyio
@@ -74,21 +74,20 @@ async def test_each_job_has_its_effect_once_although_a_replica_is_killed_under_l
     await enqueue(engine, redis.url, "note", words[: JOBS // 2])
     async with started(*urls, "victim") as victim, started(*urls, "other"):
         enqueueing = asyncio.create_task(enqueue(engine, redis.url, "note", words[JOBS // 2 :]))
-        await until(lambda: has_stored(replicas, "victim"))
+        await until(lambda: is_full(replicas, "victim"))
 
         victim.send(signal.SIGKILL)
         await victim.process.wait()
-        left = sum(str(row["owner"]).startswith("victim") for row in await replicas.rows())
         await enqueueing
         await until(lambda: is_empty(replicas), START_S)
 
-    assert left > 0
     assert await replicas.effects() == dict.fromkeys(words, 1)
     assert await replicas.servers() == {"victim", "other"}
 
 
-async def has_stored(replicas: Replicas, name: str) -> bool:
-    return name in await replicas.servers()
+async def is_full(replicas: Replicas, name: str) -> bool:
+    in_hand = sum(str(row["owner"]).startswith(name) for row in await replicas.rows())
+    return name in await replicas.servers() and in_hand == AT_ONCE
 
 
 async def is_empty(replicas: Replicas) -> bool:
