@@ -571,7 +571,7 @@ async def test_readiness_follows_the_loop(replicas: Replicas) -> None:
 async def test_the_loop_outlives_an_outage_of_the_database(clock: Clock) -> None:
     away = open_engine("postgresql://nobody@127.0.0.1:1/none")
     work = Work(away, Bus(), "alpha", now=clock)
-    work.job("note", Note)(fail)  # type: ignore[arg-type]
+    work.job("note", Note)(fail)
 
     with capture_logs() as logs:
         async with work.running():
