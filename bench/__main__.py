@@ -22,7 +22,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.servers import redis_server
+from harness.servers import redis_server
 
 from bench.allim import ALLIM, PORTABLE
 from bench.contender import Contender

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.replicas import PUBLISH_KEY, Replica, replica, token
+from harness.replicas import PUBLISH_KEY, Replica, replica, token
 
 from bench.contender import Contender, Running
 from bench.generator import compact

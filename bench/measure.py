@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.servers import Redis
+from harness.servers import Redis
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 

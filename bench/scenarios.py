@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from tests.servers import Redis
+from harness.servers import Redis
 
 from bench.contender import Running
 from bench.generator import Load, Outcome

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple, Self
 import click
 import httpx
 import redis as redis_py
-from tests.replicas import PUBLISH_KEY, Replica, bearer, replica, token
-from tests.servers import redis_server
+from harness.replicas import PUBLISH_KEY, Replica, bearer, replica, token
+from harness.servers import redis_server
 
 AT_ONCE = 64  # cycles under way
 USERS = 500  # who come and go, again and again

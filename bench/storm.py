@@ -25,9 +25,9 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.deployment import Deployment, deployment
-from tests.replicas import Replica
-from tests.servers import Redis
+from harness.deployment import Deployment, deployment
+from harness.replicas import Replica
+from harness.servers import Redis
 
 from bench.allim import SETTINGS, publish_request, stream_request
 from bench.contender import Running

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-
-from tests.servers import Redis, redis_server
+from harness.servers import Redis, redis_server
 
 
 @pytest.fixture(scope="session")

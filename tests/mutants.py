@@ -43,8 +43,8 @@ FULL_REDIS = (
     "tests/system/test_full_redis.py::"
     "test_while_redis_is_full_sign_outs_and_kicks_end_their_streams_and_publishes_are_refused"
 )
-FRAMING = "tests/transports/test_framing.py::"
-SLOW = "tests/transports/test_slow_clients.py::"
+FRAMING = "tests/server/test_framing.py::"
+SLOW = "tests/server/test_slow_clients.py::"
 
 SKIP_THE_BUFFER = Mutant(
     "what arrives in the last 50 ms of catch-up is dropped",
@@ -122,7 +122,7 @@ OF_THE_SIMULATOR = (
     Mutant(
         "a sign-out with a token that is not good yet is a sign-out of nobody",
         8,
-        "http/gate.py",
+        "access/gate.py",
         "self._tokens.verify_signature(",
         "self._tokens.verify(",
         (SIMULATION,),
@@ -345,7 +345,7 @@ MUTANTS = (
     Mutant(
         "a sign-out is judged by a clock",
         8,
-        "http/gate.py",
+        "access/gate.py",
         "        identity = await self._tokens.verify_signature(token_of(request))\n",
         "        identity = await self._tokens.verify(token_of(request))\n",
         ("tests/system/test_clocks.py::test_a_sign_out_ends_a_session_whose_token_seems_to_come_from_the_future",),
@@ -411,7 +411,7 @@ MUTANTS = (
     Mutant(
         "more is read while requests wait for an earlier answer",
         7,
-        "transports/sse/protocol.py",
+        "server/protocol.py",
         "        if not self.waiting:\n            super().resume_reading()",
         "        super().resume_reading()",
         (FRAMING + "test_a_thousand_requests_sent_ahead_are_answered_in_order",),
@@ -419,7 +419,7 @@ MUTANTS = (
     Mutant(
         "a body may take as long as it likes",
         7,
-        "transports/sse/protocol.py",
+        "server/protocol.py",
         "            self.refuse_body(refusals.SLOW_BODY)\n            return False\n",
         "            return True\n",
         (SLOW + "test_a_body_of_which_a_byte_comes_now_and_then_ends",),

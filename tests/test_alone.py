@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.replicas import SECRET, launch_replica
+from harness.servers import free_port
 
 from allim.alone import alone
 from allim.app import create_app
 from allim.settings import SettingsError, load_settings
-from tests.replicas import SECRET, launch_replica
-from tests.servers import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -6,11 +6,7 @@ from dataclasses import replace
 from itertools import count, takewhile
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from allim.hub import Position
-from tests.checker import (
+from harness.checker import (
     CLOSE,
     CONNECT,
     END,
@@ -33,6 +29,10 @@ from tests.checker import (
     Stored,
     check,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allim.hub import Position
 
 TOPICS = ("user:a", "system")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner, Result
+from harness.replicas import PUBLISH_KEY, SECRET, Replica, replica, token
+from harness.servers import end, free_port
+from harness.waiting import until_sync
 
 from allim.cli import main
 from tests.client.scripted import answer, page, scripted
-from tests.replicas import PUBLISH_KEY, SECRET, Replica, replica, token
-from tests.servers import end, free_port
-from tests.waiting import until_sync
 
 
 @pytest.fixture(autouse=True)

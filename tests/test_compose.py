@@ -6,10 +6,10 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
+from harness.compose import PATH, networks, services
+from harness.replicas import ROOT
 
 from allim.settings import PREFIX, Settings, load_settings, unknown_settings
-from tests.compose import PATH, networks, services
-from tests.replicas import ROOT
 
 NOT_PASSED_ON = {"data_dir", "drain_s", "log_format", "redis_durable", "server_id", "snapshot_step_ms"}
 

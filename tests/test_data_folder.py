@@ -4,9 +4,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from harness.replicas import replica
 
 from allim import data_folder
-from tests.replicas import replica
 
 MADE = ("secret_key", "allim.db", "allim.db-wal", "lock")
 

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.replicas import ROOT
+from harness.replicas import ROOT
 
 TEXT = (ROOT / "Dockerfile").read_text()
 

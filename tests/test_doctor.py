@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
+from harness.clocks import shifted_redis
+from harness.replicas import SECRET
+from harness.servers import Redis, free_port, redis_server
 
 from allim.doctor import Finding, examine
 from tests.brokers.guarded import guarded_redis
-from tests.clocks import shifted_redis
-from tests.replicas import SECRET
-from tests.servers import Redis, free_port, redis_server
 
 pytestmark = pytest.mark.anyio
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from harness.clocks import wall_clock
+from harness.replicas import SECRET, Replica, replica, token
+from harness.servers import free_port
+from harness.waiting import until_sync
 
 from allim.doctor import Finding, examine
 from tests.client.nginx import compressing_nginx
 from tests.client.scripted import Asked, Connection, scripted
-from tests.clocks import wall_clock
-from tests.replicas import SECRET, Replica, replica, token
-from tests.servers import free_port
-from tests.waiting import until_sync
 
 pytestmark = pytest.mark.anyio
 

@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.replicas import SECRET, token
+from harness.servers import Redis, free_port
 from joserfc.jwk import OctKey
 
+from allim.access.tokens import Tokens
 from allim.brokers.redis import RedisLedger
 from allim.doctor import Finding, examine
 from allim.http.refused import REASONS
-from allim.http.tokens import Tokens
-from tests.http.issuers import ec_key, signed
+from tests.access.issuers import ec_key, signed
 from tests.http.test_refused import TOKENS, by_us
-from tests.replicas import SECRET, token
-from tests.servers import Redis, free_port
 
 pytestmark = pytest.mark.anyio
 

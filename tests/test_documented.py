@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.replicas import ROOT
 
 from allim.http.refused import REASONS
 from allim.settings import PREFIX, Settings, load_settings
 from allim.telemetry import Metrics
-from tests.replicas import ROOT
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SETTINGS = {name.upper() for name in Settings.model_fields}

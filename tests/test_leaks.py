@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests import leaks
-from tests.leaks import SECRET, Leak, inspect
-from tests.replicas import replica, token
+from harness import leaks
+from harness.leaks import SECRET, Leak, inspect
+from harness.replicas import replica, token
 
 PLANTED = {
     "a token": f'{{"event":"asked","path":"/events","x":"{token()}"}}',

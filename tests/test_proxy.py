@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 import redis as redis_py
-
-from tests.proxy import FaultProxy, fault_proxy
-from tests.servers import Redis, free_port
-from tests.waiting import until_sync
+from harness.proxy import FaultProxy, fault_proxy
+from harness.servers import Redis, free_port
+from harness.waiting import until_sync
 
 SILENT_S = 0.2
 

@@ -1,11 +1,11 @@
 """The strict reader, against the examples of the standard and what its rules say of the edges."""
 
 import pytest
+from harness.sse_parser import Heard, Strict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from allim.client import Parser
-from tests.sse_parser import Heard, Strict
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-
-from tests.replicas import Replica, replica
-from tests.waiting import until_sync
+from harness.replicas import Replica, replica
+from harness.waiting import until_sync
 
 FORGED = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
 

@@ -16,9 +16,10 @@ import httpx
 import pytest
 from supervisor.options import ServerOptions
 
-from allim import up
+from allim.up import layout, nginx, run, supervision
+from allim.up.supervision import processes_in_session
 
-PLAN = up.Plan("127.0.0.1", 8000, (8001, 8005), Path("/data/redis.sock"), "unix:///data/redis.sock")
+PLAN = layout.Layout("127.0.0.1", 8000, (8001, 8005), Path("/data/redis.sock"), "unix:///data/redis.sock")
 
 
 # -- nginx's configuration --------------------------------------------------------------------------------
@@ -27,7 +28,7 @@ PLAN = up.Plan("127.0.0.1", 8000, (8001, 8005), Path("/data/redis.sock"), "unix:
 def test_a_line_that_names_a_server_is_repeated_for_each() -> None:
     template = "upstream x {\n  server ${ALLIM_NGINX_SERVER} max_fails=0;\n}\n"
 
-    conf = up.nginx_conf(template, listen="127.0.0.1:80", servers=["a:1", "b:2"])
+    conf = nginx.nginx_conf(template, listen="127.0.0.1:80", servers=["a:1", "b:2"])
 
     assert conf == "upstream x {\n  server a:1 max_fails=0;\n  server b:2 max_fails=0;\n}\n"
 
@@ -37,14 +38,14 @@ def test_nginx_variables_and_comments_stay_as_they_are() -> None:
         "# ${ALLIM_NGINX_SERVER} is a replica\nlisten ${ALLIM_NGINX_LISTEN}; # at $host\nset $a '$uri$1${b}';\n"
     )
 
-    conf = up.nginx_conf(template, listen="[::1]:80", servers=["a:1", "b:2"])
+    conf = nginx.nginx_conf(template, listen="[::1]:80", servers=["a:1", "b:2"])
 
     assert conf == "# ${ALLIM_NGINX_SERVER} is a replica\nlisten [::1]:80; # at $host\nset $a '$uri$1${b}';\n"
 
 
 def test_an_unknown_name_in_the_template_is_a_mistake() -> None:
     with pytest.raises(KeyError):
-        up.nginx_conf("${ALLIM_NGINX_LISTN}", listen="", servers=[])
+        nginx.nginx_conf("${ALLIM_NGINX_LISTN}", listen="", servers=[])
 
 
 # -- supervisord's configuration --------------------------------------------------------------------------
@@ -70,7 +71,7 @@ def parsed(folder: Path, conf: str) -> list[SimpleNamespace]:
 
 
 def test_stopping_goes_from_the_replicas_over_nginx_to_redis(tmp_path: Path) -> None:
-    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, PLAN, 12.5, redis="/r", nginx="/n"))
+    programs = parsed(tmp_path, supervision.supervisord_conf(tmp_path, PLAN, 12.5, redis="/r", nginx="/n"))
 
     # supervisord starts in this order and stops in the reverse one
     assert [(program.group, program.name) for program in programs] == [
@@ -84,7 +85,7 @@ def test_stopping_goes_from_the_replicas_over_nginx_to_redis(tmp_path: Path) -> 
 
 
 def test_replicas_differ_in_port_and_server_id_alone(tmp_path: Path) -> None:
-    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, PLAN, 20, redis="/r", nginx="/n"))[2:]
+    programs = parsed(tmp_path, supervision.supervisord_conf(tmp_path, PLAN, 20, redis="/r", nginx="/n"))[2:]
 
     serve = [sys.executable, "-m", "allim", "serve", "--host", "127.0.0.1", "--port"]
     assert [program.command for program in programs] == [[*serve, "8001"], [*serve, "8005"]]
@@ -99,7 +100,9 @@ def test_odd_characters_in_paths_survive_supervisords_reading(tmp_path: Path, od
     folder = tmp_path / odd
     folder.mkdir()
 
-    redis, nginx, *_ = parsed(tmp_path, up.supervisord_conf(folder, PLAN, 20, redis=f"/{odd}/redis", nginx="/n"))
+    redis, nginx, *_ = parsed(
+        tmp_path, supervision.supervisord_conf(folder, PLAN, 20, redis=f"/{odd}/redis", nginx="/n")
+    )
 
     assert redis.command[0] == f"/{odd}/redis"
     assert redis.command[redis.command.index("--dir") + 1] == str(folder / "redis")
@@ -107,12 +110,12 @@ def test_odd_characters_in_paths_survive_supervisords_reading(tmp_path: Path, od
 
 
 def test_a_redis_of_ones_own_is_used_instead_of_a_new_one(tmp_path: Path) -> None:
-    plan = up.make_plan(2, "127.0.0.1", free_port(), "redis://user:secret@redis.example:6379/1", tmp_path)
+    plan = layout.make_layout(2, "127.0.0.1", free_port(), "redis://user:secret@redis.example:6379/1", tmp_path)
 
-    programs = parsed(tmp_path, up.supervisord_conf(tmp_path, plan, 20, redis=None, nginx="/n"))
+    programs = parsed(tmp_path, supervision.supervisord_conf(tmp_path, plan, 20, redis=None, nginx="/n"))
 
     assert [program.name for program in programs] == ["nginx", "replica-1", "replica-2"]
-    assert up.replica_environ(plan, {"ALLIM_SECRET_KEY": "k"})["ALLIM_REDIS_URL"] == plan.redis_url
+    assert layout.replica_environ(plan, {"ALLIM_SECRET_KEY": "k"})["ALLIM_REDIS_URL"] == plan.redis_url
     assert "redis      redis://user:***@redis.example:6379/1" in plan.summary()
 
 
@@ -131,7 +134,7 @@ def test_wanted_ports_are_taken_where_free_and_replaced_where_not() -> None:
         taken = other.getsockname()[1]
         wanted = [taken, free_port(), 65_536, 0]
 
-        chosen = up.choose_ports(wanted)
+        chosen = layout.choose_ports(wanted)
 
     assert chosen[1] == wanted[1]
     assert set(chosen).isdisjoint({taken, 65_536, 0})
@@ -141,7 +144,7 @@ def test_wanted_ports_are_taken_where_free_and_replaced_where_not() -> None:
 def test_what_the_user_set_reaches_the_replicas(tmp_path: Path) -> None:
     environ = {"ALLIM_DATA_DIR": str(tmp_path), "ALLIM_DATABASE_URL": "x", "ODD": 'a%b"c #d'}
 
-    first, second = (up.replica_environ(PLAN, environ) for _ in range(2))
+    first, second = (layout.replica_environ(PLAN, environ) for _ in range(2))
 
     assert first == second
     assert environ.items() <= first.items()
@@ -152,13 +155,13 @@ def test_what_the_user_set_reaches_the_replicas(tmp_path: Path) -> None:
 
 def test_trusted_proxies_that_the_user_set_are_those_in_front_of_nginx(tmp_path: Path) -> None:
     environ = {"ALLIM_DATA_DIR": str(tmp_path), "ALLIM_TRUSTED_PROXIES": "10.0.0.5, 10.1.0.9/16,::1"}
-    shared = up.replica_environ(PLAN, environ)
+    shared = layout.replica_environ(PLAN, environ)
 
-    trusted = up.proxies_in_front(environ, shared)
+    trusted = layout.proxies_in_front(environ, shared)
 
     assert shared["ALLIM_TRUSTED_PROXIES"] == "127.0.0.1"
-    assert up.proxies_in_front({}, shared) == ()
-    conf = up.nginx_conf("${ALLIM_NGINX_TRUSTED}", listen="", servers=[], trusted=trusted)
+    assert layout.proxies_in_front({}, shared) == ()
+    conf = nginx.nginx_conf("${ALLIM_NGINX_TRUSTED}", listen="", servers=[], trusted=trusted)
     assert conf == "set_real_ip_from 10.0.0.5/32; set_real_ip_from 10.1.0.0/16; set_real_ip_from ::1/128;\n"
 
 
@@ -172,11 +175,11 @@ def test_trusted_proxies_that_the_user_set_are_those_in_front_of_nginx(tmp_path:
     ],
 )
 def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert up.without_password(url) == shown
+    assert layout.without_password(url) == shown
 
 
 def test_addresses_to_listen_on_are_shown_as_addresses_to_open() -> None:
-    plans = [up.Plan(host, 80, (), None, "redis://x") for host in ("0.0.0.0", "::", "::1", "example.org")]
+    plans = [layout.Layout(host, 80, (), None, "redis://x") for host in ("0.0.0.0", "::", "::1", "example.org")]
 
     pages = [plan.summary().splitlines()[0] for plan in plans]
 
@@ -189,15 +192,15 @@ def test_addresses_to_listen_on_are_shown_as_addresses_to_open() -> None:
 
 
 def test_a_missing_program_is_named_with_the_way_to_install_it() -> None:
-    with pytest.raises(up.StartError, match=r"^no-such-thing is not installed$") as caught:
-        up.find_program("no-such-thing", {})
+    with pytest.raises(layout.StartError, match=r"^no-such-thing is not installed$") as caught:
+        layout.find_program("no-such-thing", {})
 
     assert "apt-get install" in caught.value.advice
 
 
 def test_a_data_folder_whose_path_is_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
-    with pytest.raises(up.StartError, match=r"^ALLIM_DATA_DIR: .* too long for a socket$"):
-        up.make_plan(2, "127.0.0.1", free_port(), None, tmp_path / ("x" * 100))
+    with pytest.raises(layout.StartError, match=r"^ALLIM_DATA_DIR: .* too long for a socket$"):
+        layout.make_layout(2, "127.0.0.1", free_port(), None, tmp_path / ("x" * 100))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,7 @@ def test_what_cannot_start_says_in_two_lines_why_and_what_to_do(
         port = {None: other.getsockname()[1], 0: free_port()}.get(port, port)
         assert port is not None
 
-        code = up.run(2, "127.0.0.1", port, {**environ, "ALLIM_DATA_DIR": str(tmp_path)})
+        code = run(2, "127.0.0.1", port, {**environ, "ALLIM_DATA_DIR": str(tmp_path)})
 
     said = capsys.readouterr().err
     assert code == 1
@@ -265,7 +268,7 @@ class Running:
         """What should not be there after the end."""
         web = [address for address in self.addresses.values() if address.startswith("http")]
         ports = [int(address.split(":")[2].split("/")[0]) for address in web]
-        return [*up.processes_in_session(self.session), *filter(accepts, ports), *self.temporary.iterdir()]
+        return [*processes_in_session(self.session), *filter(accepts, ports), *self.temporary.iterdir()]
 
 
 Start = Callable[..., Running]
@@ -366,11 +369,11 @@ def test_a_signal_drains_and_leaves_nothing_behind(start: Start, number: signal.
 def test_a_killed_replica_is_started_again(start: Start) -> None:
     running = start()
     port = running.addresses["replica-2"].rpartition(":")[2]
-    (pid,) = (pid for pid in up.processes_in_session(running.session) if f"--port {port}" in command_line(pid))
+    (pid,) = (pid for pid in processes_in_session(running.session) if f"--port {port}" in command_line(pid))
 
     os.kill(pid, signal.SIGKILL)
 
-    until(lambda: pid not in up.processes_in_session(running.session))
+    until(lambda: pid not in processes_in_session(running.session))
     until(lambda: status(f"{running.addresses['replica-2']}/readyz") == 200)
     assert "replica-2" in running.said().partition("Ctrl-C to stop")[2]
 
@@ -412,7 +415,7 @@ def test_no_secret_is_on_a_command_line_or_in_a_file(start: Start) -> None:
     secret = "a-secret-of-more-than-32-characters!"
     running = start(ALLIM_SECRET_KEY=secret)
 
-    processes = [running.process.pid, *up.processes_in_session(running.session)]
+    processes = [running.process.pid, *processes_in_session(running.session)]
     files = [path for path in running.temporary.rglob("*") if path.is_file()]
 
     assert len(processes) >= 6
@@ -426,7 +429,7 @@ def test_redis_is_reached_by_a_private_socket_alone_and_nobody_else_reads_what_i
     signed_in(running.addresses["page"])  # so that the database is written
     data = running.temporary.parent / "data"
 
-    (redis,) = (pid for pid in up.processes_in_session(running.session) if "redis" in command_line(pid).split()[0])
+    (redis,) = (pid for pid in processes_in_session(running.session) if "redis" in command_line(pid).split()[0])
     assert running.addresses["redis"] == f"unix://{data}/redis.sock"
     assert listening(redis) == set()
     made = [data, *data.rglob("*")]

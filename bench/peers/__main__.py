@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.servers import redis_server
+from harness.servers import redis_server
 
 from bench.contender import Contender, Running
 from bench.peers import PEERS

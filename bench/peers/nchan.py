@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from tests.servers import lasting_port
+from harness.servers import lasting_port
 
 from bench.contender import Contender, Running
 from bench.peers import requests

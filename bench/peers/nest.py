@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers import lasting_port
+from harness.servers import lasting_port
 
 from bench.contender import Contender, Running
 from bench.peers import publication

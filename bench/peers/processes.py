@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers import end
-from tests.waiting import accepts, until_sync
+from harness.servers import end
+from harness.waiting import accepts, until_sync
 
 ROOT = Path(__file__).parents[2]
 START_S = 30.0

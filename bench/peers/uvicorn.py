@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers import lasting_port
+from harness.servers import lasting_port
 
 from bench.contender import Running
 from bench.peers import publication

@@ -25,6 +25,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from allim import data_folder
+from allim.access.gate import Gate, Limits
+from allim.access.permission import Permission, Rule
+from allim.access.publishers import Publishers
+from allim.access.rates import Policy, Rates
+from allim.access.tickets import Tickets
 from allim.alone import alone
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.brokers.redis import RedisBroker, RedisLedger
@@ -34,18 +39,13 @@ from allim.credentials import issuer_of, publish_keys_of, tokens_of
 from allim.domains import accounts, keys, snapshots
 from allim.errors import Unauthenticated, Unusable
 from allim.http import health, openapi, problems, publish, ticket_routes, users
-from allim.http.gate import Gate, Limits
 from allim.http.origins import PAGE_POLICY, Origins, headers_without_origin
-from allim.http.publishers import Publishers
-from allim.http.rates import Policy, Rates
 from allim.http.refused import Refused
 from allim.http.requests import Requests
 from allim.http.routing import Answer, Paths, Resource, operation, route
-from allim.http.shortcuts import Shortcuts
-from allim.http.tickets import Tickets
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.load import limit_bytes
-from allim.permission import Permission, Rule
+from allim.server.fast_path import FastPath
 from allim.settings import Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
@@ -173,7 +173,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     app = _Application(
         routes=[*resources, *openapi.routes(resources, PAGE), *_page_routes()],
         middleware=[
-            Middleware(Requests, offer=sse.ANSWER, leaving=leaving),
+            Middleware(Requests, leaving=leaving),
             Middleware(problems.UnexpectedErrors, note=refused.note),
             Middleware(Origins, listed=settings.cors_origins, headers=settings.cors_headers),
             Middleware(Paths, resources=resources),
@@ -193,10 +193,12 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
 
     app.state.leave = leave
     app.state.refused = metrics.refused
-    shortcuts = {
-        (method, resource.path): shortcut for resource in resources for method, shortcut in resource.shortcuts.items()
+    fast_handlers = {
+        (method, resource.path): handler
+        for resource in resources
+        for method, handler in resource.fast_handlers.items()
     }
-    app.state.shortcuts = partial(Shortcuts, shortcuts, headers_without_origin(settings.cors_origins), leaving)
+    app.state.fast_path = partial(FastPath, fast_handlers, headers_without_origin(settings.cors_origins), leaving)
     return app
 
 

@@ -9,9 +9,9 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from allim import __version__
+from allim.access.tokens import Tokens
 from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
 from allim.errors import Unauthenticated
-from allim.http.tokens import Tokens
 from allim.identity import OPERATOR, USER
 from allim.settings import Settings, SettingsError, load_settings, warnings
 from allim.telemetry import configure_logging, quiet
@@ -134,7 +134,7 @@ def key(name: str) -> None:
 
     Prints the secret for the service NAME, and the entry for ALLIM_PUBLISH_KEYS, which holds its digest alone.
     """
-    from allim.http.publishers import check_name, digest_of, new_secret
+    from allim.access.publishers import check_name, digest_of, new_secret
 
     try:
         check_name(name)
@@ -199,7 +199,7 @@ def plan(streams: int, fan_out: str, in_json: bool, **rest: Any) -> None:
 def _serve(settings: Settings, host: str, port: int) -> None:
     from allim.app import create_app  # late, so that `publish` and `tail` start at once
     from allim.preflight import check
-    from allim.serve import listen, serve
+    from allim.server.replica import listen, serve
 
     configure_logging(settings.server_id, settings.log_level, pretty=settings.log_format == "text")
     try:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from allim.http.jwks import Jwks
-from allim.http.publishers import SettingsKeys, read_grants
-from allim.http.tokens import Issuer, Tokens
+from allim.access.jwks import Jwks
+from allim.access.publishers import SettingsKeys, read_grants
+from allim.access.tokens import Issuer, Tokens
 from allim.settings import Settings, naming
 
 

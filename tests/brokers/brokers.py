@@ -4,14 +4,15 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from harness.streams import ListStream
+from harness.waiting import until
+
 from allim.brokers.memory import MemoryLedger
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis.peers import Peers
 from allim.errors import Unavailable
 from allim.hub import Draft, Hub, HubSettings
 from allim.telemetry import Metrics
-from tests.streams import ListStream
-from tests.waiting import until
 
 _numbers = itertools.count()
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import redis as redis_py
-
-from tests import compose
-from tests.servers import end, lasting_port
-from tests.waiting import START_S, until_sync
+from harness import compose
+from harness.servers import end, lasting_port
+from harness.waiting import START_S, until_sync
 
 PASSWORD = "a-password-of-the-tests"
 

@@ -3,6 +3,9 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from harness.clocks import ShiftedRedis, shifted_redis
+from harness.streams import ListStream
+from harness.waiting import until
 
 from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.hub import ZERO, Broker, Demand, Entry, Ledger, Position, Publication
@@ -11,10 +14,7 @@ from allim.hub.reads import PAGE_BYTES
 from allim.identity import Identity
 from allim.telemetry import Metrics
 from tests.brokers.brokers import fresh_prefix, running
-from tests.clocks import ShiftedRedis, shifted_redis
 from tests.contracts.test_broker import Ear, removed
-from tests.streams import ListStream
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+from harness.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, VALKEY, Node, Pair, node, pair
+from harness.servers import free_port
+from harness.streams import Lines
 
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis.durability import CONFIRM_TIMEOUT_S, Durability, check
@@ -13,9 +16,6 @@ from allim.errors import Unavailable
 from allim.hub import Entry, Position, Publication
 from allim.telemetry import Metrics
 from tests.brokers.brokers import fresh_prefix
-from tests.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, VALKEY, Node, Pair, node, pair
-from tests.servers import free_port
-from tests.streams import Lines
 
 pytestmark = pytest.mark.anyio
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from harness.servers import Redis, redis_server
 from structlog.testing import capture_logs
 
 from allim.brokers.redis.memory_watch import MemoryWatch, level_of
@@ -12,7 +13,6 @@ from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.scripts import ScriptCalls
 from allim.brokers.redis.server import RedisServer
 from allim.telemetry import Metrics
-from tests.servers import Redis, redis_server
 
 pytestmark = pytest.mark.anyio
 

@@ -4,14 +4,14 @@ import re
 from contextlib import AbstractAsyncContextManager
 
 import pytest
+from harness.servers import Redis
+from harness.waiting import until
 from structlog.testing import capture_logs
 
 from allim.brokers.redis.peers import Peers
 from allim.errors import Unavailable
 from allim.settings import EQUAL, Settings, load_settings
 from tests.brokers.brokers import Replica, fresh_prefix, ready, started
-from tests.servers import Redis
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -1,13 +1,13 @@
 """A Redis that is set up so that it loses events is told of in the log and in readiness."""
 
 import pytest
+from harness.servers import redis_server
+from harness.waiting import until
 from structlog.testing import capture_logs
 
 from allim.brokers.redis.pitfalls import Setup, pitfalls
 from tests.brokers.brokers import Replica, running
 from tests.brokers.guarded import guarded_redis
-from tests.servers import redis_server
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

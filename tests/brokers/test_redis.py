@@ -5,6 +5,9 @@ import signal
 import time
 
 import pytest
+from harness.servers import Redis, end, free_port, redis_server
+from harness.streams import Lines, ListStream, identity
+from harness.waiting import until
 
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis.rights import Rights
@@ -15,9 +18,6 @@ from allim.hub import ZERO, Entry, Hub, Outcome, Position, Publication
 from allim.hub.reads import PAGE_BYTES
 from allim.telemetry import Metrics
 from tests.brokers.brokers import Replica, fresh_prefix, ready, running
-from tests.servers import Redis, end, free_port, redis_server
-from tests.streams import Lines, ListStream, identity
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

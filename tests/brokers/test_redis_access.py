@@ -10,13 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 import redis as redis_py
+from harness.replicas import Reader, Replica, launch_replica, publish, replica
+from harness.servers import end, lasting_port, redis_server
+from harness.waiting import START_S, until_sync
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.brokers.guarded import PASSWORD, Guarded, guarded_redis
-from tests.replicas import Reader, Replica, launch_replica, publish, replica
-from tests.servers import end, lasting_port, redis_server
-from tests.waiting import START_S, until_sync
 
 pytestmark = pytest.mark.anyio
 

@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
+from harness.proxy import FaultProxy, fault_proxy
+from harness.servers import Redis
 
 from allim.brokers.redis import RedisLedger
 from allim.hub import Demand
-from tests.proxy import FaultProxy, fault_proxy
-from tests.servers import Redis
 
 pytestmark = pytest.mark.anyio
 

@@ -6,6 +6,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness.servers import Redis, redis_server
+from harness.streams import Lines, ListStream, identity
+from harness.waiting import until
 from structlog.testing import capture_logs
 
 import allim.brokers.redis
@@ -15,9 +18,6 @@ from allim.errors import Unavailable
 from allim.hub import Demand, Entry, Hub, HubSettings, Publication
 from allim.telemetry import Metrics
 from tests.brokers.brokers import fresh_prefix, ready
-from tests.servers import Redis, redis_server
-from tests.streams import Lines, ListStream, identity
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
+from harness.servers import Redis
+from harness.waiting import until
 
 from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.brokers.redis.rights import Rights
@@ -13,8 +15,6 @@ from allim.brokers.redis.scripts import Call, NotDone, Refused, Script, ScriptCa
 from allim.brokers.redis.server import Connected, RedisServer, ask
 from allim.errors import Unavailable
 from allim.telemetry import Metrics
-from tests.servers import Redis
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

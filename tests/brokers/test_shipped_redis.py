@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from harness.redis_sets import VALKEY
 
 from allim.brokers.redis import RedisBroker
 from allim.hub import ZERO, Entry, Publication
 from allim.telemetry import Metrics
 from tests.brokers.guarded import Guarded, guarded_redis
-from tests.redis_sets import VALKEY
 
 pytestmark = pytest.mark.anyio
 

@@ -4,9 +4,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from harness.cluster import Cluster, cluster
 from playwright.sync_api import Browser, Page, sync_playwright
-
-from tests.cluster import Cluster, cluster
 
 _QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

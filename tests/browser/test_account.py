@@ -7,13 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.providers import CLIENT_ID, CLIENT_SECRET, JIWOO, ProviderDouble, provider_double
+from harness.replicas import SECRET, Replica, bearer, replica
+from harness.servers import lasting_port
+from harness.waiting import until_sync
 from playwright.sync_api import Browser, BrowserContext, Page, Response, expect
 
-from allim.http.tokens import Tokens
-from tests.providers import CLIENT_ID, CLIENT_SECRET, JIWOO, ProviderDouble, provider_double
-from tests.replicas import SECRET, Replica, bearer, replica
-from tests.servers import lasting_port
-from tests.waiting import until_sync
+from allim.access.tokens import Tokens
 
 WAIT_MS = 20_000
 PASSWORD = "correct horse battery"

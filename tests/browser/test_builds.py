@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from harness.deployment import Nginx
+from harness.replicas import ROOT, Replica, launch_replica
+from harness.servers import lasting_port
 from playwright.sync_api import Browser, Page, expect
 
 from allim.up import private_folder
-from tests.deployment import Nginx
-from tests.replicas import ROOT, Replica, launch_replica
-from tests.servers import lasting_port
 
 VISITS = 20
 SEEN = 6  # in a browser

@@ -5,9 +5,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from harness.replicas import Replica, replica
 from playwright.sync_api import Locator, Page, expect
-
-from tests.replicas import Replica, replica
 
 WAIT_MS = 15_000
 ADA = {"email": "ada@example.org", "name": "Ada", "password": "correct horse battery"}

@@ -7,9 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.replicas import ROOT, Replica, publish, replica
 from playwright.sync_api import Browser, FloatRect, Locator, Page, expect
-
-from tests.replicas import ROOT, Replica, publish, replica
 
 WAIT_MS = 30_000
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"

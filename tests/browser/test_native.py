@@ -3,10 +3,9 @@
 import time
 from contextlib import ExitStack
 
+from harness.cluster import Cluster
+from harness.replicas import publish
 from playwright.sync_api import Page
-
-from tests.cluster import Cluster
-from tests.replicas import publish
 
 ABSENCE_S = 8  # long enough for several attempts: nginx says 1.0 to 4.8 s
 WAIT_MS = 30_000

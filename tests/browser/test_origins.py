@@ -8,13 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from harness.cluster import Cluster, cluster
+from harness.replicas import publish, token
+from harness.waiting import until_sync
 from playwright.sync_api import ConsoleMessage, Page, expect
 
 from allim.http.origins import PAGE_POLICY
 from allim.http.requests import SECURITY_HEADERS
-from tests.cluster import Cluster, cluster
-from tests.replicas import publish, token
-from tests.waiting import until_sync
 
 WAIT_MS = 30_000
 

@@ -3,10 +3,9 @@
 from typing import Any
 
 import httpx
+from harness.cluster import Cluster
+from harness.replicas import publish
 from playwright.sync_api import Page, expect
-
-from tests.cluster import Cluster
-from tests.replicas import publish
 
 PRESSES = 20
 WAIT_MS = 15_000

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+from harness.deployment import Deployment, deployment
+from harness.proxy import FaultProxy, fault_proxy
+from harness.replicas import ticket, token
+from harness.servers import Redis
 from playwright.sync_api import Page
 
 from tests.browser.test_origins import origin
-from tests.deployment import Deployment, deployment
-from tests.proxy import FaultProxy, fault_proxy
-from tests.replicas import ticket, token
-from tests.servers import Redis
 
 LISTEN = """url => {
     window.opened = []; window.heard = []; window.ids = []; window.failures = 0;

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+from harness.replicas import Replica, replica
 
 from allim.client import answers
-from tests.replicas import Replica, replica
 
 
 @pytest.fixture(autouse=True)

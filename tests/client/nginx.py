@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers import end, lasting_port
-from tests.waiting import START_S, accepts, until_sync
+from harness.servers import end, lasting_port
+from harness.waiting import START_S, accepts, until_sync
 
 # The second server asks the first for gzip, whatever its client asks for.
 CONFIGURATION = """

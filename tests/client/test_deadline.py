@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
+from harness.replicas import PUBLISH_KEY, Replica
 
 from allim.client import AsyncPublisher, NotConfirmed
 from tests.client.publishing import Kind, both, publishing
 from tests.client.scripted import ACCEPTED, Answer, full_backlog, page, problem, scripted, silence, trickle
-from tests.replicas import PUBLISH_KEY, Replica
 
 pytestmark = pytest.mark.anyio
 

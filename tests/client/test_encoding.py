@@ -11,12 +11,12 @@ from typing import NamedTuple
 from uuid import UUID
 
 import pytest
+from harness.replicas import PUBLISH_KEY, Replica
 from pydantic import BaseModel, ConfigDict, computed_field
 from pydantic.alias_generators import to_camel
 
 from allim.client import Publisher
 from tests.client.scripted import ACCEPTED, scripted
-from tests.replicas import PUBLISH_KEY, Replica
 
 ID = UUID("12345678-1234-5678-1234-567812345678")
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

@@ -11,10 +11,10 @@ from collections import Counter
 from typing import Any, TypeVar
 
 import pytest
+from harness.replicas import PUBLISH_KEY, ROOT, Replica
 
 from allim.client import ClientError, NotConfirmed
 from tests.client.scripted import ACCEPTED, scripted
-from tests.replicas import PUBLISH_KEY, ROOT, Replica
 
 T = TypeVar("T")
 

@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from harness.replicas import PUBLISH_KEY, Replica
+from harness.servers import free_port
 
 from allim.client import ClientError, NotConfirmed, Published
 from tests.client.publishing import Kind, both, publishing
 from tests.client.scripted import ACCEPTED, PROBLEM, Answer, answer, hang_up, in_json, page, problem, scripted
-from tests.replicas import PUBLISH_KEY, Replica
-from tests.servers import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -10,12 +10,12 @@ from contextlib import aclosing
 
 import httpx
 import pytest
+from harness.replicas import PUBLISH_KEY, Replica, token, token_for_topics
+from harness.waiting import until
 
 from allim.client import ClientError, Message, Publisher, Subscriber, subscriber
 from tests.client.nginx import compressing_nginx
 from tests.client.scripted import Answer, Asked, Connection, Server, answer, hang_up, page, problem, scripted, trickle
-from tests.replicas import PUBLISH_KEY, Replica, token, token_for_topics
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -5,13 +5,13 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+from harness.replicas import Replica, replica
+from harness.servers import Redis
 
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.telemetry import Metrics
-from tests.replicas import Replica, replica
-from tests.servers import Redis
 
 _prefixes = (f"test{number}" for number in itertools.count())
 

@@ -5,13 +5,13 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from harness.streams import Lines
+from harness.waiting import until
 
 from allim.brokers.memory import MemoryBroker
 from allim.hub import ZERO, Broker, Demand, Entry, Event, Position, Publication
 from allim.hub.reads import PAGE_BYTES
 from tests.contracts.conftest import MakeBroker, MakeLedger
-from tests.streams import Lines
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

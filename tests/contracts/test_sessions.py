@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 
 import pytest
+from harness.streams import ListStream, identity
+from harness.waiting import until
 
 from allim.errors import Kicked, SignedOut, TooMany, Unauthenticated, Unavailable
 from allim.hub import CloseReason, Hub
 from allim.identity import Ticket
-from tests.streams import ListStream, identity
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

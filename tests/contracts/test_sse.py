@@ -7,9 +7,8 @@ from contextlib import suppress
 
 import httpx
 import pytest
-
-from tests.replicas import PUBLISH_KEY, Reader, Replica, moments_of_drain, replica, token, token_for_topics
-from tests.waiting import until
+from harness.replicas import PUBLISH_KEY, Reader, Replica, moments_of_drain, replica, token, token_for_topics
+from harness.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from harness.streams import ListStream, identity
+from harness.waiting import until
 
 from allim.errors import Unavailable
 from allim.hub import CloseReason, Draft, Hub, Position
-from tests.streams import ListStream, identity
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 import pytest
 import requests
 import sseclient
-
-from tests.replicas import Replica, bearer, replica, token
-from tests.waiting import PATIENCE_S
+from harness.replicas import Replica, bearer, replica, token
+from harness.waiting import PATIENCE_S
 
 NEXT_WITHIN_S = 8.0  # for an event that was published; heartbeats, which could push it out, come later
 

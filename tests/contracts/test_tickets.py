@@ -7,12 +7,12 @@ import time
 
 import httpx
 import pytest
+from harness.replicas import SECRET, Reader, Replica, bearer, ticket, token
+from harness.streams import identity
+from harness.waiting import until
 
-from allim.http.tickets import Tickets
+from allim.access.tickets import Tickets
 from tests.http.apps import assert_problem
-from tests.replicas import SECRET, Reader, Replica, bearer, ticket, token
-from tests.streams import identity
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -2,11 +2,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from harness.postgres import fresh_database, postgres_server
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.storage import migrate, open_engine
 from tests.domains.fakes import Clock, RecordingHub
-from tests.postgres import fresh_database, postgres_server
 
 
 @pytest.fixture(scope="session")

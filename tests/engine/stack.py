@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.leaks import PUBLISH_KEY, SECRET
-from tests.replicas import ROOT
-from tests.servers import lasting_port
+from harness.leaks import PUBLISH_KEY, SECRET
+from harness.replicas import ROOT
+from harness.servers import lasting_port
 
 WITHIN_S = 300.0  # for one command; images are built in one
 

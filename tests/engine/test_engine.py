@@ -18,12 +18,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from harness.followers import Follower, Load, following, publishing, statuses, topics_of, until_complete, until_open
+from harness.replicas import ROOT, Reader, bearer, publish, token
+from harness.servers import lasting_port
+from harness.waiting import until, until_sync
 
 from tests.engine.stack import Stack, changed, started
-from tests.followers import Follower, Load, following, publishing, statuses, topics_of, until_complete, until_open
-from tests.replicas import ROOT, Reader, bearer, publish, token
-from tests.servers import lasting_port
-from tests.waiting import until, until_sync
 
 if not os.environ.get("ALLIM_COMPOSE_TEST"):
     pytest.skip("DOCKER-COMPOSE.YML IS NOT RUN HERE: `make compose-test` runs it", allow_module_level=True)

@@ -8,10 +8,9 @@ from typing import Any, Self
 
 import httpx
 import pytest
-
-from tests.deployment import deployment
-from tests.replicas import Replica, replica
-from tests.servers import Redis
+from harness.deployment import deployment
+from harness.replicas import Replica, replica
+from harness.servers import Redis
 
 NGINX_REFUSES = {"501", "505"}  # unknown transfer codings and versions of HTTP
 PREFIX = "hostile"  # of the keys in Redis

@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.replicas import PUBLISH_KEY, token
 
 from tests.hostile.conftest import Target
 from tests.hostile.texts import BYTES, HALF_PAIRS, TEXTS, written
-from tests.replicas import PUBLISH_KEY, token
 
 ACCOUNT = {"email": "hostile@example.org", "name": "H", "password": "long enough"}
 SESSION = {"email": "hostile@example.org", "password": "long enough"}

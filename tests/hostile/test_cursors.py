@@ -5,13 +5,13 @@ import json
 from itertools import count
 
 import pytest
+from harness.replicas import token
+from harness.sse_parser import Heard, Strict
 
 from tests.hostile.conftest import Target
 from tests.hostile.test_frames import event, publish, stream
 from tests.hostile.texts import BYTES, TEXTS
 from tests.hostile.wire import QUIET_S, Answer, request, say
-from tests.replicas import token
-from tests.sse_parser import Heard, Strict
 
 SNAPSHOTS = "/api/accounts/me/snapshots"
 _numbers = count(1)

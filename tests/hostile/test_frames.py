@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.replicas import PUBLISH_KEY, token
+from harness.sse_parser import Heard, Strict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hostile.conftest import Target
 from tests.hostile.texts import HALF_PAIRS, TEXTS, written
 from tests.hostile.wire import connected, request
-from tests.replicas import PUBLISH_KEY, token
-from tests.sse_parser import Heard, Strict
 
 TOPIC = "user:frames"
 LAST = "frames.last"

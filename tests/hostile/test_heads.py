@@ -4,11 +4,11 @@ import re
 import time
 
 import pytest
+from harness.replicas import PUBLISH_KEY, token
 
 from tests.hostile.conftest import Target
 from tests.hostile.texts import BYTES, TEXTS
 from tests.hostile.wire import Answer, Said, request, say
-from tests.replicas import PUBLISH_KEY, token
 
 ME = "/api/accounts/me"
 EVENTS = "/events"

@@ -1,11 +1,11 @@
 """Paths that mean one thing to nginx and another to a replica: neither gives what its own name would not."""
 
 import pytest
+from harness.replicas import token
 
 from tests.hostile.conftest import Target
 from tests.hostile.texts import BYTES
 from tests.hostile.wire import request, say
-from tests.replicas import token
 
 ROUTES = {b"me": b"/api/accounts/me", b"events": b"/events", b"metrics": b"/metrics", b"publish": b"/api/publish"}
 

@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from harness.replicas import PUBLISH_KEY, token
+from harness.sse_parser import Strict
 
 from tests.hostile.conftest import Target
 from tests.hostile.test_frames import event, publish
 from tests.hostile.wire import Said, connected, read, request, say
-from tests.replicas import PUBLISH_KEY, token
-from tests.sse_parser import Strict
 
 HIDDEN = request(
     "POST",

@@ -5,6 +5,7 @@ import time
 from urllib.parse import quote, quote_from_bytes
 
 import pytest
+from harness.replicas import PUBLISH_KEY, SECRET, token_for_topics
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
@@ -12,7 +13,6 @@ from tests.hostile.conftest import PREFIX, Target
 from tests.hostile.test_frames import event, publish
 from tests.hostile.texts import BYTES, HALF_PAIRS, TEXTS
 from tests.hostile.wire import Said, request, say
-from tests.replicas import PUBLISH_KEY, SECRET, token_for_topics
 
 TOPIC = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9._~-]{1,128})?")
 KEY = re.compile(rf"{PREFIX}:\{{0\}}:[a-z_]+(:[A-Za-z0-9._~:-]+)?")

@@ -1,11 +1,11 @@
 import asyncio
 
 import pytest
+from harness.waiting import until
 
 from allim.errors import Unavailable
 from allim.http import health
 from tests.http.apps import client_of
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

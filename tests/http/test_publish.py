@@ -5,15 +5,15 @@ from typing import Any
 import httpx
 import pytest
 
+from allim.access.publishers import Publisher, Publishers, SettingsKeys
+from allim.access.rates import Policy
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.errors import Unavailable
 from allim.http.publish import MAX_BODY_BYTES, routes
-from allim.http.publishers import Publisher, Publishers, SettingsKeys
-from allim.http.rates import Policy
 from allim.hub import ZERO, Hub, HubSettings, Publication
 from allim.telemetry import Metrics
+from tests.access.gates import AMPLE, ROOMY, rates_of
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import AMPLE, ROOMY, rates_of
 
 pytestmark = pytest.mark.anyio
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.replicas import SECRET, Replica, bearer, replica, ticket, token
+from harness.waiting import until_sync
 from joserfc.jwk import OctKey
 from structlog.testing import capture_logs
 
+from allim.access.tokens import Tokens
 from allim.errors import Forbidden, Unauthenticated
 from allim.http.refused import LOG_EVERY_S, REASONS, Refused
-from allim.http.tokens import Tokens
-from tests.http.issuers import Clock, ec_key, signed
-from tests.replicas import SECRET, Replica, bearer, replica, ticket, token
-from tests.waiting import until_sync
+from tests.access.issuers import Clock, ec_key, signed
 
 pytestmark = pytest.mark.anyio
 

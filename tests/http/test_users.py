@@ -7,8 +7,8 @@ from allim.brokers.memory import MemoryLedger
 from allim.errors import Unavailable
 from allim.http import users
 from allim.identity import OPERATOR
+from tests.access.gates import bearer, gate_of
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import bearer, gate_of
 
 pytestmark = pytest.mark.anyio
 

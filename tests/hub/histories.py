@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Collection, Sequence
 
+from harness.streams import ListStream, identity
+
 from allim.hub import ZERO, Backlog, Event, Heads, Listener, Outcome, Position, Publication, Reading
 from allim.hub.catch_up import CatchUp
 from allim.hub.dispatcher import Dispatcher
 from allim.hub.event import encode
 from allim.hub.registry import Registry
 from allim.telemetry import Metrics
-from tests.streams import ListStream, identity
 
 
 class History:

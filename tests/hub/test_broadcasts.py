@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import compress, pairwise
 
 import pytest
+from harness.streams import ListStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from allim.client import Parser
 from allim.hub import Backlog, CloseReason, Event, Position, broadcasts, dispatcher
 from allim.hub.event import Control, encode_control
 from tests.hub.histories import Bench
-from tests.streams import ListStream
 
 pytestmark = pytest.mark.anyio
 

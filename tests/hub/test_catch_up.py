@@ -3,13 +3,13 @@
 import asyncio
 
 import pytest
+from harness.streams import ListStream
 
 from allim.brokers.memory import MemoryBroker
 from allim.hub import Backlog, Entry, Position, Publication
 from allim.hub.catch_up import CatchUp
 from allim.hub.event import encode
 from allim.telemetry import Metrics
-from tests.streams import ListStream
 
 pytestmark = pytest.mark.anyio
 

@@ -3,14 +3,14 @@
 import asyncio
 
 import pytest
+from harness.streams import ListStream, identity
+from harness.waiting import until
 from structlog.testing import capture_logs
 
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.hub import CloseReason, Hub, HubSettings
 from allim.hub.clock import SharedClock
 from allim.telemetry import Metrics
-from tests.streams import ListStream, identity
-from tests.waiting import until
 
 
 class Machine:

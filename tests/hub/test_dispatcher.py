@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import pytest
+from harness.streams import ListStream
+from harness.waiting import until
 
 from allim.errors import Unavailable
 from allim.hub import ZERO, Backlog, CloseReason, Event, Heads, Position, catch_up, dispatcher
@@ -14,8 +16,6 @@ from allim.hub.event import Control, encode, encode_control
 from allim.hub.registry import Topic
 from allim.hub.stream import Stream
 from tests.hub.histories import Bench
-from tests.streams import ListStream
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from harness.streams import ListStream
 
 from allim.brokers.memory import MemoryLedger
 from allim.hub import Hub, Position, Reading
 from allim.telemetry import Metrics
 from tests.hub.histories import History
-from tests.streams import ListStream
 
 pytestmark = pytest.mark.anyio
 

@@ -1,6 +1,7 @@
+from harness.streams import ListStream
+
 from allim.hub import Position
 from allim.hub.registry import Registry
-from tests.streams import ListStream
 
 
 def test_a_topic_has_every_stream_that_waits_for_it() -> None:

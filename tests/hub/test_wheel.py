@@ -1,5 +1,6 @@
+from harness.streams import ListStream
+
 from allim.hub.wheel import Wheel
-from tests.streams import ListStream
 
 
 def test_a_stream_is_due_when_its_slot_has_come_and_once() -> None:

@@ -13,10 +13,10 @@ from typing import BinaryIO
 import anyio
 import httpx
 import pytest
+from harness.leaks import inspect
+from harness.waiting import PATIENCE_S
 
 from allim.up import find_program, nginx_command, private_folder, write_nginx
-from tests.leaks import inspect
-from tests.waiting import PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from harness.waiting import PATIENCE_S
 
 from allim.http.requests import SECURITY_HEADERS
 from allim.up import nginx_command, write_nginx
 from tests.http.test_origins import COVERED, NOT_COVERED, PATTERNS
 from tests.nginx.conftest import Front, Start, free_port
 from tests.nginx.stub import STREAM_HEAD, Answer, Asked, Stub, chunk, hang_up, plain
-from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from harness.replicas import ROOT
 from playwright.async_api import Browser, ConsoleMessage, Request, async_playwright
 
 from tests.others.pages import Block
-from tests.replicas import ROOT
 
 NODE_MODULES = Path(__file__).parent / "node_modules"
 ROLLDOWN = ROOT / "web" / "node_modules" / ".bin" / "rolldown"  # what Vite bundles with

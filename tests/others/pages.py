@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from tests.replicas import ROOT
+from harness.replicas import ROOT
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from harness.servers import end, lasting_port
+from harness.waiting import START_S, accepts, until_sync
 
 from allim.up import StartError, find_program
 from tests.others.clients import NODE_MODULES
 from tests.others.pages import Block
-from tests.servers import end, lasting_port
-from tests.waiting import START_S, accepts, until_sync
 
 PATIENCE_S = 6  # of a proxy with a silent stream; the page says 60 s, for heartbeats of 15 s instead of 1 s
 

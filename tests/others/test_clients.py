@@ -18,12 +18,12 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.deployment import Deployment, deployment
+from harness.replicas import PUBLISH_KEY, bearer, token
+from harness.waiting import START_S
 
-from tests.deployment import Deployment, deployment
 from tests.others.clients import NODE_MODULES, Client, empty_page, running
 from tests.others.pages import blocks, table
-from tests.replicas import PUBLISH_KEY, bearer, token
-from tests.waiting import START_S
 
 pytestmark = pytest.mark.timeout(600)  # the history is the first test's
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.deployment import Deployment, deployment
+from harness.followers import TYPE, Follower, following, publishing, statuses, topics_of, until_complete
+from harness.replicas import Reader, publish, token
+from harness.waiting import START_S, until, until_sync
 
-from tests.deployment import Deployment, deployment
-from tests.followers import TYPE, Follower, following, publishing, statuses, topics_of, until_complete
 from tests.others.pages import blocks
 from tests.others.proxies import KINDS, PATIENCE_S, Proxy, missing, proxy, require
-from tests.replicas import Reader, publish, token
-from tests.waiting import START_S, until, until_sync
 
 pytestmark = pytest.mark.timeout(600)  # the history is the first test's
 

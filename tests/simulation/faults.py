@@ -5,7 +5,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tests.checker import SignOut, Span
+from harness.checker import SignOut, Span
+
 from tests.simulation.network import Connection
 from tests.simulation.world import Replica, World
 

@@ -17,10 +17,11 @@ from typing import Any
 from unittest.mock import patch
 
 import structlog
+from harness.checker import Evidence, Mark, Report, Stored, check
+from harness.storm import TYPE
 
 from allim.errors import Unavailable
 from allim.hub import ZERO, Position
-from tests.checker import Evidence, Mark, Report, Stored, check
 from tests.simulation import world as worlds
 from tests.simulation.clock import Overrun, Stuck, VirtualLoop, here, note_tasks, virtual_time
 from tests.simulation.faults import FAULTS, Undo
@@ -28,7 +29,6 @@ from tests.simulation.network import Transport
 from tests.simulation.redis import Stream, TooMuch
 from tests.simulation.schedule import Schedule, Step, draw
 from tests.simulation.world import Publisher, World
-from tests.storm import TYPE
 
 MAX_TURNS = 400_000
 MAX_REDIS_COMMANDS = 300_000

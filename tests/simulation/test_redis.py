@@ -9,8 +9,8 @@ from unittest.mock import patch
 
 import pytest
 import redis as redis_py
+from harness.servers import redis_server
 
-from tests.servers import redis_server
 from tests.simulation.redis import Redis, RedisError, SortedSet, Status, Stream, StreamEntry
 from tests.simulation.schedule import Step
 from tests.simulation.simulate import schedule_of, simulate

@@ -1,7 +1,7 @@
 """A world in one event loop: replicas over a Redis, publishers that try again, and readers that come back.
 
 Hub, dispatcher, catch-up, broker, ledger, link, tokens, rates and streams are the product's own; Redis, the network
-and all clocks are simulated. Everything that publishers and readers see is logged for `tests/checker.py`.
+and all clocks are simulated. Everything that publishers and readers see is logged for `harness/checker.py`.
 """
 
 import asyncio
@@ -12,25 +12,7 @@ from functools import partial
 from typing import Any, cast
 
 import httpx
-from starlette.applications import Starlette
-
-from allim.brokers.memory import MemoryLedger
-from allim.brokers.redis import RedisBroker, RedisLedger
-from allim.brokers.redis.peers import Peers
-from allim.brokers.redis.rights import Rights
-from allim.domains import accounts
-from allim.errors import Conflict, TooMany, Unauthenticated, Unavailable
-from allim.http import problems
-from allim.http.gate import Gate, Limits
-from allim.http.rates import Policy, Rates
-from allim.http.tickets import Tickets
-from allim.http.tokens import Tokens
-from allim.hub import ZERO, CloseReason, Draft, Hub, HubSettings, Position, Quota, Reading, Toll
-from allim.identity import Visitor
-from allim.telemetry import Metrics
-from allim.transports.sse.handover import HandoverStream
-from allim.transports.sse.stream import Speech
-from tests.checker import (
+from harness.checker import (
     CLOSE,
     CONNECT,
     END,
@@ -44,11 +26,29 @@ from tests.checker import (
     SignOut,
     Span,
 )
+from harness.storm import TEXT, TYPE, MalformedFrame, parse_frame
+from starlette.applications import Starlette
+
+from allim.access.gate import Gate, Limits
+from allim.access.rates import Policy, Rates
+from allim.access.tickets import Tickets
+from allim.access.tokens import Tokens
+from allim.brokers.memory import MemoryLedger
+from allim.brokers.redis import RedisBroker, RedisLedger
+from allim.brokers.redis.peers import Peers
+from allim.brokers.redis.rights import Rights
+from allim.domains import accounts
+from allim.errors import Conflict, TooMany, Unauthenticated, Unavailable
+from allim.http import problems
+from allim.hub import ZERO, CloseReason, Draft, Hub, HubSettings, Position, Quota, Reading, Toll
+from allim.identity import Visitor
+from allim.telemetry import Metrics
+from allim.transports.sse.handover import HandoverStream
+from allim.transports.sse.stream import Speech
 from tests.simulation.clock import EPOCH_S, Machine, VirtualLoop, here
 from tests.simulation.network import Connection, Transport
 from tests.simulation.schedule import ReaderPlan, ReplicaPlan, Schedule
 from tests.simulation.server import RedisProcess
-from tests.storm import TEXT, TYPE, MalformedFrame, parse_frame
 
 SECRET = "a secret key of thirty-two bytes"
 TOKEN_LIFETIME_S = 86400

@@ -2,8 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.postgres import fresh_database, postgres_server
+from harness.postgres import fresh_database, postgres_server
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import asyncpg
 import pytest
+from harness.postgres import Postgres, primary, standby_of
+from harness.waiting import until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.errors import Unavailable
 from allim.storage import open_engine, reading, writable, writing
-from tests.postgres import Postgres, primary, standby_of
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

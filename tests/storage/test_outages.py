@@ -14,15 +14,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 import structlog
+from harness.postgres import fresh_database
+from harness.proxy import fault_proxy
+from harness.waiting import until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.errors import Unavailable
 from allim.storage import engine as engine_module
 from allim.storage import open_engine, reading, writable, writing
-from tests.postgres import fresh_database
-from tests.proxy import fault_proxy
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from harness.postgres import at_server, fresh_database, pgbouncer
 from sqlalchemy import JSON, Column, MetaData, String, Table, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.storage import migrate, open_engine, reading, writable, writing
-from tests.postgres import at_server, fresh_database, pgbouncer
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from allim.app import create_app
-from allim.serve import listen, serve
+from allim.server.replica import listen, serve
 from allim.settings import load_settings
 from allim.telemetry import configure_logging
 

@@ -1,4 +1,4 @@
-"""A storm of publishers and followers under a random schedule of faults, judged by `tests/checker.py`.
+"""A storm of publishers and followers under a random schedule of faults, judged by `harness/checker.py`.
 
     make chaos SECONDS=300 SEED=7
 
@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-
-from tests.checker import Evidence, Mark, Report, Span, check
-from tests.deployment import Deployment, deployment
-from tests.proxy import FaultProxy
-from tests.replicas import Replica
-from tests.storm import Storm
-from tests.waiting import until
+from harness.checker import Evidence, Mark, Report, Span, check
+from harness.deployment import Deployment, deployment
+from harness.proxy import FaultProxy
+from harness.replicas import Replica
+from harness.storm import Storm
+from harness.waiting import until
 
 STREAM_LIFETIME_S, HISTORY_EVENTS, RETRY_MS = 60, 2000, 500
 HEARTBEAT_PULSES, DRAIN_PULSES = 3, 3

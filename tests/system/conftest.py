@@ -4,8 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-
-from tests.cluster import Cluster, cluster
+from harness.cluster import Cluster, cluster
 
 _numbers = itertools.count(1)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tests.replicas import Replica, replica
+from harness.replicas import Replica, replica
 
 TOPICS = ("user:42", "system")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import anyio
 import httpx
 import pytest
+from harness.cluster import Cluster
+from harness.replicas import Reader, publish
+from harness.waiting import until
 
 from allim.client import Message
-from tests.cluster import Cluster
-from tests.replicas import Reader, publish
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,9 @@ from functools import partial
 from itertools import count, cycle
 
 import pytest
+from harness.cluster import Cluster, cluster
+from harness.replicas import PUBLISH_KEY, replica, token
 
-from tests.cluster import Cluster, cluster
-from tests.replicas import PUBLISH_KEY, replica, token
 from tests.system.attacks import (
     Attack,
     Attacker,

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-from tests.clocks import ShiftedRedis, WallClock, shifted_redis, wall_clock
-from tests.replicas import Reader, Replica, bearer, launch_replica, publish, ticket, token
-from tests.waiting import until
+from harness.clocks import ShiftedRedis, WallClock, shifted_redis, wall_clock
+from harness.replicas import Reader, Replica, bearer, launch_replica, publish, ticket, token
+from harness.waiting import until
 
 pytestmark = pytest.mark.anyio
 

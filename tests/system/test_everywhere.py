@@ -5,9 +5,8 @@ import time
 
 import httpx
 import pytest
-
-from tests.cluster import Cluster
-from tests.replicas import PUBLISH_KEY, Reader, token
+from harness.cluster import Cluster
+from harness.replicas import PUBLISH_KEY, Reader, token
 
 pytestmark = pytest.mark.anyio
 

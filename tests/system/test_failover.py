@@ -5,14 +5,14 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
+from harness.proxy import fault_proxy
+from harness.redis_sets import address, node, pair, sentinel_set
+from harness.replicas import Replica
+from harness.waiting import until
+from harness.witnesses import Publisher, Witness, history, publishing, witnessing
 
 from allim.hub import Position
-from tests.proxy import fault_proxy
-from tests.redis_sets import address, node, pair, sentinel_set
-from tests.replicas import Replica
 from tests.system.pairs import TOPICS, publish, publish_until_accepted, two_replicas
-from tests.waiting import until
-from tests.witnesses import Publisher, Witness, history, publishing, witnessing
 
 pytestmark = pytest.mark.anyio
 

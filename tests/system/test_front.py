@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from tests.deployment import Deployment, Nginx, deployment
-from tests.followers import (
+from harness.deployment import Deployment, Nginx, deployment
+from harness.followers import (
     Follower,
     following,
     publishing,
@@ -18,8 +17,8 @@ from tests.followers import (
     until_complete,
     until_open,
 )
-from tests.servers import Redis
-from tests.waiting import until
+from harness.servers import Redis
+from harness.waiting import until
 
 pytestmark = pytest.mark.anyio
 

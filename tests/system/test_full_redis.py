@@ -6,12 +6,12 @@ from contextlib import contextmanager
 import httpx
 import pytest
 import redis as redis_py
+from harness.replicas import Reader, Replica, bearer, replica, token
+from harness.servers import Redis, redis_server
+from harness.waiting import until
 
 from allim.identity import OPERATOR
-from tests.replicas import Reader, Replica, bearer, replica, token
-from tests.servers import Redis, redis_server
 from tests.system.pairs import two_replicas
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

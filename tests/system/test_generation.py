@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from harness.cluster import Cluster, cluster
+from harness.replicas import Reader
+from harness.waiting import until
 
 from allim.client import Message
-from tests.cluster import Cluster, cluster
-from tests.replicas import Reader
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

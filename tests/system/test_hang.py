@@ -7,12 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-
-from tests.deployment import Deployment, deployment
-from tests.followers import following, publishing, statuses, topics_of, until_complete, until_open
-from tests.replicas import Reader, replica, token
-from tests.servers import Redis
-from tests.waiting import until
+from harness.deployment import Deployment, deployment
+from harness.followers import following, publishing, statuses, topics_of, until_complete, until_open
+from harness.replicas import Reader, replica, token
+from harness.servers import Redis
+from harness.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -3,10 +3,9 @@
 import asyncio
 
 import pytest
-
-from tests.cluster import Cluster
-from tests.replicas import Reader, token
-from tests.waiting import until
+from harness.cluster import Cluster
+from harness.replicas import Reader, token
+from harness.waiting import until
 
 pytestmark = pytest.mark.anyio
 

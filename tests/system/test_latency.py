@@ -9,9 +9,8 @@ import time
 
 import httpx
 import pytest
-
-from tests.cluster import Cluster
-from tests.replicas import PUBLISH_KEY, Reader, replica, token
+from harness.cluster import Cluster
+from harness.replicas import PUBLISH_KEY, Reader, replica, token
 
 pytestmark = pytest.mark.anyio
 

@@ -2,10 +2,10 @@
 
 import httpx
 import pytest
+from harness.replicas import Replica, bearer, publish, replica, token
 
-from allim.http.publishers import new_secret
-from allim.http.rates import Policy
-from tests.replicas import Replica, bearer, publish, replica, token
+from allim.access.publishers import new_secret
+from allim.access.rates import Policy
 
 CALLS = Policy("address", 6, 60)
 SIGN_IN = {"email": "ada@example.org", "password": "long enough"}

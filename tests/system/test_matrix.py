@@ -15,16 +15,16 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.deployment import deployment
+from harness.replicas import PUBLISH_KEY, SECRET, Reader, bearer, publish, replica
+from harness.servers import Redis
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from allim.http.tickets import Tickets
-from allim.http.tokens import Tokens
+from allim.access.tickets import Tickets
+from allim.access.tokens import Tokens
 from allim.identity import Identity
-from tests.deployment import deployment
-from tests.http.issuers import jwk, jwk_set, rsa_key, signed
-from tests.replicas import PUBLISH_KEY, SECRET, Reader, bearer, publish, replica
-from tests.servers import Redis
+from tests.access.issuers import jwk, jwk_set, rsa_key, signed
 
 ISSUER = "https://issuer.example.org"
 OLD_SECRET = "the secret key before this one and still believed"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from harness.replicas import PUBLISH_KEY, SECRET, Replica, replica
 from starlette.routing import compile_path
 
-from allim.http.tokens import Tokens
+from allim.access.tokens import Tokens
 from allim.identity import OPERATOR
-from tests.replicas import PUBLISH_KEY, SECRET, Replica, replica
 
 # The example in the description, so that signing in by it succeeds.
 ADA = {"email": "ada@example.org", "name": "Ada", "password": "correct horse battery"}

@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, VALKEY, Node, node, pair
+from harness.replicas import PUBLISH_KEY, ROOT, SECRET, Replica
+from harness.waiting import until
+from harness.witnesses import assert_batches_are_whole, history, publishing, witnessing
 
 from allim.hub import Position
-from tests.redis_sets import APPEND_ALWAYS, APPEND_EVERYSEC, VALKEY, Node, node, pair
-from tests.replicas import PUBLISH_KEY, ROOT, SECRET, Replica
 from tests.system.pairs import TOPICS, publish, publish_until_accepted, two_replicas
-from tests.waiting import until
-from tests.witnesses import assert_batches_are_whole, history, publishing, witnessing
 
 pytestmark = pytest.mark.anyio
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-from tests.postgres import Postgres, at_server, fresh_database, pgbouncer, primary, standby_of
-from tests.proxy import fault_proxy
-from tests.replicas import Reader, Replica, launch_replica, replica
-from tests.servers import Redis
-from tests.waiting import START_S, until_sync
+from harness.postgres import Postgres, at_server, fresh_database, pgbouncer, primary, standby_of
+from harness.proxy import fault_proxy
+from harness.replicas import Reader, Replica, launch_replica, replica
+from harness.servers import Redis
+from harness.waiting import START_S, until_sync
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+from harness.deployment import deployment
+from harness.providers import CLIENT_ID, CLIENT_SECRET, provider_double
+from harness.replicas import PUBLISH_KEY, bearer
+from harness.servers import Redis
 
-from tests.deployment import deployment
 from tests.hostile.wire import connected, request, say
-from tests.providers import CLIENT_ID, CLIENT_SECRET, provider_double
-from tests.replicas import PUBLISH_KEY, bearer
-from tests.servers import Redis
 
 START = b"POST /api/session HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 LARGE = bytes(100_000)

@@ -12,14 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.followers import quantile
+from harness.replicas import PUBLISH_KEY, Reader, Replica, replica, token
+from harness.servers import Redis
+from harness.sockets import held, own_port, vanish
+from harness.waiting import until
 
 from allim.client import Message
 from allim.transports.sse.handover import USER_TIMEOUT_MS
-from tests.followers import quantile
-from tests.replicas import PUBLISH_KEY, Reader, Replica, replica, token
-from tests.servers import Redis
-from tests.sockets import held, own_port, vanish
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

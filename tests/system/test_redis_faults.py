@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 import pytest
 import redis.asyncio as redis_aio
+from harness.proxy import FaultProxy, fault_proxy
+from harness.replicas import PUBLISH_KEY, Reader, Replica, replica, token, token_for_topics
+from harness.servers import Redis, redis_server
+from harness.waiting import until
 
 from allim.client import Message
 from allim.hub import Position
-from tests.proxy import FaultProxy, fault_proxy
-from tests.replicas import PUBLISH_KEY, Reader, Replica, replica, token, token_for_topics
-from tests.servers import Redis, redis_server
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import httpx
 import pytest
-
-from tests.cluster import Cluster
-from tests.replicas import PUBLISH_KEY, token
+from harness.cluster import Cluster
+from harness.replicas import PUBLISH_KEY, token
 
 ACCOUNTS = "/api/accounts"
 ME = "/api/accounts/me"

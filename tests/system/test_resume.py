@@ -1,10 +1,10 @@
 """A stream whose replica is killed goes on at another one, without a hole and without a double."""
 
 import pytest
+from harness.cluster import Cluster, Member
+from harness.replicas import Reader, token
 
 from allim.client import Message
-from tests.cluster import Cluster, Member
-from tests.replicas import Reader, token
 
 pytestmark = pytest.mark.anyio
 

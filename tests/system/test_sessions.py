@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.deployment import Deployment, deployment
+from harness.replicas import PUBLISH_KEY, Reader, Replica, bearer, ticket, token
+from harness.waiting import until
 
 from allim.client import Message
-from tests.deployment import Deployment, deployment
 from tests.http.apps import assert_problem
-from tests.replicas import PUBLISH_KEY, Reader, Replica, bearer, ticket, token
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

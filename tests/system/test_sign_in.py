@@ -6,9 +6,8 @@ from collections import Counter
 
 import httpx
 import pytest
-
-from tests.replicas import Replica, replica
-from tests.waiting import until
+from harness.replicas import Replica, replica
+from harness.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.replicas import ROOT
+from harness.replicas import ROOT
 
 
 def test_nothing_is_left_of_streams_that_have_gone() -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-from tests.replicas import Replica, replica
-from tests.waiting import until_sync
+from harness.replicas import Replica, replica
+from harness.waiting import until_sync
 
 _accounts = count(1)
 

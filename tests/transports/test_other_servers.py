@@ -1,9 +1,8 @@
 """The application under ASGI servers other than uvicorn: a signal drains its streams."""
 
 import pytest
-
-from tests.replicas import moments_of_drain, replica
-from tests.waiting import START_S, until
+from harness.replicas import moments_of_drain, replica
+from harness.waiting import START_S, until
 
 pytestmark = pytest.mark.anyio
 

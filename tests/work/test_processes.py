@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+from harness.servers import Redis
+from harness.waiting import START_S, until
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.storage import writing
 from allim.work import worker
-from tests.servers import Redis
-from tests.waiting import START_S, until
 from tests.work.replica import AT_ONCE, Note, work_on
 from tests.work.replicas import Replicas
 

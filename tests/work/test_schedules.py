@@ -2,11 +2,11 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from harness.waiting import until
 
 from allim.work import Job, worker
 from allim.work.schedules import Schedule
 from tests.domains.fakes import Clock
-from tests.waiting import until
 from tests.work.replicas import Replica, Replicas
 
 pytestmark = pytest.mark.anyio

@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
+from harness.waiting import until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
@@ -16,7 +17,6 @@ from allim.work import Job, LeaseLost, Work, store, worker
 from allim.work.job import LEASE_S
 from allim.work.work import MAX_ARGUMENTS_BYTES
 from tests.domains.fakes import Clock
-from tests.waiting import until
 from tests.work.replicas import Bus, Note, Replica, Replicas, fail, hang, store_effect
 
 pytestmark = pytest.mark.anyio

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, RedisError
 
+from allim.access.tokens import Tokens
 from allim.brokers.redis.durability import refusal
 from allim.brokers.redis.keys import Keys
 from allim.brokers.redis.memory_watch import ERROR_SHARE, WARN_SHARE
@@ -22,7 +23,6 @@ from allim.doctor.finding import Finding
 from allim.doctor.stream import examine_compression, examine_stream
 from allim.doctor.token import examine_token
 from allim.errors import AllimError, Unavailable, Unusable
-from allim.http.tokens import Tokens
 from allim.hub.clock import SKEW_S
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings, warnings
 from allim.storage import open_engine, usable, writable

@@ -8,13 +8,13 @@ from typing import Any
 
 from joserfc.util import urlsafe_b64decode
 
+from allim.access.tokens import OURS, THEIRS
 from allim.brokers.redis import RedisLedger
 from allim.brokers.redis.rights import Rights
 from allim.credentials import issuer_of, tokens_of
 from allim.doctor.finding import Finding
 from allim.errors import Unauthenticated, Unavailable
 from allim.http.refused import REASONS
-from allim.http.tokens import OURS, THEIRS
 from allim.hub import Standing
 from allim.identity import CLOCK_LEEWAY_S, Identity
 from allim.settings import Settings

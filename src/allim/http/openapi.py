@@ -21,6 +21,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from allim import __version__
+from allim.access.gate import COOKIE
 from allim.errors import (
     AllimError,
     Forbidden,
@@ -32,7 +33,6 @@ from allim.errors import (
     Unavailable,
 )
 from allim.http import problems
-from allim.http.gate import COOKIE
 from allim.http.origins import PAGE_POLICY
 from allim.http.problems import UnsupportedMediaType
 from allim.http.routing import Answer, Caller, Operation, Parameter, Resource, operation, route

@@ -12,13 +12,13 @@ from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
+from allim.access.publishers import Publisher, Publishers
+from allim.access.rates import Policy, Rates, told
 from allim.errors import Conflict, FieldError, Forbidden, Invalid, TooLarge, TooMany
 from allim.http.bodies import Body, form, parse, parse_json, read_json
+from allim.http.fast_path import Judged, Pending, RawHeaders, Success
 from allim.http.problems import UnsupportedMediaType
-from allim.http.publishers import Publisher, Publishers
-from allim.http.rates import Policy, Rates, told
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.http.shortcuts import Fields, Judged, Pending, Success
 from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Outcome, Published
 
 ACCEPTED, JSON = 202, "application/json"
@@ -111,7 +111,7 @@ def routes(
         rates.tell(request, limits[: len(outcome.quotas)], outcome.quotas)
         return Response(_stored(hub.stored(outcome), body), ACCEPTED, media_type=JSON)
 
-    def publish_at_once(fields: Fields, content: bytes) -> Pending | None:
+    def publish_fast(fields: RawHeaders, content: bytes) -> Pending | None:
         """Publish on the fast path, for a publisher whose key is known without a lookup."""
         publisher = publishers.known(fields.get(b"authorization", b""))
         if publisher is None or fields.get(b"content-type") != b"application/json":
@@ -134,7 +134,7 @@ def routes(
 
         return Pending(storing, answer)
 
-    return [route("/api/publish", tag="Events", post=publish).with_shortcuts(post=publish_at_once)]
+    return [route("/api/publish", tag="Events", post=publish).with_fast(post=publish_fast)]
 
 
 def _entries(hub: Hub, publisher: Publisher, body: object) -> list[Entry]:

@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 _root = logging.getLogger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
+WRITE_AT_ONCE = "allim.write_at_once"  # the scope extension with which a server offers it
 STARTED_AT = "allim.started_at"  # in the scope of a request that the fast path has handled before
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _COUNTED = frozenset({"/api/publish"})  # successful ones are only counted: a log line costs as much as a publish
@@ -80,14 +81,13 @@ class Requests:
     Shape: `scope["state"]["answer_headers"]` is a dict with lower-case names. Its headers are added to the response,
     unless the response sets them itself (`vary` is merged). It holds the request ID from the start. Code that writes
     response headers itself must add these, and the fixed headers in `standing`. `answer_at_once` writes a complete
-    response in one call; it returns False, having written nothing, if the regular path must send it. `offer` is the
-    name of a scope extension with which a server provides that: called with the connection's own `send`, it returns a
+    response in one call; it returns False, having written nothing, if the regular path must send it. A server
+    provides that in the scope extension `WRITE_AT_ONCE`: called with the connection's own `send`, it returns a
     `WriteAtOnce`.
     """
 
-    def __init__(self, app: ASGIApp, offer: str = "", leaving: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
         self.app = app
-        self.offer = offer
         self.leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +100,7 @@ class Requests:
         same = standing(scope)
         started_at = scope.get(STARTED_AT) or time.perf_counter()
         status: int | None = None
-        offered = scope.get("extensions", {}).get(self.offer)
+        offered = scope.get("extensions", {}).get(WRITE_AT_ONCE)
         write_at_once: WriteAtOnce | None = offered(send) if offered else None
 
         async def send_with_headers(message: Message) -> None:

@@ -16,8 +16,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from allim.errors import AllimError
+from allim.http.fast_path import OUTCOME, FastHandler
 from allim.http.fields import Fields, fields_of
-from allim.http.shortcuts import OUTCOME, Shortcut
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -107,7 +107,7 @@ class Call(Request):
 class Resource(Route):
     """A path with its handlers. `tag` groups it with others in the OpenAPI document.
 
-    Shape: `handlers` and `shortcuts` by method.
+    Shape: `handlers` and `fast_handlers` by method.
     """
 
     def __init__(self, path: str, handlers: Mapping[str, Handler], tag: str) -> None:
@@ -115,11 +115,11 @@ class Resource(Route):
         self.app = self.serve  # Starlette would wrap it in a second error handler, inside the router's
         self.handlers = handlers
         self.tag = tag
-        self.shortcuts: dict[str, Shortcut] = {}
+        self.fast_handlers: dict[str, FastHandler] = {}
 
-    def with_shortcuts(self, **shortcuts: Shortcut) -> Self:
-        """Add shortcuts beside the handlers: `route("/x", post=change).with_shortcuts(post=change_at_once)`."""
-        self.shortcuts = {method.upper(): shortcut for method, shortcut in shortcuts.items()}
+    def with_fast(self, **handlers: FastHandler) -> Self:
+        """Add handlers for the fast path: `route("/x", post=change).with_fast(post=change_fast)`."""
+        self.fast_handlers = {method.upper(): handler for method, handler in handlers.items()}
         return self
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,12 +6,12 @@ from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from allim.access.gate import Gate
+from allim.access.permission import Permission
+from allim.access.tickets import Tickets
 from allim.http.bodies import Body, form, parse, read_json_or_nothing
-from allim.http.gate import Gate
 from allim.http.routing import Answer, Caller, Resource, operation, route
-from allim.http.tickets import Tickets
 from allim.hub import MAX_TOPICS, TOPIC_FORM, check_topic
-from allim.permission import Permission
 
 _MAX_BODY_BYTES = 32 * 1024
 

@@ -9,8 +9,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from allim.access.gate import Gate
 from allim.errors import NotFound
-from allim.http.gate import Gate
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 
 log = structlog.get_logger(__name__)

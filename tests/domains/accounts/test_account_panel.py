@@ -11,6 +11,7 @@ from argon2 import PasswordHasher
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from allim.access.rates import Policy
 from allim.domains import accounts, keys, snapshots
 from allim.domains.accounts.devices import short_agent
 from allim.domains.accounts.providers import Person
@@ -18,14 +19,13 @@ from allim.domains.accounts.service import MAX_SESSIONS, RECENT_S, SEEN_S
 from allim.domains.snapshots.generation import Generation
 from allim.errors import SignedOut, Unauthenticated
 from allim.http.paging import Page
-from allim.http.rates import Policy
 from allim.identity import Identity
 from allim.storage import open_engine, reading, writing
 from allim.work import Work
+from tests.access.gates import TOKENS, gate_of
 from tests.domains.fakes import Clock, RecordingHub
 from tests.domains.snapshots.replicas import Replica
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import TOKENS, gate_of
 from tests.work.replicas import Bus
 
 pytestmark = pytest.mark.anyio

@@ -8,15 +8,15 @@ from typing import Literal
 
 import pytest
 from argon2 import PasswordHasher
+from harness.waiting import until
 from starlette.applications import Starlette
 
 from allim.domains import accounts
 from allim.storage import migrate, open_engine
+from tests.access.gates import TOKENS, gate_of
 from tests.domains.accounts.test_routes import FirstSnapshots
 from tests.domains.fakes import RecordingHub
-from tests.http.gates import TOKENS, gate_of
-from tests.transports.served import Connect, served
-from tests.waiting import until
+from tests.server.served import Connect, served
 
 pytestmark = pytest.mark.anyio
 

@@ -10,21 +10,21 @@ from typing import Any, Self
 import httpx
 import pytest
 from argon2 import PasswordHasher
+from harness import providers
+from harness.providers import CLIENT_ID, CLIENT_SECRET, JIWOO, ProviderDouble, challenge_of, provider_double
+from harness.replicas import Reader, replica
+from harness.servers import lasting_port
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.routing import BaseRoute, Mount
 from structlog.testing import capture_logs
 
+from allim.access.rates import Policy
 from allim.domains import accounts
-from allim.http.rates import Policy
 from allim.storage import migrate, open_engine, reading
-from tests import providers
+from tests.access.gates import SECRET, TOKENS, gate_of
 from tests.domains.fakes import Clock, RecordingHub
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import SECRET, TOKENS, gate_of
-from tests.providers import CLIENT_ID, CLIENT_SECRET, JIWOO, ProviderDouble, challenge_of, provider_double
-from tests.replicas import Reader, replica
-from tests.servers import lasting_port
 
 pytestmark = pytest.mark.anyio
 

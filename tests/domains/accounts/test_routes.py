@@ -10,14 +10,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
+from allim.access.rates import Policy
 from allim.domains import accounts
 from allim.domains.accounts.models import NewAccount
 from allim.errors import TooMany
-from allim.http.rates import Policy
 from allim.storage import open_engine, reading
+from tests.access.gates import TOKENS, gate_of
 from tests.domains.fakes import RecordingHub
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import TOKENS, gate_of
 
 pytestmark = pytest.mark.anyio
 

@@ -9,17 +9,17 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
+from allim.access.publishers import CACHE_S, Publishers, SettingsKeys, digest_of
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.domains import keys
 from allim.http import publish
-from allim.http.publishers import CACHE_S, Publishers, SettingsKeys, digest_of
 from allim.hub import Hub, HubSettings
 from allim.identity import OPERATOR
 from allim.storage import reading
 from allim.telemetry import Metrics
+from tests.access.gates import AMPLE, ROOMY, bearer, gate_of, rates_of
 from tests.domains.fakes import Clock
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import AMPLE, ROOMY, bearer, gate_of, rates_of
 
 pytestmark = pytest.mark.anyio
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
+from harness.waiting import until
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from allim.domains.snapshots import events, generation
@@ -14,7 +15,6 @@ from allim.work import LeaseLost, worker
 from allim.work.job import LEASE_S
 from tests.domains.fakes import Clock, RecordingHub
 from tests.domains.snapshots.replicas import Replica, another_replica, replica_on, row_of
-from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -5,16 +5,16 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from allim.access.rates import Policy
 from allim.domains import snapshots
 from allim.domains.snapshots import generation
 from allim.domains.snapshots.service import MAX_OWED
 from allim.domains.snapshots.store import Snapshot
 from allim.errors import Conflict
-from allim.http.rates import Policy
+from tests.access.gates import AMPLE, bearer, gate_of
 from tests.domains.fakes import Clock, RecordingHub, profile
 from tests.domains.snapshots.replicas import Replica, another_replica, replica_on
 from tests.http.apps import assert_problem, client_of
-from tests.http.gates import AMPLE, bearer, gate_of
 
 pytestmark = pytest.mark.anyio
 

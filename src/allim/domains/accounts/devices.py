@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from starlette.requests import HTTPConnection
 
-from allim.http.addresses import network_of
+from allim.access.addresses import network_of
 
 # The order matters: most browsers also name the ones that they are compatible with.
 _BROWSERS = {

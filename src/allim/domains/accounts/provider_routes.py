@@ -10,12 +10,12 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from allim.access.gate import Gate, set_cookie
 from allim.domains.accounts.devices import device_of
 from allim.domains.accounts.models import ProviderNames
 from allim.domains.accounts.providers import FLOW_LIFETIME_S, Cancelled, Flows, Provider, Stale
 from allim.domains.accounts.service import Service
 from allim.errors import AllimError, Conflict, NotFound, TooMany, Unavailable
-from allim.http.gate import Gate, set_cookie
 from allim.http.routing import Answer, Parameter, Resource, operation, route
 
 log = structlog.get_logger(__name__)

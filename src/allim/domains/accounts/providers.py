@@ -47,11 +47,11 @@ from joserfc.errors import JoseError
 from joserfc.jwe import JWERegistry
 from joserfc.jwk import OctKey
 
+from allim.access.jwks import Jwks
+from allim.access.tokens import THEIRS, Algorithms
 from allim.domains.accounts.models import clean_name, normal_email
 from allim.errors import AllimError, Invalid, Unauthenticated, Unavailable
 from allim.http.bodies import parse_json
-from allim.http.jwks import Jwks
-from allim.http.tokens import THEIRS, Algorithms
 from allim.identity import CLOCK_LEEWAY_S
 
 FLOW_LIFETIME_S = 600

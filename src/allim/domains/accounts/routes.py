@@ -5,6 +5,8 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from allim.access.gate import Gate, clear_cookie, set_cookie, token_of
+from allim.access.tokens import Tokens
 from allim.domains.accounts.devices import device_of
 from allim.domains.accounts.models import (
     AccountView,
@@ -22,9 +24,7 @@ from allim.domains.accounts.models import (
 from allim.domains.accounts.service import Service, Session
 from allim.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from allim.http.bodies import parse, read_json_or_nothing, read_model, utc
-from allim.http.gate import Gate, clear_cookie, set_cookie, token_of
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.http.tokens import Tokens
 from allim.identity import Identity
 
 _MAX_BODY_BYTES = 16 * 1024

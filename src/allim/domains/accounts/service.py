@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from allim.access.tokens import Tokens
 from allim.domains.accounts import store
 from allim.domains.accounts.devices import Device
 from allim.domains.accounts.models import AccountView, NewAccount, normal_email, view
@@ -18,7 +19,6 @@ from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account, SessionRow
 from allim.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unauthenticated, Unavailable
-from allim.http.tokens import Tokens
 from allim.hub import Holder, Standing
 from allim.identity import OPERATOR, USER, Identity
 from allim.storage import reading, writing

@@ -4,9 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from allim.domains.keys.store import PublishKey
-from allim.http.bodies import Body, Instant, Whole, form, utc
-from allim.http.publishers import (
+from allim.access.publishers import (
     NAME_FORM,
     TOPIC_GRANT_FORM,
     TYPE_GRANT_FORM,
@@ -14,6 +12,8 @@ from allim.http.publishers import (
     check_topic_grant,
     check_type_grant,
 )
+from allim.domains.keys.store import PublishKey
+from allim.http.bodies import Body, Instant, Whole, form, utc
 
 MAX_GRANTS = 100
 MAX_GRACE_S = 7 * 86400

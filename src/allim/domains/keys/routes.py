@@ -3,11 +3,11 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from allim.access.gate import Gate
 from allim.domains.keys.models import IssuedView, KeyPage, KeyView, NewKey, Rotation, issued_view, view
 from allim.domains.keys.service import Issued, Service
 from allim.errors import Conflict, NotFound
 from allim.http.bodies import parse, read_json_or_nothing, read_model
-from allim.http.gate import Gate
 from allim.http.paging import PARAMETERS, read_page
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from allim.access.publishers import Publisher, digest_of, new_secret
 from allim.domains.keys import store
 from allim.domains.keys.store import PublishKey
 from allim.errors import Conflict, NotFound
 from allim.http.paging import After, Page, encode_cursor
-from allim.http.publishers import Publisher, digest_of, new_secret
 from allim.storage import reading, writing
 
 log = structlog.get_logger(__name__)

@@ -3,13 +3,13 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from allim.access.gate import Gate
+from allim.access.rates import Policy
 from allim.domains.snapshots.models import NewSnapshot, SnapshotPage, SnapshotView, WholeSnapshot, view, whole
 from allim.domains.snapshots.service import Service
 from allim.errors import Conflict, NotFound
 from allim.http.bodies import parse, read_json_or_nothing
-from allim.http.gate import Gate
 from allim.http.paging import PARAMETERS, read_page
-from allim.http.rates import Policy
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 
 _MAX_BODY_BYTES = 1024

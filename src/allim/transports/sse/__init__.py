@@ -1,9 +1,7 @@
 """Server-sent events: exact bytes, two ways to write them, one route. This is its door."""
 
-from allim.transports.sse.connections import Connections
 from allim.transports.sse.portable import draining_on_signals
-from allim.transports.sse.protocol import ANSWER, HandoverProtocol
 from allim.transports.sse.routes import routes
 from allim.transports.sse.stream import Speech
 
-__all__ = ["ANSWER", "Connections", "HandoverProtocol", "Speech", "draining_on_signals", "routes"]
+__all__ = ["Speech", "draining_on_signals", "routes"]

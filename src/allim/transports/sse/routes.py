@@ -6,11 +6,11 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from allim.access.permission import Permission
 from allim.errors import Forbidden, Invalid, Kicked, TooMany, Unauthenticated, Unavailable
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 from allim.hub import MAX_TOPICS, TOPIC_FORM, CloseReason, Hub, Toll, check_topic
 from allim.identity import Identity, Visitor
-from allim.permission import Permission
 from allim.transports.sse import frames
 from allim.transports.sse.handover import EXTENSION, HandoverResponse, HandoverStream, ProvenHandoverStream
 from allim.transports.sse.portable import PortableResponse, PortableStream, ProvenPortableStream
@@ -36,7 +36,7 @@ _LAST_EVENT_ID = frozenset({"last_event_id", "lastEventId", "lastEventID"})
 
 
 class Door(Protocol):
-    """Who comes in, and what they pay for it. Errors as in `allim.http.gate`."""
+    """Who comes in, and what they pay for it. Errors as in `allim.access.gate`."""
 
     async def visit(self, request: Request) -> Visitor: ...
 

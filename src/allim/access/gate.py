@@ -1,0 +1,212 @@
+"""Who comes in: by session cookie, by bearer token, and to a stream also by ticket.
+
+Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
+"""
+
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import NamedTuple
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from allim.access.addresses import network_of
+from allim.access.rates import Policy, Rates
+from allim.access.tickets import Tickets
+from allim.access.tokens import Tokens
+from allim.access.turns import Turns
+from allim.errors import Forbidden, OtherUser, Unauthenticated
+from allim.hub import Toll
+from allim.identity import OPERATOR, Identity, Visitor
+from allim.networks import shares_of
+
+HERE = "this machine"  # the address of those who came without a proxy
+COOKIE = "allim_session"
+USER_HEADER = "Allim-User"  # the user whom a page shows; it may differ from the one who has signed in since
+HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
+
+
+class Limits(NamedTuple):
+    """Rates: calls of a signed-in user; calls of an address without a session; tries to sign in as one user; accounts
+    made from an address; calls of an address with an ended session; calls of an address with an unknown publish key.
+    """
+
+    user_calls: Policy
+    address_calls: Policy
+    sign_in_tries: Policy
+    new_accounts: Policy
+    ended_calls: Policy
+    unknown_keys: Policy
+
+
+class Gate:
+    """Knows the signed-in user of a request: token good, session not ended, not asking too often."""
+
+    def __init__(self, tokens: Tokens, tickets: Tickets, rates: Rates, limits: Limits) -> None:
+        self._tokens = tokens
+        self._tickets = tickets
+        self._rates = rates
+        self._limits = limits
+        self._hashing = Turns(HASHING_AT_ONCE, partial(rates.refused, "hashing"))
+
+    async def recognise(self, request: Request) -> Identity:
+        """Return the token's identity, also if its session has ended and if its times are wrong: it is for
+        ending the session, and this machine's clock may be wrong. So the call is counted against its address.
+
+        Raises: Unauthenticated; TooMany; OtherUser; Unavailable when it cannot be known now.
+        """
+        identity = await self._tokens.verify_signature(token_of(request))
+        await self.stop_guessing(request)
+        _check_user(request, identity)
+        return identity
+
+    async def identify(self, request: Request) -> Identity:
+        """Who asks.
+
+        Raises: as `recognise`; SignedOut, Kicked.
+        """
+        identity = await self._tokens.verify(token_of(request))
+        await self.count(request, identity)
+        _check_user(request, identity)
+        return identity
+
+    async def limit(self, request: Request, identity: Identity, policy: Policy) -> None:
+        """Count a user's call that has a limit of its own, beside that of all calls.
+
+        Raises: TooMany.
+        """
+        await self._rates.take(request, (policy, identity.subject))
+
+    async def count(self, request: Request, identity: Identity) -> None:
+        """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
+        one keeps its owner out of nothing.
+
+        Raises: SignedOut, Kicked; TooMany; Unavailable.
+        """
+        try:
+            await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
+        except Unauthenticated:
+            await self.count_ended(request)
+            raise
+
+    async def require_operator(self, request: Request) -> Identity:
+        """Who asks, when that is an operator.
+
+        Raises: as `identify`; Forbidden.
+        """
+        identity = await self.identify(request)
+        if identity.role != OPERATOR:
+            raise Forbidden("Only an operator may do this.")
+        return identity
+
+    async def visit(self, request: Request) -> Visitor:
+        """Who wants a stream: the token or ticket is good. The session is judged, and the call counted, when the
+        stream is admitted (see `toll`), or by `count`.
+
+        Raises: Unauthenticated; Unavailable when it cannot be known now.
+        """
+        ticket = request.query_params.get("ticket")
+        if ticket is None:
+            visitor = Visitor(await self._tokens.verify(token_of(request)))
+        else:
+            visitor = self._tickets.visitor(ticket, request)
+        return visitor._replace(address=network_of(request))
+
+    def toll(self, request: Request, visitor: Visitor) -> Toll:
+        """What a stream takes: it is a call of its user."""
+        calls, who = self._limits.user_calls, visitor.identity.subject
+        return Toll([calls.demand(who)], partial(self._rates.settle, request, calls, who))
+
+    async def stop_guessing(self, request: HTTPConnection, email: str = "") -> None:
+        """Count a call of somebody who is not signed in, and a try to sign in as somebody.
+
+        Shape: `email` in the one form under which an account is found; "" when it can be nobody's.
+        The tries are counted by address too: who tries passwords elsewhere keeps nobody out.
+        Raises: TooMany.
+        """
+        network = network_of(request) or HERE
+        wanted = []
+        for share in shares_of(network):
+            wanted.append((self._limits.address_calls.times(share), share.network))
+            if email:
+                wanted.append((self._limits.sign_in_tries.times(share), f"{email} {share.network}"))
+        await self._rates.take(request, *wanted)
+
+    async def count_ended(self, request: HTTPConnection) -> None:
+        """Count a call whose session has ended. The count is of the address, and apart from that of sign-ins: pages
+        that come back after a sign-out, again and again, use up no sign-ins of their address.
+
+        Raises: TooMany.
+        """
+        await self._count_address(request, self._limits.ended_calls)
+
+    async def count_unknown_key(self, request: HTTPConnection) -> None:
+        """Count a question for a publish key, by address, and apart from sign-ins as well.
+
+        Raises: TooMany.
+        """
+        await self._count_address(request, self._limits.unknown_keys)
+
+    async def count_new_account(self, request: Request) -> None:
+        """Count an account that is to be made, by its address: each leaves rows, events and keys behind.
+
+        Raises: TooMany.
+        """
+        await self._count_address(request, self._limits.new_accounts)
+
+    async def _count_address(self, request: HTTPConnection, policy: Policy) -> None:
+        shares = shares_of(network_of(request) or HERE)
+        await self._rates.take(request, *((policy.times(share), share.network) for share in shares))
+
+    def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:
+        """Around the hashing of a password, for a request whose body has been read: waits for its turn.
+
+        Raises: as `Turns.turn`.
+        """
+        return self._hashing.turn(request, network_of(request) or HERE)
+
+
+def _check_user(request: Request, identity: Identity) -> None:
+    """Raises: OtherUser."""
+    meant = request.headers.get(USER_HEADER)
+    if meant is not None and meant != identity.subject:
+        raise OtherUser("Another user has signed in meanwhile; load the page again.")
+
+
+def bearer_of(connection: HTTPConnection) -> str | None:
+    """The credentials of `Authorization: Bearer`."""
+    said = connection.headers.get("authorization")
+    if said is None:
+        return None
+    credentials = bearer_in(said.encode("latin-1"))
+    return None if credentials is None else credentials.decode("latin-1")
+
+
+def bearer_in(said: bytes) -> bytes | None:
+    """The credentials in what an `Authorization` says, when its scheme is Bearer."""
+    scheme, _, credentials = said.partition(b" ")
+    return credentials.strip() if scheme.lower() == b"bearer" else None
+
+
+def token_of(connection: HTTPConnection) -> str:
+    """The request's token: `Authorization: Bearer` wins, then the session cookie.
+
+    Raises: Unauthenticated.
+    """
+    token = bearer_of(connection)
+    if token is None:
+        token = connection.cookies.get(COOKIE)
+    if not token:
+        raise Unauthenticated("Sign in first.")
+    return token
+
+
+def set_cookie(connection: HTTPConnection, response: Response, token: str, max_age_s: int) -> None:
+    """Keep the token in the browser, out of reach of scripts and of other sites' requests."""
+    secure = connection.scope["scheme"] == "https"
+    response.set_cookie(COOKIE, token, max_age=max_age_s, path="/", httponly=True, samesite="lax", secure=secure)
+
+
+def clear_cookie(connection: HTTPConnection, response: Response) -> None:
+    """Have the browser forget the token."""
+    set_cookie(connection, response, "", 0)
