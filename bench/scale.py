@@ -4,7 +4,7 @@
 
 1, 2 and 4 replicas, signed-in streams spread over them. CPU time is the kernel's, per process (schedstat), so that it
 says the same on a machine with fewer cores than processes; only "events/s here" depends on the cores. Every event has
-to arrive, once. The last table is what `src/allim/plan.py` computes with.
+to arrive, once. The last table is what `src/allim/plan/figures.py` computes with.
 """
 
 import asyncio
@@ -403,7 +403,10 @@ def _figures(costs: Sequence[Costs], front: Front, memory: Kept) -> list[str]:
         "nginx openings per CPU-s": 1e6 / front.opening,
         "nginx_stream_kib": front.stream_kib,
     }
-    return ["figures of src/allim/plan.py", *(f"  {name:<28}{value:>12,.1f}" for name, value in figures.items())]
+    return [
+        "figures of src/allim/plan/figures.py",
+        *(f"  {name:<28}{value:>12,.1f}" for name, value in figures.items()),
+    ]
 
 
 @click.command()

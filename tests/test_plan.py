@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allim.cli import main
-from allim.plan import Each, Impossible, Load, Measured, Part, Plan, Planner, Room, as_text, plan
+from allim.plan import Each, Headroom, Impossible, Load, Measured, Part, Plan, Planner, as_text, plan
 
 # Round figures, so that the example is worked by hand and stays when the measured ones change.
 ROUND = Measured(
@@ -66,7 +66,7 @@ def needs(part: Part) -> dict[str, float]:
 def test_an_example_worked_by_hand() -> None:
     each = Each(replica_memory_mib=2000, replica_open_files=50_256, local_ports=28_000)
 
-    made = plan(Load(streams=81_000, events_per_s=2_000), ROUND, Room(), each)
+    made = plan(Load(streams=81_000, events_per_s=2_000), ROUND, Headroom(), each)
 
     # 81,000 / 15 heartbeats; 81,000 / 810 openings
     assert {rate.name: rate.per_s for rate in made.rates} == {
@@ -177,7 +177,7 @@ def test_what_is_planned_is_enough_without_the_spare_ones_and_one_fewer_is_not(l
 
 def _too_few(made: Plan) -> bool:
     carrying = made.replicas.machines - 2
-    planner = Planner(made.load, Measured(), Room(), Each())
+    planner = Planner(made.load, Measured(), Headroom(), Each())
     return any(need.ratio > carrying for need in planner.replica_needs(carrying))
 
 

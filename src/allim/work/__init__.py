@@ -1,4 +1,7 @@
-"""Durable background work for domains: jobs as rows with leases, retries, due times and schedules. This is its door."""
+"""Durable background work for domains: jobs as rows with leases, retries, due times and schedules.
+
+This is its door; docs/work.md says how a domain uses it.
+"""
 
 from pathlib import Path
 

@@ -14,7 +14,6 @@ from allim.work.store import Claim
 Arguments = TypeVar("Arguments")
 
 LEASE_S = 12.0
-RENEW_S = 4.0
 
 
 class LeaseLost(Exception):

@@ -1,7 +1,7 @@
 """Schedules: cron expressions, in UTC, and the jobs that they enqueue.
 
-The next job of a schedule is enqueued by every replica, under a key made from the expression and the due time, so it is
-there once. It is enqueued ahead of its time: if no replica runs then, the first that starts later runs it.
+The next job of a schedule is enqueued by every replica, under a key made from the expression and the due time, so it
+is there once. It is enqueued ahead of its time: if no replica runs then, the first that starts later runs it.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,10 @@ class Schedules:
         self.plan_at = 0.0
 
     async def plan(self, connection: AsyncConnection, now: float) -> float:
-        """Enqueue the next job of each schedule, and remove those of earlier expressions. Returns the first due time."""
+        """Enqueue the next job of each schedule, and remove those of earlier expressions.
+
+        Returns when to do it again.
+        """
         moments = []
         for schedule in self._all:
             due_at = schedule.next_after(now)

@@ -1,20 +1,20 @@
 """The table of jobs and its statements. The row is the truth about a job.
 
 A row is `open` until its job is `done` or `dead`. While it is open, `due_at` says from when on a replica may take it:
-for a waiting job that is its due time or the end of its rest, for a running one the end of its lease, and `owner` names
-the claim that runs it. So one condition finds the jobs that wait, and those whose replica died.
+for a waiting job that is its due time or the end of its rest, for a running one the end of its lease, and `owner`
+names the claim that runs it. So one condition finds the jobs that wait, and those whose replica died.
 
-All times are Unix seconds of the clock that the replicas share, handed in, so both databases compare the same numbers.
-That clock may be stepped back. `written_at` is the moment at which `due_at` was written: if it lies ahead, the clock was
-stepped back since, and a lease or a rest would last for as long as the step (`release_stuck`).
+All times are Unix seconds of the clock that the replicas share, handed in, so both databases compare the same
+numbers. That clock may be stepped back. `written_at` is the moment at which `due_at` was written: if it lies ahead,
+the clock was stepped back since, and a lease or a rest would last for as long as the step (`release_stuck`).
 """
 
 import secrets
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column as C
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Double,
     Index,
@@ -43,26 +43,26 @@ KEEP_DONE_S = 86400.0  # the key of a job is known for so long after it is done
 KEEP_DEAD_S = 30 * 86400.0
 _ERROR_CHARS = 2000
 
-_IS_OPEN = {name: text(f"state = '{OPEN}'") for name in ("sqlite_where", "postgresql_where")}
+_IS_OPEN = text(f"state = '{OPEN}'")
 
 jobs = Table(
     "allim_work_jobs",
     metadata,
-    C("id", String(64), primary_key=True),
-    C("name", String(128), nullable=False),
-    C("key", String(255)),
-    C("arguments", Text, nullable=False),
-    C("state", String(8), nullable=False),
-    C("due_at", Double, nullable=False),
-    C("written_at", Double, nullable=False),
-    C("owner", String(300)),
-    C("attempts", Integer, nullable=False),
-    C("failures", Integer, nullable=False),
-    C("error", Text),
-    C("ended_at", Double),
+    Column("id", String(64), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("key", String(255)),
+    Column("arguments", Text, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("due_at", Double, nullable=False),
+    Column("written_at", Double, nullable=False),
+    Column("owner", String(300)),
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("error", Text),
+    Column("ended_at", Double),
     UniqueConstraint("name", "key"),
-    Index("ix_allim_work_jobs_due_at", "due_at", **_IS_OPEN),
-    Index("ix_allim_work_jobs_written_at", "written_at", **_IS_OPEN),
+    Index("ix_allim_work_jobs_due_at", "due_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
+    Index("ix_allim_work_jobs_written_at", "written_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
     Index("ix_allim_work_jobs_ended_at", "ended_at"),
 )
 
@@ -102,7 +102,7 @@ async def add(
     connection: AsyncConnection, job_id: str, name: str, key: str | None, arguments: str, due_at: float, now: float
 ) -> str:
     """Store a job. Returns its ID, or that of the job that has this name and key already."""
-    values = {"id": job_id, "name": name, "key": key, "arguments": arguments, "state": OPEN}
+    values: dict[str, object] = {"id": job_id, "name": name, "key": key, "arguments": arguments, "state": OPEN}
     values |= {"due_at": due_at, "written_at": now, "attempts": 0, "failures": 0}
     if key is None:
         await connection.execute(insert(jobs).values(**values))

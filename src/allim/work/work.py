@@ -50,10 +50,10 @@ class Hints(Protocol):
 class Work:
     """The jobs of all domains: their handlers, schedules and rows.
 
-    Promised: a job whose transaction commits is run until it is completed or dead, whichever replicas die; what a handler
-    stores with `Job.complete` is stored once.
-    Not promised: that a handler is run once. It is run again after a crash, so its effects outside that transaction must
-    be harmless when repeated.
+    Promised: a job whose transaction commits is run until it is completed or dead, whichever replicas die; data that
+    a handler stores in the transaction of `Job.complete` are stored once.
+    Not promised: that a handler is run once. It is run again after a crash, so its effects outside that transaction
+    must be harmless when repeated.
     """
 
     def __init__(

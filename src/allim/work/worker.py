@@ -1,7 +1,7 @@
 """Runs due jobs on this replica: takes them, keeps their leases, and settles their outcome.
 
-A replica may die, hang or be overtaken at any line of this file. The job is then taken by another replica when its lease
-has ended, and the row's `owner` keeps this one from storing anything.
+A replica may die, hang or be overtaken at any line of this file. The job is then taken by another replica when its
+lease has ended, and the row's `owner` keeps this one from storing anything.
 """
 
 import asyncio
@@ -18,12 +18,13 @@ from allim.errors import AllimError, Unavailable
 from allim.storage import reading, writing
 from allim.telemetry import Metrics
 from allim.work import store
-from allim.work.job import LEASE_S, RENEW_S, Handler, Job, LeaseLost
+from allim.work.job import LEASE_S, Handler, Job, LeaseLost
 from allim.work.schedules import Schedules
 from allim.work.store import Claim
 
 log = structlog.get_logger(__name__)
 
+RENEW_S = 4.0
 SWEEP_S = 5.0
 CONTENDED_S = 0.2  # until a replica looks again that found due jobs, but got none
 FORGET_S = 3600.0

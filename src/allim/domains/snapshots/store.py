@@ -159,9 +159,8 @@ async def finish(
         "content": content,
     }
     pending = (snapshots.c.id == snapshot.id) & (snapshots.c.status == PENDING)
-    row = (
-        await connection.execute(update(snapshots).where(pending).values(**finished).returning(*_FIELDS))
-    ).one_or_none()
+    statement = update(snapshots).where(pending).values(**finished).returning(*_FIELDS)
+    row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise AccountGone
     return Snapshot(*row)
