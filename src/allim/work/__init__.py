@@ -5,6 +5,6 @@ This is its door; docs/work.md says how a domain uses it.
 
 from allim.work.job import Job, LeaseLost
 from allim.work.store import DeadJob
-from allim.work.work import AT_ONCE, Hints, Work
+from allim.work.work import AT_ONCE, Hints, Work, dead_jobs, retry_jobs
 
-__all__ = ["AT_ONCE", "DeadJob", "Hints", "Job", "LeaseLost", "Work"]
+__all__ = ["AT_ONCE", "DeadJob", "Hints", "Job", "LeaseLost", "Work", "dead_jobs", "retry_jobs"]
