@@ -14,12 +14,12 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 from harness.replicas import PUBLISH_KEY, SECRET, Replica, replica, token
+from harness.schema import migrate
 from harness.servers import end, free_port
 from harness.waiting import until_sync
 
 from allim.cli import main
 from allim.storage import open_engine
-from harness.schema import migrate
 from tests.client.scripted import answer, page, scripted
 
 
