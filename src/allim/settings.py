@@ -26,7 +26,7 @@ MIN_SECRET_CHARS = 32
 MIN_PUBLISH_KEY_CHARS = 20
 IPV4_MAPPED_BITS = 96  # of `::ffff:0:0/96`, before the IPv4 address
 DEFAULT_DOMAINS = ("accounts", "keys", "snapshots", "page")
-DOMAINS = PREFIX + "DOMAINS"
+DOMAINS = f"{PREFIX}DOMAINS"
 COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by `allim publish` and `allim tail`
 
 
@@ -248,7 +248,7 @@ class Settings(BaseSettings):
     @property
     def key_in_folder(self) -> bool:
         """Whether the signing key is the one that is kept in the data folder."""
-        return not (self._variables.get(PREFIX + "SECRET_KEY") or self.secret_key_file or self._tickets_alone())
+        return not (self._variables.get(f"{PREFIX}SECRET_KEY") or self.secret_key_file or self._tickets_alone())
 
     def _tickets_alone(self) -> bool:
         """Whether allim signs nothing but tickets: there are no accounts, and an issuer signs the tokens."""
