@@ -403,10 +403,7 @@ def _figures(costs: Sequence[Costs], front: Front, memory: Kept) -> list[str]:
         "nginx openings per CPU-s": 1e6 / front.opening,
         "nginx_stream_kib": front.stream_kib,
     }
-    return [
-        "figures of src/allim/plan/figures.py",
-        *(f"  {name:<28}{value:>12,.1f}" for name, value in figures.items()),
-    ]
+    return ["src/allim/plan/figures.py", *(f"  {name:<28}{value:>12,.1f}" for name, value in figures.items())]
 
 
 @click.command()

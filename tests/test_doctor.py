@@ -17,21 +17,21 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 def named(findings: list[Finding], what: str) -> Finding:
-    [finding] = [finding for finding in findings if finding.what == what]
+    [finding] = [finding for finding in findings if finding.subject == what]
     return finding
 
 
 async def test_wrong_settings_are_the_only_finding() -> None:
     [finding] = await examine({"ALLIM_HEARTBEAT_S": "soon"}, None)
 
-    assert (finding.what, finding.ok) == ("settings", False)
+    assert (finding.subject, finding.ok) == ("settings", False)
     assert finding.detail.startswith("ALLIM_HEARTBEAT_S: ")
 
 
 async def test_one_process_has_settings_and_a_database(environ: dict[str, str]) -> None:
     findings = await examine(environ, None)
 
-    assert [(finding.what, finding.ok) for finding in findings] == [
+    assert [(finding.subject, finding.ok) for finding in findings] == [
         ("settings", True),
         ("database", True),
         ("redis", True),
@@ -44,11 +44,13 @@ async def test_what_would_stop_a_start_is_found(environ: dict[str, str]) -> None
     [short] = await examine({**environ, "ALLIM_PUBLISH_KEYS": "shop:short"}, None)
     [grant] = await examine({**environ, "ALLIM_PUBLISH_GRANTS": "shop=user:*"}, None)
     [twice] = await examine({**environ, "ALLIM_OLD_SECRET_KEYS": SECRET}, None)
+    [file] = await examine({**environ, "ALLIM_CATALOGUE": "none.yaml"}, None)
 
-    assert (short.ok, grant.ok, twice.ok) == (False, False, False)
+    assert (short.ok, grant.ok, twice.ok, file.ok) == (False, False, False, False)
     assert short.detail.startswith("ALLIM_PUBLISH_KEYS: entry 1 has a secret of fewer than 20 characters")
     assert grant.detail.startswith("ALLIM_PUBLISH_KEYS: ")
     assert twice.detail.startswith("ALLIM_OLD_SECRET_KEYS: ")
+    assert file.detail == "ALLIM_CATALOGUE: none.yaml: No such file or directory"
 
 
 async def test_a_slip_of_the_pen_is_found(environ: dict[str, str]) -> None:
@@ -122,7 +124,7 @@ async def test_the_redis_of_compose_will_do(environ: dict[str, str]) -> None:
     with guarded_redis() as guarded:
         findings = await examine({**environ, "ALLIM_REDIS_URL": guarded.url, "ALLIM_DURABILITY": "memory"}, None)
 
-    assert [finding.what for finding in findings if not finding.ok] == []
+    assert [finding.subject for finding in findings if not finding.ok] == []
     assert named(findings, "redis rights").detail == "complete"
     assert named(findings, "redis replay").detail == "the append-only file can be replayed"
 
@@ -141,7 +143,7 @@ async def test_a_redis_user_without_a_right_and_a_file_that_cannot_be_replayed(e
     assert named(findings, "redis rights").detail == "this Redis user lacks rights: ACL SETUSER … +rpush"
     assert "resetpass ~* &* +@all" in named(findings, "redis replay").advice
     assert (unknown.ok, "not known" in unknown.detail) == (True, True)
-    assert (barred.what, barred.ok) == ("redis rights", False)
+    assert (barred.subject, barred.ok) == ("redis rights", False)
     assert "+info" in barred.detail
 
 

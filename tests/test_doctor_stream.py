@@ -46,7 +46,7 @@ async def stream(environ: dict[str, str], url: str, who: str | None = None) -> F
 
 
 async def finding_of(what: str, environ: dict[str, str], url: str, who: str | None = None) -> Finding:
-    [finding] = [finding for finding in await examine(environ, url, who) if finding.what == what]
+    [finding] = [finding for finding in await examine(environ, url, who) if finding.subject == what]
     return finding
 
 

@@ -35,9 +35,11 @@ from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
+from allim.catalogue import load
 from allim.credentials import issuer_of, publish_keys_of, tokens_of
 from allim.domains import accounts, keys, snapshots
 from allim.errors import Unauthenticated, Unusable
+from allim.http import catalogue as event_catalogue
 from allim.http import health, openapi, problems, publish, ticket_routes, users
 from allim.http.origins import PAGE_POLICY, Origins, headers_without_origin
 from allim.http.refused import Refused
@@ -50,6 +52,7 @@ from allim.settings import Settings, SettingsError, load_settings, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
+from allim.transports.control_events import CONTROL_EVENTS
 from allim.work import Work
 
 log = structlog.get_logger(__name__)
@@ -78,11 +81,13 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
     """
     settings = settings or load_settings()
     metrics = Metrics(settings.server_id)
+    with naming("CATALOGUE", Unusable):
+        catalogue = load([*snapshots.EVENTS, *CONTROL_EVENTS], settings.catalogue)
     with naming("REDIS_URL"):
         rights = Rights(settings.redis_prefix, settings.durability)
         ledger = _ledger(settings, rights)
-        broker = _broker(settings, ledger, metrics, rights)
-        hub = Hub(broker, ledger, metrics, _hub_settings(settings))
+        broker = _broker(settings, ledger, metrics, rights, catalogue.digest)
+        hub = Hub(broker, ledger, metrics, _hub_settings(settings), checks=catalogue.checks)
     with naming("DATABASE_URL"):
         engine = open_engine(settings.database_url)
     settings_keys = publish_keys_of(settings)
@@ -161,6 +166,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         *ticket_routes.routes(gate, tickets, permission),
         *publish.routes(hub, publishers, rates, events_per_s, partial(_publisher_memory, settings, broker)),
         *sse.routes(hub, speech, gate, permission),
+        *event_catalogue.routes(catalogue, PAGE),
         *health.routes(checks, asking={"store"}),
         _metrics_route(metrics),
     ]
@@ -171,7 +177,7 @@ def create_app(settings: Settings | None = None, rules: Mapping[str, Rule] | Non
         return hub.draining
 
     app = _Application(
-        routes=[*resources, *openapi.routes(resources, PAGE), *_page_routes()],
+        routes=[*resources, *openapi.routes(resources, PAGE, catalogue), *_page_routes()],
         middleware=[
             Middleware(Requests, leaving=leaving),
             Middleware(problems.UnexpectedErrors, note=refused.note),
@@ -226,7 +232,7 @@ async def _told_in_one_line(lifespan: ASGIApp, scope: Scope, receive: Receive, s
     await lifespan(scope, receive, send_line)
 
 
-def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights) -> Broker:
+def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights, declared: str) -> Broker:
     if settings.redis_url is None:
         return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
     return RedisBroker(
@@ -242,7 +248,7 @@ def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights
         peers=Peers(
             settings.server_id,
             (settings.secret_key, *settings.old_secret_keys),
-            settings.equal(),
+            {**settings.equal(), "ALLIM_CATALOGUE": declared},
             settings.pulse_s,
         ),
     )

@@ -1,4 +1,4 @@
-"""The command line: `allim serve | up | publish | tail | token | key | doctor | plan | work`."""
+"""The command line: `allim serve | up | publish | tail | types | token | key | doctor | plan | work`."""
 
 import asyncio
 import json
@@ -113,6 +113,31 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 
 
 @main.command()
+@click.argument("url", default=DEFAULT_URL)
+def types(url: str) -> None:
+    """Print TypeScript types of all declared events.
+
+    They are made of the catalogue that is served at URL: `allim types https://app.example.org > events.d.ts`.
+    """
+    import httpx
+
+    from allim.catalogue.typescript import declarations
+
+    place = f"{url.rstrip('/')}/api/catalogue.json"
+    try:
+        answer = httpx.get(place, timeout=10, follow_redirects=True)
+        answer.raise_for_status()
+        text = declarations(answer.json())
+    except httpx.HTTPStatusError as error:
+        _fail(f"{place} answers {error.response.status_code}")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        _fail(f"{place}: {str(error) or type(error).__name__}")
+    except (ValueError, KeyError, TypeError):
+        _fail(f"{place}: the answer is no catalogue")
+    click.echo(text, nl=False)
+
+
+@main.command()
 @click.argument("user")
 @click.option("--operator", is_flag=True, help="With the role that may kick users and manage publish keys.")
 @click.option("--topics", default="", help="Further topics it may read, separated by commas: exact, or `prefix:*`.")
@@ -120,7 +145,7 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 def token(user: str, operator: bool, topics: str, lifetime_s: int) -> None:
     """Print a session token for a user.
 
-    It is signed with the settings' own key. Whoever holds it is that user.
+    It is signed with the settings' own key. Any client that holds it is that user.
     """
     grants = [topic for topic in topics.split(",") if topic]
     tokens = Tokens([_settings().secret_key], lifetime_s, max_s=lifetime_s)  # as asked for, also if that is long
@@ -157,7 +182,7 @@ def key(name: str) -> None:
 def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None:
     """Check settings, database, Redis and a stream.
 
-    Says what is wrong and what to do. With --token or --token-file it also says what this token is worth, and which
+    Reports each fault with a remedy. With --token or --token-file it also examines this token, and says which
     check fails; with --url the stream is opened with that token.
     """
     from allim.doctor import examine  # its checks need every part of the system
@@ -167,7 +192,7 @@ def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None
     with quiet():
         findings = asyncio.run(examine(os.environ, url, text and text.strip()))
     for finding in findings:
-        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.detail}")
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.detail}")
         if finding.advice:
             click.echo(f"     → {finding.advice}")
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
@@ -176,7 +201,7 @@ def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None
 @main.command()
 @click.option("--streams", type=int, required=True, help="Streams open at once.")
 @click.option("--events-per-s", type=float, required=True, help="Events published per second.")
-@click.option("--fan-out", default="1", show_default=True, help="Streams that get each event; `all` for everybody.")
+@click.option("--fan-out", default="1", show_default=True, help="Streams that get each event, or `all`.")
 @click.option("--event-bytes", default=200, show_default=True, help="Bytes of an event's data.")
 @click.option("--batch", default=1, show_default=True, help="Events per publish request.")
 @click.option("--keyed", is_flag=True, help="Requests carry idempotency keys, which Redis keeps for 24 hours.")
@@ -184,9 +209,9 @@ def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None
 @click.option("--history-ttl-s", default=3600.0, show_default=True, help="ALLIM_HISTORY_TTL_S.")
 @click.option("--json", "in_json", is_flag=True, help="For programs.")
 def plan(streams: int, fan_out: str, in_json: bool, **rest: Any) -> None:
-    """Compute what a load needs.
+    """Compute the machines that a load needs.
 
-    Replicas, Redis, nginx, network, and what saturates first.
+    Replicas, Redis, nginx, network, and the resource that saturates first.
     """
     from allim import plan as planning
 

@@ -132,7 +132,7 @@ class TooMany(AllimError):
 class Unusable(ValueError):
     """A part that the operator has set up cannot be used.
 
-    Shape: the text says in one line what is wrong, `advice` in another what to do. Neither holds a secret.
+    Shape: the text names the fault in one line, `advice` a remedy in another. Neither holds a secret.
     """
 
     def __init__(self, detail: str, advice: str = "") -> None:
@@ -141,7 +141,7 @@ class Unusable(ValueError):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from or during, and so on."""
+    """The error, its cause or context, and so on."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

@@ -16,7 +16,7 @@ _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 
 
 def may_pass(status: int) -> bool:
-    """Return whether the same request may succeed later, whoever answered."""
+    """Return whether the same request may succeed later, also if a proxy answered."""
     return status >= 500 or status in _PASSING
 
 

@@ -1,4 +1,4 @@
-"""Write what is published as JSON, as pydantic does, and name the place that cannot be written."""
+"""Write published data as JSON, as pydantic does, and name the place that cannot be written."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 MAX_DEPTH = 64  # the server's own
-_DECIMAL = re.compile(rb'[:\[,]"-?s?(?:NaN|Infinity)"[,\]}]')  # what pydantic makes of a Decimal that is not finite
+_DECIMAL = re.compile(rb'[:\[,]"-?s?(?:NaN|Infinity)"[,\]}]')  # pydantic's form of a Decimal that is not finite
 
 
 def encode(body: object) -> bytes:
@@ -36,7 +36,7 @@ def _write(value: object) -> bytes:
 
 
 def _fault(value: object, path: str, depth: int = 0) -> TypeError | ValueError | None:
-    """Return what is wrong with the first value that cannot be written."""
+    """Return the path and the fault of the first value that cannot be written."""
     if depth > MAX_DEPTH:
         where = path.removeprefix(".")[:80]
         return ValueError(f"{where}…: is nested more than {MAX_DEPTH} levels deep, or holds itself")
@@ -55,7 +55,7 @@ def _own_fault(value: object, path: str) -> TypeError | ValueError | None:
         json.dumps(jsonable, ensure_ascii=False).encode()
     except (ValueError, TypeError) as error:
         return TypeError(f"{path}: a value of type {type(value).__name__} cannot be written as JSON: {error}")
-    # A model also writes what it computes, and renames.
+    # A model also writes computed fields, and renames fields.
     return None if type(jsonable) is type(value) else _fault(jsonable, path)
 
 

@@ -31,7 +31,7 @@ class Published(NamedTuple):
 
 
 class _Publish:
-    """One publish over its attempts: what is sent, what an answer means, and when to give up.
+    """One publish over its attempts: the request, the meaning of an answer, and when to give up.
 
     Both publishers share it. It reads no socket.
     """
@@ -99,7 +99,7 @@ class _Publish:
         return self.refused(ClientError(status, problem))
 
     def refused(self, error: ClientError) -> NoReturn:
-        """Raise the refusal, or NotConfirmed when an earlier attempt may have stored what this one was refused."""
+        """Raise the refusal, or NotConfirmed if an earlier attempt may have stored the events."""
         if self._may_be_stored:
             raise self._not_confirmed(f"refused after an attempt without an answer: {error}") from error
         raise error
@@ -216,7 +216,7 @@ class Publisher(_Sender):
         return response
 
     def _connections(self) -> _Connections:
-        """Return this process' own. Two threads may both open some; each uses what it opened."""
+        """Return this process' own. Two threads may each open some; each uses its own."""
         opened = self._opened
         if opened.pid != os.getpid():
             opened.network.forget()
@@ -325,7 +325,7 @@ def _batch(events: Sequence[tuple[str, str, object]]) -> list[dict[str, object]]
 
 
 def _published(response: httpx.Response) -> Published | None:
-    """Return what a 202 of allim says; None for one of anything else."""
+    """Return the content of allim's 202 response; None for that of any other server."""
     try:
         answer = response.json()
         return Published(tuple(answer.get("ids") or (answer["id"],)), answer["durability"])

@@ -23,7 +23,7 @@ MAX_PAUSE_S = 300.0  # of `Retry-After`
 FOREIGN_S = 60.0  # how long answers that are not allim's are taken for a deploy, once a stream was open
 FIRST_FOREIGN_S = 10.0  # and before that, when the URL may be wrong
 _SILENCE_S = 40.0  # over two heartbeats of the default; `stream.open` tells the server's own
-_ENCODINGS = ("", "identity", "gzip", "deflate")  # what httpx decodes without further packages
+_ENCODINGS = ("", "identity", "gzip", "deflate")  # httpx decodes these without further packages
 
 
 class _NotNow(Exception):
@@ -78,8 +78,8 @@ class Subscriber:
     def __aiter__(self) -> AsyncIterator[Message]:
         """Messages in order, over all reconnects.
 
-        Raises: ClientError when the server refuses the stream, or ends it and says not to come back, and when what
-        answers is not allim for longer than a deploy takes; and what the function for the token raises, except
+        Raises: ClientError when the server refuses the stream, or ends it and says not to come back, and when
+        another server answers for longer than a deploy takes; and errors of the function for the token, except
         httpx.TransportError, after which both are tried again.
         """
         self._pid = os.getpid()
@@ -118,7 +118,7 @@ class Subscriber:
                     failures += 1
                     self._tell(reason)
                 # A pause in any case: a proxy may end every answer at once. The server tells all it refuses the same
-                # `Retry-After`, so what keeps them apart is added to it.
+                # `Retry-After`, so the random part is added to it.
                 retry_s = (parser.retry_ms or 0) / 1000
                 await asyncio.sleep(max(retry_s, least_s + backoff_s(failures, MAX_BACKOFF_S)))
 

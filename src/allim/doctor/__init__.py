@@ -1,4 +1,4 @@
-"""`allim doctor`: looks at what allim stands on, and says what is wrong and what to do. This is its door."""
+"""`allim doctor` checks settings, database, Redis, a stream and a token, and reports each fault with a remedy."""
 
 from allim.doctor.examination import examine
 from allim.doctor.finding import Finding

@@ -1,6 +1,6 @@
-"""What allim stands on: settings, database, Redis; and a stream and a token, if they are given.
+"""Checks settings, database and Redis; and a stream and a token, if they are given.
 
-Changes nothing, but makes what a first start would make: the data folder, its key and the database file.
+Changes nothing, but makes the files that a first start would make: the data folder, its key and the database file.
 """
 
 import asyncio
@@ -18,13 +18,14 @@ from allim.brokers.redis.pitfalls import Setup, keeps_a_file, look, pitfalls
 from allim.brokers.redis.reach import explain
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import RedisServer, ask
+from allim.catalogue import load
 from allim.credentials import publish_keys_of, tokens_of
 from allim.doctor.finding import Finding
 from allim.doctor.stream import examine_compression, examine_stream
 from allim.doctor.token import examine_token
 from allim.errors import AllimError, Unavailable, Unusable
 from allim.hub.clock import SKEW_S
-from allim.settings import Settings, SettingsError, load_settings, unknown_settings, warnings
+from allim.settings import Settings, SettingsError, load_settings, naming, unknown_settings, warnings
 from allim.storage import open_engine, usable, writable
 
 TIMEOUT_S = 5.0
@@ -42,6 +43,8 @@ async def examine(environ: Mapping[str, str], url: str | None, token: str | None
         settings = load_settings(environ)
         publish_keys_of(settings)
         tokens_of(settings, None)
+        with naming("CATALOGUE", Unusable):
+            load([], settings.catalogue)
     except SettingsError as error:
         advice = error.advice or "correct the variable; docs/operations.md lists them all"
         return [Finding("settings", False, str(error), advice)]

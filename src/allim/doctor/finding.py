@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """Shape: `advice` is what to do, empty when nothing."""
+    """One checked subject. Shape: `advice` is a remedy, empty if none is needed."""
 
-    what: str
+    subject: str
     ok: bool
     detail: str
     advice: str = ""

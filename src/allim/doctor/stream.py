@@ -40,7 +40,7 @@ class _Refused(Exception):
 async def examine_stream(url: str, token: str, own: str, expected_heartbeat_s: float) -> Finding:
     """Follow a stream for two heartbeats.
 
-    Shape: `own` is a token of this shell's secret key that is good by any clock, "" where `token` is somebody else's;
+    Shape: `own` is a token of this shell's secret key that is good by any clock, "" if `token` was given;
     `expected_heartbeat_s` counts until the first frame announces the interval.
     """
     try:
@@ -73,7 +73,7 @@ async def examine_compression(url: str, token: str) -> Finding:
 
 
 async def _followed(url: str, token: str, expected_heartbeat_s: float) -> str:
-    """What is told of a stream that comes as it should.
+    """Return the findings about a stream without a fault.
 
     Raises: _Refused; httpx.HTTPError, httpx.InvalidURL.
     """
@@ -210,7 +210,7 @@ def _advice_on(answer: httpx.Response) -> str:
 
 
 def _of_connection(url: str, error: Exception) -> tuple[str, str]:
-    """What is wrong with the way to the server, and what to do."""
+    """A fault on the way to the server, and a remedy."""
     if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
         return f"{url} is no http:// or https:// address", "give --url as a browser has it: https://app.example.org"
     if isinstance(error, httpx.TimeoutException):

@@ -1,4 +1,4 @@
-"""What a session token is worth here, and which check fails."""
+"""Examines a session token: which check fails here."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ _ADVICE = {
 
 
 async def examine_token(token: str, settings: Settings) -> list[Finding]:
-    """What the token says, which check refuses it, and whether its session was ended."""
+    """Return the token's claims, the check that refuses it, and whether its session was ended."""
     findings = [_says(token), _wants(settings)]
     issuer = issuer_of(settings)
     try:
@@ -78,7 +78,7 @@ def _says(token: str) -> Finding:
 
 
 def _wants(settings: Settings) -> Finding:
-    """What the server takes."""
+    """Return the limits of the server."""
     told = [f"{OURS} by {1 + len(settings.old_secret_keys)} secret key(s)"]
     if settings.jwt_issuer is not None:
         told.append(f"{', '.join(THEIRS)} by keys of {settings.jwt_jwks_url}, with iss {settings.jwt_issuer}")

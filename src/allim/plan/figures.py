@@ -10,7 +10,7 @@ def figure(value: float, unit: str, source: str) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The measured figures of a machine with two cores. Shape: each field's metadata holds its unit and its source."""
+    """Figures, measured on a machine with two cores. Shape: each field's metadata holds its unit and its source."""
 
     rest_events_per_cpu_s: float = figure(8_400, "events per replica CPU-s", "one event to one stream per request")
     batch_events_per_cpu_s: float = figure(44_000, "events per replica CPU-s", "the same, 1,000 events per request")
@@ -74,7 +74,7 @@ class Load:
     """The load to carry. Shape: `fan_out` streams get each event; `batch` events come in one request; `keyed` is
     whether requests carry idempotency keys; the rest are settings.
 
-    Raises: ValueError saying what is wrong, beginning with the option's name.
+    Raises: ValueError with the fault, beginning with the option's name.
     """
 
     streams: int

@@ -17,7 +17,7 @@ class Impossible(Exception):
 class Need(NamedTuple):
     """The need of one resource: the whole load's, and the amount that one machine has beside its headroom.
 
-    Shape: `ratio` is how many of them it takes; `how` is the formula; `then` what to do when it is what is short.
+    Shape: `ratio` is how many of them it takes; `how` is the formula; `then` is the remedy if it is short.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Planner:
     def replicas_carrying(self) -> int:
         """The fewest that carry it all, when the spare ones are lost.
 
-        What they need grows slower than their number does, so once enough is enough.
+        Their need grows slower than their number, so the first number that is enough is the least.
         Raises: Impossible.
         """
 

@@ -90,7 +90,7 @@ def _verdict(made: Plan) -> list[str]:
     return [
         f"Saturates first: Redis {first.name}, at {1 / first.ratio:.2f} of this load.",
         "ONE REDIS IS NOT ENOUGH, and several shards are not built:",
-        *(f"  {need.name}: {need.ratio:.1f} times what there is. Then: {need.then}." for need in short),
+        *(f"  {need.name}: {need.ratio:.1f} times the capacity. Then: {need.then}." for need in short),
     ]
 
 

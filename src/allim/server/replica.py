@@ -136,8 +136,8 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     log.info("serving", host=host, port=port, clustered=settings.clustered)
     spare_collections()
-    # libuv accepts one connection per listener in a turn of the loop. Those of a herd are to share a turn: what they
-    # ask Redis goes out together, and a publisher does not wait behind all of them.
+    # libuv accepts one connection per listener in a turn of the loop. Those of a herd are to share a turn: their
+    # calls to Redis go out together, and a publisher does not wait behind all of them.
     listeners = [listener, *(listener.dup() for _ in range(ACCEPTS_AT_ONCE - 1))]
     server = ReplicaServer(config, app.state.leave, settings.drain_s)
     server.run(sockets=listeners)
@@ -151,7 +151,7 @@ def knows(app: Starlette, scope: Scope) -> bool:
 
 
 def looking_through(trusted: Sequence[str]) -> Callable[[Scope], None]:
-    """Puts into a scope what trusted proxies say about the client, as uvicorn does on the way to an application."""
+    """Return a function that sets the client in a scope from the headers of trusted proxies, as uvicorn does."""
 
     async def nothing(*_: Any) -> None:
         pass
@@ -169,7 +169,8 @@ def looking_through(trusted: Sequence[str]) -> Callable[[Scope], None]:
 
 
 def spare_collections() -> None:
-    """Let the garbage collector look at what is new, and seldom: streams live long and nothing here makes cycles.
+    """Let the garbage collector look at new objects only, and seldom: streams live long, and no code here makes
+    cycles.
 
     Measured: with Python's thresholds (700, 10, 10) a fifth of the time of opening streams went into walking over the
     application and the streams that are open already.

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 READY_TIMEOUT_S = 2.0
 FULL_S = 10.0  # PostgreSQL's disk counts as full for this long after a write that found it full
 
-# Named constraints: a migration can only change what has a name.
+# Named constraints: a migration can only change a named one.
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -118,7 +118,7 @@ def _database_errors(engine: AsyncEngine) -> Iterator[None]:
 
 
 def _unavailable(detail: str, error: BaseException) -> Unavailable:
-    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps what asyncpg raises once more
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps asyncpg's errors twice
     log.warning("database unavailable", error=type(cause).__name__, reason=(str(error) or detail)[:200])
     return Unavailable(detail or "The database does not answer.")
 

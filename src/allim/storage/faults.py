@@ -1,4 +1,4 @@
-"""In plain words why a database cannot be used, and what to do."""
+"""Explains why a database cannot be used, with a remedy."""
 
 import socket
 import sqlite3
@@ -24,7 +24,7 @@ _ERRORS = (
     OSError,
     TypeError,
 )
-"""What a driver or SQLAlchemy raises over a wrong address, a server that refuses, or a wrong parameter."""
+"""The errors of drivers and SQLAlchemy about a wrong address, a refusing server, or a wrong parameter."""
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def explaining(url: URL) -> Iterator[None]:
 
 
 def explain(url: URL, error: BaseException) -> Unusable:
-    """Say what is wrong, without a password."""
+    """Return the fault, without a password."""
     sqlite = url.get_backend_name() == "sqlite"
     where = _file_of(url) if sqlite else _server_of(url)
     for cause in causes(error):
@@ -80,7 +80,7 @@ def _of_postgres(url: URL, where: str, cause: BaseException) -> Unusable | None:
     user, database = url.username or "", url.database or ""
     state = str(getattr(cause, "sqlstate", None) or "")
     said = (str(cause).splitlines() or [""])[0]
-    if isinstance(cause, DBAPIError):  # its own text holds the statement; its cause says what is wrong
+    if isinstance(cause, DBAPIError):  # its own text holds the statement; its cause names the fault
         return None
     if state[:2] == "28":
         detail = f"{where} does not let user {user!r} in: {said}"

@@ -46,7 +46,7 @@ _OUTAGES = {
 
 
 class FileGone(OSError):
-    """The path no longer leads to the open file, so what is written to that one is lost."""
+    """The path no longer leads to the open file, so further rows in that file are lost."""
 
 
 class File:
@@ -114,7 +114,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _make_private(path: Path) -> None:
-    """Make the file and its folder, which nobody else may read: it holds accounts. What is there already stays as it
+    """Make the file and its folder, readable by this user alone: it holds accounts. Existing ones stay as they
     is; SQLite gives its further files the mode of the first.
 
     Raises: Unusable.

@@ -1,4 +1,4 @@
-"""What an operator sees: structured logs and metrics. The rooms' door to both."""
+"""Structured logs and metrics. This is the door to both."""
 
 from allim.telemetry.logging import configure_logging, quiet, request_id
 from allim.telemetry.metrics import Metrics

@@ -19,7 +19,7 @@ from structlog.typing import EventDict, Processor
 
 _CHATTY = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "alembic", "aiosqlite", "sqlalchemy")
 _MAX_VALUE_CHARS = 1000
-_KEPT_END_CHARS = 400  # of a longer value: a traceback says at its end what is wrong
+_KEPT_END_CHARS = 400  # of a longer value: the end of a traceback names the error
 _OURS = frozenset({"exception", "stack"})  # many lines, on purpose
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -50,14 +50,14 @@ def configure_logging(server_id: str, level: str = "info", *, pretty: bool = Fal
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # At a lower level they would log what is stored, with it the hashes of passwords.
+    # At a lower level they would log stored values, also the hashes of passwords.
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Log nothing meanwhile: for a command that says by itself what goes wrong."""
+    """Log nothing meanwhile: for a command that reports its errors itself."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
@@ -67,10 +67,10 @@ def quiet() -> Iterator[None]:
 
 
 class _Lines:
-    """Writes lines to whatever standard error is at that moment."""
+    """Writes lines to the current standard error."""
 
     def _write(self, line: str) -> None:
-        # A full disk, a pipe that nobody reads: as under `logging`, a lost line ends neither a request nor the link.
+        # A full disk, a pipe without a reader: as under `logging`, a lost line ends neither a request nor the link.
         try:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
@@ -99,13 +99,13 @@ def _encode(event: EventDict, default: Callable[[Any], Any]) -> str:
 
 @lru_cache(maxsize=4)
 def _chunks(default: Callable[[Any], Any]) -> Callable[[Any, int], Sequence[str]]:
-    """What `json.JSONEncoder(ensure_ascii=False, check_circular=False, default=…)` makes anew for each line."""
+    """Return the encoder that `json.JSONEncoder(ensure_ascii=False, check_circular=False)` makes for each line."""
     make: Callable[..., Callable[[Any, int], Sequence[str]]] = json.encoder.c_make_encoder  # type: ignore[attr-defined]
     return make(None, default, json.encoder.encode_basestring, None, ": ", ", ", False, False, True)
 
 
 def _stamp(server_id: str) -> Processor:
-    """When, where, and in whose request."""
+    """Add the time, the place and the request."""
 
     def stamp(_: Any, __: str, event: EventDict) -> EventDict:
         if (name := request_id.get()) is not None:
@@ -124,7 +124,7 @@ def _second(unix_s: int) -> str:
 
 
 def _cap(_: Any, __: str, event: EventDict) -> EventDict:
-    """A value from outside may be long, and may hold what moves a terminal's cursor; a log line should not."""
+    """A value from outside may be long, and may hold control sequences of a terminal; a log line should not."""
     for key, value in event.items():
         if (
             isinstance(value, str)

@@ -159,7 +159,7 @@ class Metrics:
 
 
 class _Plain(Collector):
-    """What is counted for every event and every stream: plain numbers, made metrics when they are read. The library's
+    """Counters of every event and every stream: plain numbers, which become metrics when they are read. The library's
     own counters take a lock each time.
 
     Shape: `closed` by reason; `late` counts the events between two buckets' bounds, the last one those above all.

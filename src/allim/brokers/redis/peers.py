@@ -23,7 +23,7 @@ KEEP_MIN_S = 2.0
 
 
 class Card(NamedTuple):
-    """Shape: `signs` is the digest of the key that signs, `believes` those of all keys whose tokens are valid."""
+    """Shape: `signs` is the digest of the key that signs, `believes` those of all keys with valid tokens."""
 
     signs: str
     believes: Sequence[str]

@@ -27,7 +27,7 @@ _URL = "ALLIM_REDIS_URL"
 
 
 class Fault(NamedTuple):
-    """Why Redis is not reached, and what to do.
+    """The reason why Redis is not reached, and a remedy.
 
     Shape: `lasts` is False for a fault that may pass by itself, such as a server that is not there yet.
     """

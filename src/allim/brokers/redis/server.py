@@ -207,7 +207,7 @@ def _address(text: str) -> tuple[str, int]:
 def _split(url: str) -> tuple[SplitResult, int | None]:
     """The parts of a URL, and its port.
 
-    Raises: ValueError, which does not repeat what stands there: it may be a part of a password.
+    Raises: ValueError, which does not repeat the value: it may be a part of a password.
     """
     try:
         parts = urlsplit(url)
@@ -217,7 +217,7 @@ def _split(url: str) -> tuple[SplitResult, int | None]:
 
 
 def _pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
-    """Raises: ValueError also for what redis-py would ignore in a URL, or find wrong when it connects."""
+    """Raises: ValueError also for parts of a URL that redis-py would ignore, or refuse when it connects."""
     parts, _ = _split(url)
     if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
         raise ValueError("the database after the host must be a number")
