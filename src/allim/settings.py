@@ -32,16 +32,7 @@ COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by 
 
 # Settings that must be equal on all replicas over one Redis, beside the secret keys. Replicas compare them.
 EQUAL = (
-    *(
-        "domains",
-        "redis_durable",
-        "durability",
-        "heartbeat_s",
-        "pulse_s",
-        "history_events",
-        "history_ttl_s",
-        "max_event_bytes",
-    ),
+    *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
     "cookie_name",
     *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
