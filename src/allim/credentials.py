@@ -8,7 +8,8 @@ from allim.access.issuers import Issuer, JwksKeys, by_name, read_issuers
 from allim.access.jwks import Jwks
 from allim.access.publishers import SettingsKeys, read_grants
 from allim.access.tokens import Tokens
-from allim.settings import PREFIX, Settings, naming
+from allim.settings import Settings, naming
+from allim.variables import PREFIX
 
 
 def issuers_of(settings: Settings, on_failure: Callable[[], None] = lambda: None) -> list[Issuer]:

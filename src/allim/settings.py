@@ -12,19 +12,22 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from allim import data_folder
+from allim.domains.settings import Variable, variables
 from allim.errors import Unusable
+from allim.origin_names import origin, origins
+from allim.variables import PREFIX, Words, http_url, line
 
-PREFIX = "ALLIM_"
 MIN_SECRET_CHARS = 32
 MIN_PUBLISH_KEY_CHARS = 20
 IPV4_MAPPED_BITS = 96  # of `::ffff:0:0/96`, before the IPv4 address
+DEFAULT_DOMAINS = ("accounts", "keys", "snapshots", "page")
+DOMAINS = f"{PREFIX}DOMAINS"
 COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by `allim publish` and `allim tail`
 
 
@@ -32,9 +35,9 @@ COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by 
 EQUAL = (
     *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
-    *("cookie_name", "accounts_registration"),
+    "cookie_name",
     *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
-    *("publisher_memory_mb", "accounts_per_hour", "snapshots_per_min"),
+    "publisher_memory_mb",
 )
 
 
@@ -47,10 +50,6 @@ class SettingsError(Exception):
     def __init__(self, detail: str, advice: str = "") -> None:
         super().__init__(detail)
         self.advice = advice
-
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _server_id(value: str) -> str:
@@ -95,60 +94,6 @@ def _network(value: str) -> str:
     return str(network.network_address if network.num_addresses == 1 else network)
 
 
-def _http_url(value: str | None) -> str | None:
-    parts = urlsplit(value or "http://none")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.fragment:
-        raise ValueError("must be an http:// or https:// address without user and fragment")
-    return value
-
-
-_HOST = r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
-_ORIGIN = re.compile(rf"https://{_HOST}(?!:443$)(?::\d{{1,5}})?|http://{_HOST}(?!:80$)(?::\d{{1,5}})?", re.ASCII)
-
-
-def _origin(value: str | None) -> str | None:
-    if value is not None and not _ORIGIN.fullmatch(value):
-        raise ValueError(
-            "must be an origin as browsers write it, such as https://app.example.org: "
-            "small letters, no path, no default port"
-        )
-    return value
-
-
-_APP_ORIGIN = re.compile(
-    rf"(?:capacitor|ionic|tauri)://{_HOST}"  # an app's own pages, inside the web view that it brings along
-    r"|chrome-extension://[a-p]{32}|(?:moz|safari-web)-extension://[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
-    re.ASCII,
-)
-_WILDCARD = re.compile(r"(https?://)\*\.([a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z][a-z0-9-]*)((?::\d{1,5})?)", re.ASCII)
-
-
-def _listed_origin(value: str) -> str:
-    if value in ("*", "null"):
-        raise ValueError(f"must not be {value}: any site could read its visitors' private streams; name the origins")
-    if _APP_ORIGIN.fullmatch(value):
-        return value
-    if "*" not in value:
-        return _origin(value) or value
-    parts = _WILDCARD.fullmatch(value)
-    if parts is None:
-        raise ValueError("a * stands for the first label of a host, as in https://*.example.com, and nowhere else")
-    if _is_public_suffix(parts[2]):
-        raise ValueError(f"names under {parts[2]} belong to different owners: a * stands before a domain of your own")
-    _origin(f"{parts[1]}label.{parts[2]}{parts[3]}")
-    return value
-
-
-def _is_public_suffix(domain: str) -> bool:
-    from publicsuffixlist import PublicSuffixList  # 0.2 s and 4 MB, which only a wildcard costs
-
-    return bool(PublicSuffixList().is_public(domain))
-
-
-def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(map(_listed_origin, values))
-
-
 _TRACING = ("traceparent", "tracestate", "sentry-trace", "baggage")  # Trace Context, Baggage, Sentry's own
 _FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,64}", re.ASCII)  # RFC 9110, 5.1, without *
 
@@ -177,9 +122,6 @@ def _publish_keys(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-
-
 class Settings(BaseSettings):
     """One replica's settings. Units stand in the names."""
 
@@ -197,6 +139,7 @@ class Settings(BaseSettings):
         """Only the values of `load_settings`: the environment it was given, and no other."""
         return (init_settings,)
 
+    domains: Words = DEFAULT_DOMAINS
     redis_url: Annotated[str | None, AfterValidator(_redis_scheme)] = None
     redis_prefix: Annotated[str, AfterValidator(_prefix), Field(min_length=1, max_length=64)] = "allim"
     redis_durable: bool = False
@@ -208,28 +151,17 @@ class Settings(BaseSettings):
     old_secret_keys: Words = ()
     issuers: str = ""
     cookie_name: Annotated[str, AfterValidator(_cookie_name)] = "allim_session"
-    authorize_url: Annotated[str | None, AfterValidator(_http_url)] = None
+    authorize_url: Annotated[str | None, AfterValidator(http_url)] = None
     authorize_secret: str = ""
-    accounts_registration: Literal["open", "closed"] = "open"
     jwt_audience: str = Field("allim", min_length=1, max_length=256)
     jwt_issuer: str | None = None
-    jwt_jwks_url: Annotated[str | None, AfterValidator(_http_url)] = None
-    operators: Words = ()
-    public_url: Annotated[str | None, AfterValidator(_origin)] = None
-    google_client_id: str = ""
-    google_client_secret: str = ""
-    google_issuer: Annotated[str, AfterValidator(_http_url)] = "https://accounts.google.com"
-    kakao_client_id: str = ""
-    kakao_client_secret: str = ""
-    kakao_issuer: Annotated[str, AfterValidator(_http_url)] = "https://kauth.kakao.com"
-    naver_client_id: str = ""
-    naver_client_secret: str = ""
-    naver_issuer: Annotated[str, AfterValidator(_http_url)] = "https://nid.naver.com"
+    jwt_jwks_url: Annotated[str | None, AfterValidator(http_url)] = None
+    public_url: Annotated[str | None, AfterValidator(origin)] = None
     server_id: Annotated[str, AfterValidator(_server_id)] = Field(default_factory=_default_server_id)
     publish_keys: Annotated[Words, AfterValidator(_publish_keys)] = ()
     publish_grants: Words = ()
     catalogue: Path | None = None
-    cors_origins: Annotated[Words, AfterValidator(_origins)] = ()
+    cors_origins: Annotated[Words, AfterValidator(origins)] = ()
     cors_headers: Annotated[Words, AfterValidator(_field_names)] = (
         "traceparent",
         "tracestate",
@@ -259,11 +191,24 @@ class Settings(BaseSettings):
     user_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     address_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     sign_in_tries_per_min: int = Field(20, ge=1, le=100_000)
-    accounts_per_hour: int = Field(1000, ge=1, le=1_000_000)
-    snapshots_per_min: int = Field(20, ge=1, le=100_000)
-    snapshot_step_ms: int = Field(0, ge=0, le=60_000)
+    work_at_once: int = Field(8, ge=1, le=1000)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
+    _variables: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The variables of the environment that begin with ALLIM_, for the settings of domains."""
+        return self._variables
+
+    @property
+    def key_in_folder(self) -> bool:
+        """Whether the signing key is the one that is kept in the data folder."""
+        return not (self._variables.get(f"{PREFIX}SECRET_KEY") or self.secret_key_file or self._tickets_alone())
+
+    def _tickets_alone(self) -> bool:
+        """Whether allim signs nothing but tickets: there are no accounts, and others sign the tokens."""
+        return not self.domains and bool(self.issuers or self.jwt_jwks_url)
 
     @property
     def clustered(self) -> bool:
@@ -289,35 +234,55 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     given = {
         name: environ[PREFIX + name.upper()] for name in Settings.model_fields if environ.get(PREFIX + name.upper())
     }
+    if DOMAINS in environ:  # empty is a choice as well: the hub alone
+        given["domains"] = environ[DOMAINS]
     try:
         settings = Settings.model_validate(given)
-        return settings.model_copy(update=_completed(settings))
     except ValidationError as error:
-        raise SettingsError("; ".join(_line(detail) for detail in error.errors(include_url=False))) from None
+        lines = [
+            line(PREFIX + str(detail["loc"][0]).upper(), Settings, detail)
+            for detail in error.errors(include_url=False)
+        ]
+        raise SettingsError("; ".join(lines)) from None
+    settings = settings.model_copy(update=_completed(settings))
+    settings._variables.update({name: value for name, value in environ.items() if name.startswith(PREFIX)})
+    return settings
 
 
 def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
     """Variables with our prefix that mean nothing: most often a slip of the pen."""
     environ = os.environ if environ is None else environ
-    known = {*_NAMES, *COMMAND_LINE}
-    ours = {name for name in environ if name.startswith(PREFIX)} - known
-    return sorted(name for name in ours if not _OF_KUBERNETES.match(f"{name}={environ[name]}"))
+    ours = {name for name in environ if name.startswith(PREFIX)} - {*_NAMES, *COMMAND_LINE}
+    ours = {name for name in ours if not _OF_KUBERNETES.match(f"{name}={environ[name]}")}
+    for every in (False, True):  # domains that are not chosen are imported only if a name is left
+        for variable in _of_domains(environ, every=every) if ours else ():
+            ours -= {variable.name, variable.former}
+    return sorted(ours)
 
 
 def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each variable that looks like a setting and is none, and for each that is to go.
+    """A line for each variable that looks like a setting and is none, has another name now, or is to go.
 
     They stop no start: a setting of a newer version may be there when an older one is started again.
     """
     environ = os.environ if environ is None else environ
+    unknown = unknown_settings(environ)
+    of_domains = _of_domains(environ, every=bool(unknown))
+    names = (*_NAMES, *(variable.name for variable in of_domains))
     lines = []
-    for name in unknown_settings(environ):
-        near = get_close_matches(name, _NAMES, n=1, cutoff=0.75)
+    for name in unknown:
+        near = get_close_matches(name, names, n=1, cutoff=0.75)
         lines.append(f"{name} is no setting, ignored{f'; did you mean {near[0]}?' if near else ''}")
     lines += [
         f"{name.removeprefix(PREFIX)} is set and {name} is not: only {name} is a setting"
-        for name in _NAMES
+        for name in names
         if environ.get(name.removeprefix(PREFIX)) and not environ.get(name)
+    ]
+    lines += [
+        f"{variable.former} is now {variable.name}"
+        + (", which is set, too: ignored" if environ.get(variable.name) else "; the old name is read until 1.0")
+        for variable in of_domains
+        if environ.get(variable.former)
     ]
     lines += [
         f"{name} works until 1.0: describe the issuer in {PREFIX}ISSUERS instead"
@@ -325,6 +290,17 @@ def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
         if environ.get(name)
     ]
     return lines
+
+
+def _of_domains(environ: Mapping[str, str], *, every: bool) -> list[Variable]:
+    """Return the variables of the chosen domains, and with `every` also those of the other built-in ones."""
+    from allim.domains.builtin import BUILT_IN
+    from allim.domains.choice import known  # late: it imports the domains
+
+    given = environ.get(DOMAINS)
+    chosen = DEFAULT_DOMAINS if given is None else [name.strip() for name in given.split(",")]
+    found = known([*chosen, *(BUILT_IN if every else ())])
+    return [variable for domain in found for variable in variables(domain.name, domain.settings)]
 
 
 @contextmanager
@@ -408,13 +384,6 @@ def _completed(settings: Settings) -> dict[str, Any]:
         raise SettingsError(
             f"{PREFIX}AUTHORIZE_SECRET: must have at least {MIN_SECRET_CHARS} characters", _NEW_SECRET
         )
-    for name in ("google", "kakao", "naver"):
-        if bool(getattr(settings, f"{name}_client_id")) != bool(getattr(settings, f"{name}_client_secret")):
-            setting = f"{PREFIX}{name.upper()}_CLIENT_"
-            raise SettingsError(f"{setting}ID, {setting}SECRET: give both, or neither")
-        if getattr(settings, f"{name}_client_id") and settings.public_url is None:
-            reason = "the provider sends browsers back there"
-            raise SettingsError(f"{PREFIX}PUBLIC_URL: required with {PREFIX}{name.upper()}_CLIENT_ID: {reason}")
     if settings.durability != "memory" and not settings.clustered:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not (settings.secret_key or settings.secret_key_file):
@@ -422,34 +391,11 @@ def _completed(settings: Settings) -> dict[str, Any]:
             f"{PREFIX}SECRET_KEY: required when {PREFIX}REDIS_URL is set: all replicas must sign with the same key",
             _NEW_SECRET,
         )
-    secret_key = own_secret(settings.secret_key, settings.secret_key_file, settings.data_dir)
+    if settings._tickets_alone() and not (settings.secret_key or settings.secret_key_file):
+        secret_key = secrets.token_urlsafe(48)  # a ticket lives for seconds: no other process needs the key
+    else:
+        secret_key = own_secret(settings.secret_key, settings.secret_key_file, settings.data_dir)
     return {"database_url": database_url, "secret_key": secret_key}
 
 
 _NEW_SECRET = "`openssl rand -hex 32` makes one; every replica gets the same"
-
-
-def _line(detail: Any) -> str:
-    """Name the variable and the allowed values, without its value."""
-    name = str(detail["loc"][0])
-    own = str(detail["msg"]).removeprefix("Value error, ") if detail["type"] == "value_error" else _allowed(name)
-    return f"{PREFIX}{name.upper()}: {own}"
-
-
-def _allowed(name: str) -> str:
-    """The values that a setting may have, as its type and its limits say."""
-    field = Settings.model_fields[name]
-    kind = field.annotation
-    if get_origin(kind) is Literal:
-        *most, last = get_args(kind)
-        return f"must be {', '.join(most)} or {last}"
-    if kind is bool:
-        return "must be true or false"
-    limits = {limit: getattr(of, limit) for of in field.metadata for limit in _LIMITS if hasattr(of, limit)}
-    if "max_length" in limits:
-        return f"must have {limits.get('min_length', 0)} to {limits['max_length']} characters"
-    assert kind in (int, float)
-    return f"must be a {'whole ' if kind is int else ''}number from {limits['ge']:,} to {limits['le']:,}"
-
-
-_LIMITS = ("ge", "le", "min_length", "max_length")

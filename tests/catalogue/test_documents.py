@@ -13,7 +13,7 @@ from harness.replicas import ROOT
 from allim.catalogue import Catalogue, EventType, load
 from allim.catalogue.asyncapi import asyncapi
 from allim.catalogue.typescript import declarations
-from allim.domains.snapshots import EVENTS
+from allim.domains.snapshots.events import EVENTS
 from allim.transports.control_events import CONTROL_EVENTS
 from tests.catalogue.test_file import ORDERS
 

@@ -26,6 +26,7 @@ from allim.doctor.token import examine_token
 from allim.errors import AllimError, AuthorizeUnavailable, Unavailable, Unusable
 from allim.hub.clock import SKEW_S
 from allim.identity import Identity
+from allim.selection import Selection, select
 from allim.settings import Settings, SettingsError, load_settings, naming, unknown_settings, warnings
 from allim.storage import open_engine, usable, writable
 
@@ -45,12 +46,13 @@ async def examine(environ: Mapping[str, str], url: str | None, token: str | None
         settings = load_settings(environ)
         publish_keys_of(settings)
         await tokens_of(settings, issuers_of(settings)).close()
+        selection = select(settings)
         with naming("CATALOGUE", Unusable):
-            load([], settings.catalogue)
+            load(selection.events(), settings.catalogue)
     except SettingsError as error:
         advice = error.advice or "correct the variable; docs/operations.md lists them all"
         return [Finding("settings", False, str(error), advice)]
-    findings = [_settings(settings, environ), await _database(settings)]
+    findings = [_settings(settings, environ), await _database(settings, selection)]
     findings += await _redis(settings)
     findings += await _authorize(settings)
     if token is not None:
@@ -89,12 +91,14 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Finding:
     return Finding("settings", not unknown_settings(environ), form, "; ".join(warnings(environ)))
 
 
-async def _database(settings: Settings) -> Finding:
+async def _database(settings: Settings, selection: Selection) -> Finding:
+    if not selection.stored:
+        return Finding("database", True, "not used: no domain stores anything")
     try:
         engine = open_engine(settings.database_url)
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):  # connecting has a time limit of its own
-                newest = await usable(engine)
+                newest = await usable(engine, selection.migrations())
             took_ms = await _timed(lambda: writable(engine))
         finally:
             await engine.dispose()

@@ -1,8 +1,7 @@
-"""The event catalogue over HTTP: as JSON, as AsyncAPI, and as a page."""
+"""The event catalogue over HTTP: as JSON and as AsyncAPI."""
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -10,9 +9,7 @@ from starlette.responses import Response
 
 from allim.catalogue import Catalogue
 from allim.catalogue.asyncapi import asyncapi
-from allim.errors import NotFound
 from allim.http.bodies import Body
-from allim.http.openapi import built_page
 from allim.http.routing import Answer, Resource, operation, route
 
 _HEADERS = {"Cache-Control": "no-cache"}
@@ -40,8 +37,8 @@ class DeclaredTypes(Body):
     types: list[DeclaredType]
 
 
-def routes(catalogue: Catalogue, page: Path | None) -> list[Resource]:
-    """Return the routes of the catalogue; `page` is the built page's folder."""
+def routes(catalogue: Catalogue) -> list[Resource]:
+    """Return the routes of the catalogue."""
 
     @cache
     def as_json() -> bytes:
@@ -65,19 +62,7 @@ def routes(catalogue: Catalogue, page: Path | None) -> list[Resource]:
         """Describe all declared events."""
         return Response(as_asyncapi(), media_type="application/json", headers=_HEADERS)
 
-    @operation(
-        answers={200: Answer("A page that needs nothing from elsewhere.", str, media_type="text/html")},
-        fails=[NotFound],
-    )
-    async def event_page(_: Request) -> Response:
-        """Show the declared types of events.
-
-        404 when the page was not built.
-        """
-        return built_page(page, "catalogue.html", "/api/catalogue.json")
-
     return [
-        route("/api/catalogue", tag="Description", get=event_page),
         route("/api/catalogue.json", tag="Description", get=event_catalogue),
         route("/api/asyncapi.json", tag="Description", get=describe_events),
     ]

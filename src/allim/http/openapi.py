@@ -9,14 +9,13 @@ import inspect
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from allim import __version__
@@ -28,14 +27,12 @@ from allim.errors import (
     AllimError,
     Forbidden,
     Invalid,
-    NotFound,
     TooLarge,
     TooMany,
     Unauthenticated,
     Unavailable,
 )
 from allim.http import problems
-from allim.http.origins import PAGE_POLICY
 from allim.http.problems import UnsupportedMediaType
 from allim.http.routing import Answer, Caller, Operation, Parameter, Resource, operation, route
 
@@ -121,13 +118,10 @@ class Problem(BaseModel):
     request_id: str = Field(default_factory=str)
 
 
-def routes(
-    described: Sequence[BaseRoute], page: Path | None, catalogue: Catalogue = NO_TYPES, cookie: str = COOKIE
-) -> list[Resource]:
-    """Return `/api/openapi.json` for these routes and its own, and `/api/docs`.
+def routes(described: Sequence[BaseRoute], catalogue: Catalogue = NO_TYPES, cookie: str = COOKIE) -> list[Resource]:
+    """Return `/api/openapi.json` for these routes and its own.
 
-    Shape: `page` is the built page's folder; `catalogue` has the types of events on streams; `cookie` is the name
-    of the session's cookie.
+    Shape: `catalogue` has the types of events on streams; `cookie` is the name of the session's cookie.
     """
 
     @operation(answers={200: Answer("An OpenAPI 3.2 document.", dict[str, Any])})
@@ -139,38 +133,13 @@ def routes(
             headers={"Cache-Control": "no-cache"},
         )
 
-    @operation(
-        answers={200: Answer("A page that needs nothing from elsewhere.", str, media_type="text/html")},
-        fails=[NotFound],
-    )
-    async def docs(_: Request) -> Response:
-        """Show the description, to be read and tried out.
-
-        404 when the page was not built.
-        """
-        return built_page(page, "docs.html", "/api/openapi.json")
-
-    own = [
-        route("/api/openapi.json", tag="Description", get=openapi),
-        route("/api/docs", tag="Description", get=docs),
-    ]
+    own = [route("/api/openapi.json", tag="Description", get=openapi)]
 
     @lru_cache(maxsize=1)  # it is mounted in one place
     def content(root: str) -> bytes:
         return json.dumps(document([*described, *own], root, catalogue, cookie), ensure_ascii=False).encode()
 
     return own
-
-
-def built_page(page: Path | None, name: str, document: str) -> Response:
-    """Return a file of the built page's folder; `document` is the path of the document that it shows.
-
-    Raises: NotFound if the page was not built.
-    """
-    if page is None or not (page / name).is_file():
-        raise NotFound(f"The page was not built here; the description is at {document}.")
-    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
-    return FileResponse(page / name, headers=headers)
 
 
 def document(

@@ -6,7 +6,7 @@ history and stay open.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
@@ -35,7 +35,7 @@ class Dispatcher:
 
     It tells the pulse when the link is up, when a pulse arrives, and when everything before that pulse has been
     dispatched or is being caught up. It asks for an audit when a repair has put every stream that is behind into
-    catch-up.
+    catch-up. `hinted` is called with the name of each hint.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Dispatcher:
         self._heard = ZERO  # the last own pulse: everything before it has been dispatched
         self._newest = ZERO  # of all that the link brought
         self._repair: asyncio.Task[None] | None = None
+        self.hinted: Callable[[str], None] = _ignore
 
     # The broker's listener ------------------------------------------------------------------------------------
 
@@ -111,6 +112,9 @@ class Dispatcher:
         self._floor = max(self._floor, floor)
         if not self._in_doubt:
             self._tell_origin()
+
+    def on_hint(self, name: str) -> None:
+        self.hinted(name)
 
     def link_down(self) -> None:
         self.stop()
@@ -261,3 +265,7 @@ class Dispatcher:
         """Return the newest dispatched position of each of the stream's topics."""
         known = ((name, self._registry.topic(name)) for name in stream.topics)
         return {name: topic.last for name, topic in known if topic is not None and topic.last is not None}
+
+
+def _ignore(_name: str) -> None:
+    """Do nothing with a hint that no part of this replica waits for."""

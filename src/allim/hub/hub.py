@@ -94,6 +94,8 @@ class Hub:
         self.sessions = Sessions(broker, ledger, settings.revocation_s, wall)
         self._catch_up = CatchUp(broker, metrics, self.new_backlog)
         self._dispatcher = Dispatcher(broker, self._registry, self._catch_up, metrics, self._pulse, self._audit)
+        self._dispatcher.hinted = self._hinted
+        self._hint_handlers: dict[str, Callable[[], None]] = {}
         self._failed: str | None = None
         self._empty = asyncio.Event()  # of streams, and no new ones come
 
@@ -219,6 +221,24 @@ class Hub:
             raise Conflict(f"Idempotency-Key: {message}", [FieldError("Idempotency-Key", message)])
         self._metrics.published(len(outcome.positions))
         return Published(tuple(outcome.positions), self._broker.durability)
+
+    # Hints ----------------------------------------------------------------------------------------------------
+
+    async def hint(self, name: str) -> None:
+        """Call the handlers of a name on every replica, this one too. A hint is not stored: it may be lost.
+
+        Raises: Unavailable.
+        """
+        await self._broker.hint(name)
+
+    def on_hint(self, name: str, handler: Callable[[], None]) -> None:
+        """Call `handler` at each hint of this name."""
+        self._hint_handlers[name] = handler
+
+    def _hinted(self, name: str) -> None:
+        handler = self._hint_handlers.get(name)  # none when another version of allim sent it
+        if handler is not None:
+            handler()
 
     # Streams --------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,10 @@ from structlog.testing import capture_logs
 from allim.access.rates import Policy
 from allim.domains import accounts
 from allim.domains.accounts.models import NewAccount
+from allim.domains.signals import ACCOUNT_CREATED, Signals
 from allim.errors import TooMany
 from allim.storage import open_engine, reading
-from tests.access.gates import TOKENS, gate_of
+from tests.access.gates import AMPLE, TOKENS, gate_of
 from tests.domains.fakes import RecordingHub
 from tests.http.apps import assert_problem, client_of
 
@@ -25,24 +26,22 @@ CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 JIWOO = {"email": "jiwoo@example.com", "name": "지우", "password": "correct horse"}
 
 
-class FirstSnapshots:
-    """Notes what it is asked, and whether the account was there at that moment."""
+class FirstSnapshots(Signals):
+    """Notes the accounts that are created, and whether the account was there at that moment."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.on(ACCOUNT_CREATED, self.request_in)
         self.requested: list[str] = []
-        self.started: list[str] = []
         self.fails = False
 
-    async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
+    async def request_in(self, connection: AsyncConnection, account_id: str) -> None:
         if self.fails:
             raise RuntimeError("no snapshot")
-        found = await connection.scalar(text("SELECT count(*) FROM accounts WHERE id = :id"), {"id": account_id})
+        query = text("SELECT count(*) FROM allim_accounts WHERE id = :id")
+        found = await connection.scalar(query, {"id": account_id})
         assert found == 1
         self.requested.append(account_id)
-        return f"first-of-{account_id}"
-
-    async def start(self, snapshot_id: str) -> None:
-        self.started.append(snapshot_id)
 
 
 @pytest.fixture
@@ -56,13 +55,13 @@ async def client(
 ) -> AsyncIterator[httpx.AsyncClient]:
     passwords = accounts.Passwords(CHEAP)
     service = accounts.Service(engine, TOKENS, passwords, snapshots, hub)
-    async with client_of(accounts.routes(service, gate_of(), TOKENS)) as client:
+    async with client_of(accounts.routes(service, gate_of(), TOKENS, AMPLE)) as client:
         yield client
 
 
 async def count(engine: AsyncEngine) -> int:
     async with reading(engine) as connection:
-        return await connection.scalar(text("SELECT count(*) FROM accounts")) or 0
+        return await connection.scalar(text("SELECT count(*) FROM allim_accounts")) or 0
 
 
 async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
@@ -81,7 +80,6 @@ async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
     assert response.cookies["allim_session"] == response.json()["token"]
     assert (await client.get("/api/accounts/me")).json() == account
     assert snapshots.requested == [account["id"]]
-    assert snapshots.started == [f"first-of-{account['id']}"]
 
 
 async def test_where_registration_is_closed_no_account_is_made_and_those_there_are_sign_in(
@@ -89,7 +87,7 @@ async def test_where_registration_is_closed_no_account_is_made_and_those_there_a
 ) -> None:
     await client.post("/api/accounts", json=JIWOO)
     service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub, registration="closed")
-    async with client_of(accounts.routes(service, gate_of(), TOKENS)) as closed:
+    async with client_of(accounts.routes(service, gate_of(), TOKENS, AMPLE)) as closed:
         refused = await closed.post("/api/accounts", json={**JIWOO, "email": "new@example.com"})
         known = await closed.post("/api/session", json={"email": JIWOO["email"], "password": JIWOO["password"]})
 
@@ -102,8 +100,8 @@ async def test_an_address_makes_so_many_accounts(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> None:
     service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
-    gate = gate_of(new_accounts=Policy("accounts", 2, 3600))
-    async with client_of(accounts.routes(service, gate, TOKENS)) as client:
+    limit = Policy("accounts", 2, 3600)
+    async with client_of(accounts.routes(service, gate_of(), TOKENS, limit)) as client:
         malformed = await client.post("/api/accounts", json={**JIWOO, "email": "nobody"})
         answers = [
             await client.post("/api/accounts", json={**JIWOO, "email": f"a{number}@example.com"})
@@ -131,7 +129,7 @@ async def test_the_password_is_not_stored(client: httpx.AsyncClient, engine: Asy
     await client.post("/api/accounts", json=JIWOO)
 
     async with reading(engine) as connection:
-        row = (await connection.execute(text("SELECT * FROM accounts"))).one()
+        row = (await connection.execute(text("SELECT * FROM allim_accounts"))).one()
     assert row.password_hash.startswith("$argon2id$")
     assert JIWOO["password"] not in str(row)
 
@@ -154,7 +152,7 @@ async def test_an_address_is_taken_once_also_in_a_race(
         if response.status_code == 409:
             assert_problem(response, 409, "conflict", "email")
     assert await count(engine) == 1
-    assert len(snapshots.started) == 1
+    assert len(snapshots.requested) == 1
 
 
 async def test_without_its_snapshot_there_is_no_account(
@@ -165,7 +163,7 @@ async def test_without_its_snapshot_there_is_no_account(
     with capture_logs():
         assert_problem(await client.post("/api/accounts", json=JIWOO), 500, "internal")
     assert await count(engine) == 0
-    assert snapshots.started == []
+    assert snapshots.requested == []
 
 
 @pytest.mark.parametrize(
@@ -292,7 +290,7 @@ async def test_a_hash_made_with_older_parameters_is_renewed_at_sign_in(
     await service.sign_in(JIWOO["email"], JIWOO["password"])
 
     async with reading(engine) as connection:
-        renewed = await connection.scalar(text("SELECT password_hash FROM accounts"))
+        renewed = await connection.scalar(text("SELECT password_hash FROM allim_accounts"))
     assert renewed is not None
     assert not stronger.is_outdated(renewed)
     assert await stronger.verify(renewed, JIWOO["password"])
@@ -348,14 +346,14 @@ async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snaps
     away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
     service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
 
-    async with client_of(accounts.routes(service, gate_of(), TOKENS)) as client:
+    async with client_of(accounts.routes(service, gate_of(), TOKENS, AMPLE)) as client:
         with capture_logs():
             response = await client.post("/api/accounts", json=JIWOO)
 
     assert_problem(response, 503, "unavailable")
     assert int(response.headers["retry-after"]) > 0
     assert "hunter2" not in response.text
-    assert snapshots.started == []
+    assert snapshots.requested == []
 
 
 @pytest.mark.parametrize("written", [" jiwoo@example.com", "JIWOO@example.com\t", "jiwoo@EXAMPLE.com "])
@@ -365,7 +363,7 @@ async def test_an_address_written_in_another_way_is_no_further_try(
     service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
     gate = gate_of(sign_in_tries=Policy("sign-in", 1, 60))
 
-    async with client_of(accounts.routes(service, gate, TOKENS)) as client:
+    async with client_of(accounts.routes(service, gate, TOKENS, AMPLE)) as client:
         await client.post("/api/session", json={"email": JIWOO["email"], "password": "wrong"})
         response = await client.post("/api/session", json={"email": written, "password": "wrong"})
 

@@ -1,4 +1,4 @@
-"""What requests to this room send, and what its answers hold."""
+"""The bodies of requests and answers."""
 
 import unicodedata
 from typing import Annotated, Literal
@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from allim.domains.accounts.store import Account, SessionRow
-from allim.http.bodies import Body, Instant, utc
+from allim.http.bodies import Body, Instant
+from allim.times import utc
 
 Registration = Literal["open", "closed"]
 """Whether accounts can be made."""
