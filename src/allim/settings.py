@@ -44,7 +44,7 @@ EQUAL = (
 class SettingsError(Exception):
     """One line for the operator, naming each wrong variable.
 
-    Shape: `advice` is what to do, "" where the line says it.
+    Shape: `advice` is a remedy, "" if the line says it.
     """
 
     def __init__(self, detail: str, advice: str = "") -> None:
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load_settings` hands in: the environment it was given, and no other."""
+        """Only the values of `load_settings`: the environment it was given, and no other."""
         return (init_settings,)
 
     domains: Words = DEFAULT_DOMAINS
@@ -221,7 +221,7 @@ class Settings(BaseSettings):
 
 
 _NAMES = tuple(PREFIX + name.upper() for name in Settings.model_fields)
-# What Kubernetes sets in every container when a Service is called `allim`.
+# Kubernetes sets these in every container when a Service is called `allim`.
 _OF_KUBERNETES = re.compile(r"ALLIM_(SERVICE_(HOST|PORT(_\w+)?)=|PORT_\d+_(TCP|UDP)(_\w+)?=|PORT=(tcp|udp)://)")
 
 
@@ -305,7 +305,7 @@ def _of_domains(environ: Mapping[str, str], *, every: bool) -> list[Variable]:
 
 @contextmanager
 def naming(setting: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
-    """What a part finds wrong with its setting, by an error of this kind, is told as that setting's.
+    """Turn an error of this kind, raised inside, into an error of this setting.
 
     Raises: SettingsError.
     """
