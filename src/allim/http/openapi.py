@@ -1,7 +1,7 @@
-"""The description of the routes, made of their declarations (`routing`), and the page that shows it.
+"""The description of the routes, made of their declarations (`routing`).
 
-All that follows from a declaration is derived here alone: the problems an operation may answer, and the headers of its
-answers. Knows no domain.
+All that follows from a declaration is derived here alone: the problems an operation may answer, and the headers of
+its answers. Knows no domain.
 Source: OpenAPI 3.2.0, JSON Schema 2020-12.
 """
 
