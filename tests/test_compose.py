@@ -9,7 +9,8 @@ import pytest
 from harness.compose import PATH, networks, services
 from harness.replicas import ROOT
 
-from allim.settings import PREFIX, Settings, load_settings, unknown_settings
+from allim.settings import Settings, load_settings, unknown_settings
+from allim.variables import PREFIX
 
 NOT_PASSED_ON = {"data_dir", "drain_s", "log_format", "redis_durable", "server_id", "snapshot_step_ms"}
 

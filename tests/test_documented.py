@@ -9,8 +9,9 @@ import pytest
 from harness.replicas import ROOT
 
 from allim.http.refused import REASONS
-from allim.settings import PREFIX, Settings, load_settings
+from allim.settings import Settings, load_settings
 from allim.telemetry import Metrics
+from allim.variables import PREFIX
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SETTINGS = {name.upper() for name in Settings.model_fields}

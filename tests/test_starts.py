@@ -13,11 +13,12 @@ import anyio
 import pytest
 from harness.postgres import fresh_database, postgres_server
 from harness.replicas import SECRET, launch_replica
+from harness.schema import migrate
 from harness.servers import Redis, free_port, redis_server
 from harness.waiting import START_S, until_sync
 from sqlalchemy import text
 
-from allim.storage import migrate, open_engine, writing
+from allim.storage import open_engine, writing
 
 START = [sys.executable, "-m", "allim", "serve", "--port", "0"]
 HIDDEN = "hunter2"  # every password here, right or wrong

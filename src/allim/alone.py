@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from allim import data_folder
-from allim.settings import PREFIX, SettingsError
+from allim.settings import SettingsError
+from allim.variables import PREFIX
 
 _held: set[int] = set()  # open locks
 

@@ -5,6 +5,7 @@ import structlog
 from allim.alone import alone
 from allim.brokers.redis import durability, reach
 from allim.brokers.redis.rights import Rights
+from allim.selection import select
 from allim.settings import Settings, naming
 from allim.storage import open_engine, usable
 
@@ -17,15 +18,17 @@ async def check(settings: Settings, *, redis: bool = True) -> None:
     Shape: `redis` is False where Redis is still to be started.
     Raises: SettingsError.
     """
-    if settings.redis_url is None:
+    selection = select(settings)
+    if settings.redis_url is None and (selection.stored or settings.key_in_folder):
         with alone(settings.data_dir):
             pass
-    with naming("DATABASE_URL"):
-        engine = open_engine(settings.database_url)
-        try:
-            await usable(engine)
-        finally:
-            await engine.dispose()
+    if selection.stored:
+        with naming("DATABASE_URL"):
+            engine = open_engine(settings.database_url)
+            try:
+                await usable(engine, selection.migrations())
+            finally:
+                await engine.dispose()
     if settings.redis_url is not None and redis:
         await _check_redis(settings.redis_url, settings)
 

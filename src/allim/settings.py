@@ -12,28 +12,39 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from allim import data_folder
+from allim.domains.settings import Variable, variables
 from allim.errors import Unusable
+from allim.variables import PREFIX, Words, http_url, line
 
-PREFIX = "ALLIM_"
 MIN_SECRET_CHARS = 32
 MIN_PUBLISH_KEY_CHARS = 20
 IPV4_MAPPED_BITS = 96  # of `::ffff:0:0/96`, before the IPv4 address
+DEFAULT_DOMAINS = ("accounts", "keys", "snapshots", "page")
+DOMAINS = PREFIX + "DOMAINS"
 COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by `allim publish` and `allim tail`
 
 
 # Settings that must be equal on all replicas over one Redis, beside the secret keys. Replicas compare them.
 EQUAL = (
-    *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
+    *(
+        "domains",
+        "redis_durable",
+        "durability",
+        "heartbeat_s",
+        "pulse_s",
+        "history_events",
+        "history_ttl_s",
+        "max_event_bytes",
+    ),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
     *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
-    *("publisher_memory_mb", "accounts_per_hour", "snapshots_per_min"),
+    "publisher_memory_mb",
 )
 
 
@@ -46,10 +57,6 @@ class SettingsError(Exception):
     def __init__(self, detail: str, advice: str = "") -> None:
         super().__init__(detail)
         self.advice = advice
-
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _server_id(value: str) -> str:
@@ -92,13 +99,6 @@ def _network(value: str) -> str:
     if mapped is not None and network.prefixlen >= IPV4_MAPPED_BITS:
         network = IPv4Network((mapped, network.prefixlen - IPV4_MAPPED_BITS))
     return str(network.network_address if network.num_addresses == 1 else network)
-
-
-def _http_url(value: str | None) -> str | None:
-    parts = urlsplit(value or "http://none")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.fragment:
-        raise ValueError("must be an http:// or https:// address without user and fragment")
-    return value
 
 
 _HOST = r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
@@ -170,9 +170,6 @@ def _publish_keys(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-
-
 class Settings(BaseSettings):
     """One replica's settings. Units stand in the names."""
 
@@ -190,6 +187,7 @@ class Settings(BaseSettings):
         """Only what `load_settings` hands in: the environment it was given, and no other."""
         return (init_settings,)
 
+    domains: Words = DEFAULT_DOMAINS
     redis_url: Annotated[str | None, AfterValidator(_redis_scheme)] = None
     redis_prefix: Annotated[str, AfterValidator(_prefix), Field(min_length=1, max_length=64)] = "allim"
     redis_durable: bool = False
@@ -201,18 +199,8 @@ class Settings(BaseSettings):
     old_secret_keys: Words = ()
     jwt_audience: str = Field("allim", min_length=1, max_length=256)
     jwt_issuer: str | None = None
-    jwt_jwks_url: Annotated[str | None, AfterValidator(_http_url)] = None
-    operators: Words = ()
+    jwt_jwks_url: Annotated[str | None, AfterValidator(http_url)] = None
     public_url: Annotated[str | None, AfterValidator(_origin)] = None
-    google_client_id: str = ""
-    google_client_secret: str = ""
-    google_issuer: Annotated[str, AfterValidator(_http_url)] = "https://accounts.google.com"
-    kakao_client_id: str = ""
-    kakao_client_secret: str = ""
-    kakao_issuer: Annotated[str, AfterValidator(_http_url)] = "https://kauth.kakao.com"
-    naver_client_id: str = ""
-    naver_client_secret: str = ""
-    naver_issuer: Annotated[str, AfterValidator(_http_url)] = "https://nid.naver.com"
     server_id: Annotated[str, AfterValidator(_server_id)] = Field(default_factory=_default_server_id)
     publish_keys: Annotated[Words, AfterValidator(_publish_keys)] = ()
     publish_grants: Words = ()
@@ -246,11 +234,24 @@ class Settings(BaseSettings):
     user_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     address_calls_per_min: int = Field(3000, ge=1, le=10_000_000)
     sign_in_tries_per_min: int = Field(20, ge=1, le=100_000)
-    accounts_per_hour: int = Field(1000, ge=1, le=1_000_000)
-    snapshots_per_min: int = Field(20, ge=1, le=100_000)
-    snapshot_step_ms: int = Field(0, ge=0, le=60_000)
+    work_at_once: int = Field(8, ge=1, le=1000)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
+    _variables: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The variables of the environment that begin with ALLIM_, for the settings of domains."""
+        return self._variables
+
+    @property
+    def key_in_folder(self) -> bool:
+        """Whether the signing key is the one that is kept in the data folder."""
+        return not (self._variables.get(PREFIX + "SECRET_KEY") or self.secret_key_file or self._tickets_alone())
+
+    def _tickets_alone(self) -> bool:
+        """Whether allim signs nothing but tickets: there are no accounts, and an issuer signs the tokens."""
+        return not self.domains and self.jwt_jwks_url is not None
 
     @property
     def clustered(self) -> bool:
@@ -276,37 +277,64 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     given = {
         name: environ[PREFIX + name.upper()] for name in Settings.model_fields if environ.get(PREFIX + name.upper())
     }
+    if DOMAINS in environ:  # empty is a choice as well: the hub alone
+        given["domains"] = environ[DOMAINS]
     try:
         settings = Settings.model_validate(given)
-        return settings.model_copy(update=_completed(settings))
     except ValidationError as error:
-        raise SettingsError("; ".join(_line(detail) for detail in error.errors(include_url=False))) from None
+        lines = [
+            line(PREFIX + str(detail["loc"][0]).upper(), Settings, detail)
+            for detail in error.errors(include_url=False)
+        ]
+        raise SettingsError("; ".join(lines)) from None
+    settings = settings.model_copy(update=_completed(settings))
+    settings._variables.update({name: value for name, value in environ.items() if name.startswith(PREFIX)})
+    return settings
 
 
 def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
     """Variables with our prefix that mean nothing: most often a slip of the pen."""
     environ = os.environ if environ is None else environ
-    known = {*_NAMES, *COMMAND_LINE}
-    ours = {name for name in environ if name.startswith(PREFIX)} - known
-    return sorted(name for name in ours if not _OF_KUBERNETES.match(f"{name}={environ[name]}"))
+    ours = {name for name in environ if name.startswith(PREFIX)} - {*_NAMES, *COMMAND_LINE}
+    ours = {name for name in ours if not _OF_KUBERNETES.match(f"{name}={environ[name]}")}
+    known = (
+        {name for variable in _of_domains(environ) for name in (variable.name, variable.former)} if ours else set()
+    )
+    return sorted(ours - known)
 
 
 def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each variable that looks like a setting and is none.
+    """A line for each variable that looks like a setting and is none, and for each that has another name now.
 
     They stop no start: a setting of a newer version may be there when an older one is started again.
     """
     environ = os.environ if environ is None else environ
+    of_domains = _of_domains(environ)
+    names = (*_NAMES, *(variable.name for variable in of_domains))
     lines = []
     for name in unknown_settings(environ):
-        near = get_close_matches(name, _NAMES, n=1, cutoff=0.75)
+        near = get_close_matches(name, names, n=1, cutoff=0.75)
         lines.append(f"{name} is no setting, ignored{f'; did you mean {near[0]}?' if near else ''}")
     lines += [
         f"{name.removeprefix(PREFIX)} is set and {name} is not: only {name} is a setting"
-        for name in _NAMES
+        for name in names
         if environ.get(name.removeprefix(PREFIX)) and not environ.get(name)
     ]
+    lines += [
+        f"{variable.former} is now {variable.name}"
+        + (", which is set, too: ignored" if environ.get(variable.name) else "; the old name is read until 1.0")
+        for variable in of_domains
+        if environ.get(variable.former)
+    ]
     return lines
+
+
+def _of_domains(environ: Mapping[str, str]) -> list[Variable]:
+    """Return the variables of all built-in domains, and of the installed ones that are chosen."""
+    from allim.domains.choice import known  # late: it imports the domains
+
+    chosen = [name.strip() for name in environ.get(DOMAINS, "").split(",")]
+    return [variable for domain in known(chosen) for variable in variables(domain.name, domain.settings)]
 
 
 @contextmanager
@@ -384,13 +412,6 @@ def _completed(settings: Settings) -> dict[str, Any]:
         )
     if (settings.jwt_issuer is None) != (settings.jwt_jwks_url is None):
         raise SettingsError(f"{PREFIX}JWT_ISSUER, {PREFIX}JWT_JWKS_URL: give both, or neither")
-    for name in ("google", "kakao", "naver"):
-        if bool(getattr(settings, f"{name}_client_id")) != bool(getattr(settings, f"{name}_client_secret")):
-            setting = f"{PREFIX}{name.upper()}_CLIENT_"
-            raise SettingsError(f"{setting}ID, {setting}SECRET: give both, or neither")
-        if getattr(settings, f"{name}_client_id") and settings.public_url is None:
-            reason = "the provider sends browsers back there"
-            raise SettingsError(f"{PREFIX}PUBLIC_URL: required with {PREFIX}{name.upper()}_CLIENT_ID: {reason}")
     if settings.durability != "memory" and not settings.clustered:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not (settings.secret_key or settings.secret_key_file):
@@ -398,34 +419,11 @@ def _completed(settings: Settings) -> dict[str, Any]:
             f"{PREFIX}SECRET_KEY: required when {PREFIX}REDIS_URL is set: all replicas must sign with the same key",
             _NEW_SECRET,
         )
-    secret_key = own_secret(settings.secret_key, settings.secret_key_file, settings.data_dir)
+    if settings._tickets_alone() and not (settings.secret_key or settings.secret_key_file):
+        secret_key = secrets.token_urlsafe(48)  # a ticket lives for seconds: no other process needs the key
+    else:
+        secret_key = own_secret(settings.secret_key, settings.secret_key_file, settings.data_dir)
     return {"database_url": database_url, "secret_key": secret_key}
 
 
 _NEW_SECRET = "`openssl rand -hex 32` makes one; every replica gets the same"
-
-
-def _line(detail: Any) -> str:
-    """Name the variable and what is allowed, without its value."""
-    name = str(detail["loc"][0])
-    own = str(detail["msg"]).removeprefix("Value error, ") if detail["type"] == "value_error" else _allowed(name)
-    return f"{PREFIX}{name.upper()}: {own}"
-
-
-def _allowed(name: str) -> str:
-    """The values that a setting may have, as its type and its limits say."""
-    field = Settings.model_fields[name]
-    kind = field.annotation
-    if get_origin(kind) is Literal:
-        *most, last = get_args(kind)
-        return f"must be {', '.join(most)} or {last}"
-    if kind is bool:
-        return "must be true or false"
-    limits = {limit: getattr(of, limit) for of in field.metadata for limit in _LIMITS if hasattr(of, limit)}
-    if "max_length" in limits:
-        return f"must have {limits.get('min_length', 0)} to {limits['max_length']} characters"
-    assert kind in (int, float)
-    return f"must be a {'whole ' if kind is int else ''}number from {limits['ge']:,} to {limits['le']:,}"
-
-
-_LIMITS = ("ge", "le", "min_length", "max_length")

@@ -23,6 +23,7 @@ class Ear:
         self.heard: list[Event | Position] = []
         self.most_at_once = 0
         self.ups = 0
+        self.hints: list[str] = []
 
     def on_events(self, events: Sequence[Event]) -> None:
         self.heard += events
@@ -32,6 +33,9 @@ class Ear:
         self.heard.append(position)
 
     def on_origin(self, floor: Position) -> None: ...
+
+    def on_hint(self, name: str) -> None:
+        self.hints.append(name)
 
     def link_down(self) -> None: ...
 
@@ -486,3 +490,18 @@ async def test_link_up_is_told_at_the_start(broker: Broker) -> None:
     await broker.start(ear)
 
     await until(lambda: ear.ups == 1)
+
+
+async def test_a_hint_is_heard_and_takes_no_position(broker: Broker) -> None:
+    ear = Ear()
+    await broker.start(ear)
+    await until(lambda: ear.ups == 1)
+    before = (await broker.heads([])).now
+
+    await broker.hint("work")
+    await broker.hint("other")
+
+    await until(lambda: len(ear.hints) == 2)
+    assert ear.hints == ["work", "other"]
+    assert ear.heard == []
+    assert (await broker.heads([])).now == before

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 from harness.postgres import fresh_database, postgres_server
+from harness.schema import migrate
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from allim.storage import migrate, open_engine
+from allim.storage import open_engine
 from tests.domains.fakes import Clock, RecordingHub
 
 

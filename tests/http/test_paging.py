@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from allim.errors import Invalid
-from allim.http.paging import After, Page, decode_cursor, encode_cursor, read_page
+from allim.http.paging import read_page
+from allim.paging import After, Page, decode_cursor, encode_cursor
 
 
 def page(query: str) -> Page:

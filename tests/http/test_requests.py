@@ -40,7 +40,7 @@ def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     """What an operator sees, byte for byte; everything is put back afterwards."""
     root = logging.getLogger()
     handlers, level, config = list(root.handlers), root.level, structlog.get_config()
-    chatty = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "taskiq", "alembic")
+    chatty = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "alembic")
     levels = {name: logging.getLogger(name).level for name in chatty}
     configure_logging("replica-1")
     structlog.configure(cache_logger_on_first_use=False)

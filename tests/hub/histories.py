@@ -80,6 +80,9 @@ class History:
     async def pulse(self) -> float:
         raise NotImplementedError
 
+    async def hint(self, name: str) -> None:
+        raise NotImplementedError
+
     async def replace_link(self) -> None: ...
 
 

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from harness.postgres import at_server, fresh_database, pgbouncer
+from harness.schema import migrate
 from sqlalchemy import JSON, Column, MetaData, String, Table, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from allim.storage import migrate, open_engine, reading, writable, writing
+from allim.storage import open_engine, reading, writable, writing
 
 pytestmark = pytest.mark.anyio
 

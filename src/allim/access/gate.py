@@ -27,14 +27,13 @@ HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 
 class Limits(NamedTuple):
-    """Rates: calls of a signed-in user; calls of an address without a session; tries to sign in as one user; accounts
-    made from an address; calls of an address with an ended session; calls of an address with an unknown publish key.
+    """Rates: calls of a signed-in user; calls of an address without a session; tries to sign in as one user; calls of
+    an address with an ended session; calls of an address with an unknown publish key.
     """
 
     user_calls: Policy
     address_calls: Policy
     sign_in_tries: Policy
-    new_accounts: Policy
     ended_calls: Policy
     unknown_keys: Policy
 
@@ -138,23 +137,20 @@ class Gate:
 
         Raises: TooMany.
         """
-        await self._count_address(request, self._limits.ended_calls)
+        await self.limit_address(request, self._limits.ended_calls)
 
     async def count_unknown_key(self, request: HTTPConnection) -> None:
         """Count a question for a publish key, by address, and apart from sign-ins as well.
 
         Raises: TooMany.
         """
-        await self._count_address(request, self._limits.unknown_keys)
+        await self.limit_address(request, self._limits.unknown_keys)
 
-    async def count_new_account(self, request: Request) -> None:
-        """Count an account that is to be made, by its address: each leaves rows, events and keys behind.
+    async def limit_address(self, request: HTTPConnection, policy: Policy) -> None:
+        """Count a call that has a limit of its own by its address, and by the networks around it.
 
         Raises: TooMany.
         """
-        await self._count_address(request, self._limits.new_accounts)
-
-    async def _count_address(self, request: HTTPConnection, policy: Policy) -> None:
         shares = shares_of(network_of(request) or HERE)
         await self._rates.take(request, *((policy.times(share), share.network) for share in shares))
 

@@ -119,6 +119,15 @@ class Publishers:
         self._asked: dict[bytes, _Asked] = {}  # the oldest question first
         self._turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
+    def add(self, lookup: Lookup) -> None:
+        """Ask this store for keys that the settings do not have.
+
+        Raises: ValueError if there is a store already.
+        """
+        if self._lookup is not None:
+            raise ValueError("there is a store of publish keys already")
+        self._lookup = lookup
+
     async def publisher_of(self, connection: HTTPConnection) -> Publisher:
         """Who holds the key that the request brings.
 

@@ -24,6 +24,7 @@ from allim.doctor.stream import examine_compression, examine_stream
 from allim.doctor.token import examine_token
 from allim.errors import AllimError, Unavailable, Unusable
 from allim.hub.clock import SKEW_S
+from allim.selection import Selection, select
 from allim.settings import Settings, SettingsError, load_settings, unknown_settings, warnings
 from allim.storage import open_engine, usable, writable
 
@@ -42,10 +43,11 @@ async def examine(environ: Mapping[str, str], url: str | None, token: str | None
         settings = load_settings(environ)
         publish_keys_of(settings)
         tokens_of(settings, None)
+        selection = select(settings)
     except SettingsError as error:
         advice = error.advice or "correct the variable; docs/operations.md lists them all"
         return [Finding("settings", False, str(error), advice)]
-    findings = [_settings(settings, environ), await _database(settings)]
+    findings = [_settings(settings, environ), await _database(settings, selection)]
     findings += await _redis(settings)
     if token is not None:
         findings += await examine_token(token, settings)
@@ -61,12 +63,14 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Finding:
     return Finding("settings", not unknown_settings(environ), form, "; ".join(warnings(environ)))
 
 
-async def _database(settings: Settings) -> Finding:
+async def _database(settings: Settings, selection: Selection) -> Finding:
+    if not selection.stored:
+        return Finding("database", True, "not used: no domain stores anything")
     try:
         engine = open_engine(settings.database_url)
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):  # connecting has a time limit of its own
-                newest = await usable(engine)
+                newest = await usable(engine, selection.migrations())
             took_ms = await _timed(lambda: writable(engine))
         finally:
             await engine.dispose()

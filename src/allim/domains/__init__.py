@@ -1,1 +1,1 @@
-"""The rooms. Each owns one subject and has the same files inside; none imports another."""
+"""Domains. Each owns one subject; none imports another. `domain` is their contract."""

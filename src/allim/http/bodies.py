@@ -6,7 +6,6 @@ Source: RFC 8259, RFC 7493 (I-JSON).
 import json
 import math
 from collections import Counter
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -50,11 +49,6 @@ Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 def form(pattern: str) -> Any:
     """Return the field that tells the OpenAPI document the form of a text, which a validator checks."""
     return Field(json_schema_extra={"pattern": f"^(?:{pattern})$"})
-
-
-def utc(unix_s: float) -> str:
-    """Return a time as RFC 3339 in UTC with milliseconds: `2026-01-31T09:30:00.000Z`."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -9,7 +9,6 @@ import inspect
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args
 
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import GenerateJsonSchema
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from allim import __version__
@@ -26,14 +25,12 @@ from allim.errors import (
     AllimError,
     Forbidden,
     Invalid,
-    NotFound,
     TooLarge,
     TooMany,
     Unauthenticated,
     Unavailable,
 )
 from allim.http import problems
-from allim.http.origins import PAGE_POLICY
 from allim.http.problems import UnsupportedMediaType
 from allim.http.routing import Answer, Caller, Operation, Parameter, Resource, operation, route
 
@@ -116,8 +113,8 @@ class Problem(BaseModel):
     request_id: str = Field(default_factory=str)
 
 
-def routes(described: Sequence[BaseRoute], page: Path | None) -> list[Resource]:
-    """`/api/openapi.json` for these routes and its own, and `/api/docs`; `page` is the built page's folder."""
+def routes(described: Sequence[BaseRoute]) -> list[Resource]:
+    """`/api/openapi.json` for these routes and its own."""
 
     @operation(answers={200: Answer("An OpenAPI 3.1 document.", dict[str, Any])})
     async def openapi(request: Request) -> Response:
@@ -128,24 +125,7 @@ def routes(described: Sequence[BaseRoute], page: Path | None) -> list[Resource]:
             headers={"Cache-Control": "no-cache"},
         )
 
-    @operation(
-        answers={200: Answer("A page that needs nothing from elsewhere.", str, media_type="text/html")},
-        fails=[NotFound],
-    )
-    async def docs(_: Request) -> Response:
-        """Show the description, to be read and tried out.
-
-        404 when the page was not built.
-        """
-        if page is None or not (page / "docs.html").is_file():
-            raise NotFound("The page was not built here; the description is at /api/openapi.json.")
-        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
-        return FileResponse(page / "docs.html", headers=headers)
-
-    own = [
-        route("/api/openapi.json", tag="Description", get=openapi),
-        route("/api/docs", tag="Description", get=docs),
-    ]
+    own = [route("/api/openapi.json", tag="Description", get=openapi)]
 
     @lru_cache(maxsize=1)  # it is mounted in one place
     def content(root: str) -> bytes:

@@ -3,7 +3,7 @@
 A declaration lists an operation's parameters, answers and errors, for `openapi`. It changes nothing at run time.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Literal, NamedTuple, Self
@@ -12,7 +12,7 @@ from starlette._utils import get_route_path
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from allim.errors import AllimError
@@ -139,16 +139,12 @@ class Paths:
     """The innermost ASGI middleware: finds a resource without path parameters in a dict.
 
     All other requests go on to the router: paths with parameters, unknown methods, unknown paths.
+    Shape: `exact` is from `exact_paths`; resources may be added to it.
     """
 
-    def __init__(self, app: ASGIApp, resources: Sequence[Resource]) -> None:
+    def __init__(self, app: ASGIApp, exact: Mapping[tuple[str, str], Resource]) -> None:
         self.app = app
-        self._exact = {
-            (method, resource.path): resource
-            for resource in resources
-            if not resource.param_convertors
-            for method in resource.handlers
-        }
+        self._exact = exact
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
@@ -157,6 +153,16 @@ class Paths:
             if resource is not None:
                 app = resource.serve
         await app(scope, receive, send)
+
+
+def exact_paths(routes: Iterable[BaseRoute]) -> dict[tuple[str, str], Resource]:
+    """Return the resources without path parameters, by method and path."""
+    return {
+        (method, resource.path): resource
+        for resource in routes
+        if isinstance(resource, Resource) and not resource.param_convertors
+        for method in resource.handlers
+    }
 
 
 def route(path: str, *, tag: str = "", get: Handler | None = None, **others: Handler) -> Resource:

@@ -91,6 +91,9 @@ class Listener(Protocol):
     def on_origin(self, floor: Position) -> None:
         """The history has a new origin: older events that did not arrive yet may be lost."""
 
+    def on_hint(self, name: str) -> None:
+        """Receive a hint from a replica, perhaps this one."""
+
     def link_down(self) -> None:
         """The link is lost; from here on announcements may be missing."""
 
@@ -151,6 +154,13 @@ class Broker(Protocol):
         """Send a position to this replica over the broker and the link (`on_pulse`). Returns the broker's clock.
 
         Units: Unix seconds.
+        Raises: Unavailable.
+        """
+        ...
+
+    async def hint(self, name: str) -> None:
+        """Announce a name to every replica (`on_hint`). Nothing is stored, and it may be lost or arrive twice.
+
         Raises: Unavailable.
         """
         ...

@@ -33,7 +33,7 @@ class Dispatcher:
 
     Shape: `alive` is called when a pulse arrives; `beat` when everything before the pulse has been dispatched or is
     being caught up; `repaired` when every stream that is behind has been put into catch-up. `stood_up` is set
-    whenever a new link is up.
+    whenever a new link is up. `hinted` is called with the name of each hint.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Dispatcher:
         self._newest = ZERO  # of all that the link brought
         self._repair: asyncio.Task[None] | None = None
         self.stood_up = asyncio.Event()
+        self.hinted: Callable[[str], None] = _ignore
 
     # The broker's listener ------------------------------------------------------------------------------------
 
@@ -112,6 +113,9 @@ class Dispatcher:
         self._floor = max(self._floor, floor)
         if not self._in_doubt:
             self._tell_origin()
+
+    def on_hint(self, name: str) -> None:
+        self.hinted(name)
 
     def link_down(self) -> None:
         self.stop()
@@ -245,3 +249,7 @@ class Dispatcher:
         """Return the newest dispatched position of each of the stream's topics."""
         known = ((name, self._registry.topic(name)) for name in stream.topics)
         return {name: topic.last for name, topic in known if topic is not None and topic.last is not None}
+
+
+def _ignore(_name: str) -> None:
+    """Do nothing with a hint that no part of this replica waits for."""

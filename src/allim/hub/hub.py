@@ -130,6 +130,8 @@ class Hub:
             self._heard,
             self._repaired,
         )
+        self._dispatcher.hinted = self._hinted
+        self._hint_handlers: dict[str, Callable[[], None]] = {}
         self._audit_due = asyncio.Event()
         self._beats = math.ceil(self.settings.heartbeat_s / self.settings.pulse_s)
         self._beat = 0
@@ -254,6 +256,24 @@ class Hub:
             raise Conflict(f"Idempotency-Key: {message}", [FieldError("Idempotency-Key", message)])
         self._metrics.published(len(outcome.positions))
         return Published(tuple(outcome.positions), self._broker.durability)
+
+    # Hints ----------------------------------------------------------------------------------------------------
+
+    async def hint(self, name: str) -> None:
+        """Call the handlers of a name on every replica, this one too. A hint is not stored: it may be lost.
+
+        Raises: Unavailable.
+        """
+        await self._broker.hint(name)
+
+    def on_hint(self, name: str, handler: Callable[[], None]) -> None:
+        """Call `handler` at each hint of this name."""
+        self._hint_handlers[name] = handler
+
+    def _hinted(self, name: str) -> None:
+        handler = self._hint_handlers.get(name)  # none when another version of allim sent it
+        if handler is not None:
+            handler()
 
     # Sessions -------------------------------------------------------------------------------------------------
     # An order is published on the user's topic, so it reaches exactly the replicas with streams of the user, in

@@ -1,74 +1,62 @@
 """Brings the database's schema up to date, from whichever replica comes first.
 
-The versions live inside the package, so an installed wheel has them and users need no `alembic.ini`.
-Migrations never import domains: a version must mean the same for ever.
+Each domain has a chain of migrations of its own, in a folder inside its package, and a table of its own that says how
+far it is applied: `allim_<domain>_version`. So the tables can live in an application's database beside its own, a
+domain that is left out stops nothing, and packages need not agree on names of versions. Migrations never import
+domains: a version must mean the same for ever.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from allim import __version__
-from allim.errors import Unusable
+from allim.storage import former
+from allim.storage.chain import Chain
 from allim.storage.engine import looking, writing
 from allim.storage.faults import explaining
 
-_FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x616C6C696D  # "allim": any number, as long as every replica takes the same
 
 
-async def migrate(engine: AsyncEngine) -> None:
+async def migrate(engine: AsyncEngine, folders: Mapping[str, Path]) -> None:
     """Return when the schema is the newest. Safe to call from many replicas at once, and quick when done.
 
     All missing versions are applied in one transaction: all of them, or none.
+    Shape: the folders of migrations, by name of domain, in the order in which they are applied.
     Raises: Unusable when the database does not answer, does not let this be done, or has a newer schema.
     """
-    config = _config()
+    chains = [Chain(name, folder) for name, folder in folders.items()]
     with explaining(engine.url):
         async with looking(engine) as connection:
-            if await connection.run_sync(_is_newest, config):
+            if await connection.run_sync(_is_newest, chains):
                 return
         async with writing(engine) as connection:  # on SQLite this alone is the lock
             if connection.dialect.name == "postgresql":
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-            await connection.run_sync(_upgrade, config)
+            await connection.run_sync(_upgrade, chains)
 
 
-async def usable(engine: AsyncEngine) -> bool:
+async def usable(engine: AsyncEngine, folders: Mapping[str, Path]) -> bool:
     """Return whether the schema is the newest already; a start makes it so.
 
     Raises: Unusable as `migrate`.
     """
+    chains = [Chain(name, folder) for name, folder in folders.items()]
     with explaining(engine.url):
         async with looking(engine) as connection:
-            return await connection.run_sync(_is_newest, _config())
+            return await connection.run_sync(_is_newest, chains)
 
 
-def _config() -> Config:
-    config = Config()
-    # Alembic reads `%` as interpolation.
-    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
+def _is_newest(connection: Connection, chains: list[Chain]) -> bool:
+    """Raises: Unusable when a newer version of allim, or of a domain, has migrated it."""
+    newest = [chain.is_newest(connection) for chain in chains]
+    return all(newest) and not former.is_there(connection)
 
 
-def _is_newest(connection: Connection, config: Config) -> bool:
-    """Raises: Unusable when a newer version of allim has migrated it."""
-    applied = set(MigrationContext.configure(connection).get_current_heads())
-    scripts = ScriptDirectory.from_config(config)
-    if newer := sorted(applied - {script.revision for script in scripts.walk_revisions()}):
-        raise Unusable(
-            f"its schema {', '.join(newer)} is not known to allim {__version__}: a newer allim has migrated it",
-            "run that version or a later one, or give this one a database of its own",
-        )
-    return applied == set(scripts.get_heads())
-
-
-def _upgrade(connection: Connection, config: Config) -> None:
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+def _upgrade(connection: Connection, chains: list[Chain]) -> None:
+    if former.is_there(connection):
+        former.move(connection)
+    for chain in chains:
+        chain.upgrade(connection)

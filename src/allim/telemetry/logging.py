@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor
 
-_CHATTY = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "taskiq", "alembic", "aiosqlite", "sqlalchemy")
+_CHATTY = ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "alembic", "aiosqlite", "sqlalchemy")
 _MAX_VALUE_CHARS = 1000
 _KEPT_END_CHARS = 400  # of a longer value: the end of a traceback names the error
 _OURS = frozenset({"exception", "stack"})  # many lines, on purpose

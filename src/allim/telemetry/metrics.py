@@ -63,6 +63,11 @@ class Metrics:
         self._clock_skew = Gauge(
             "allim_clock_skew_seconds", "How far this machine's clock is ahead of the broker's", registry=r
         )
+        self._jobs = Counter("allim_work_jobs_total", "Attempts at jobs, by outcome", ["job", "outcome"], registry=r)
+        self._jobs_running = Gauge("allim_work_running", "Jobs that run here now", registry=r)
+        self._job_waits = Gauge(
+            "allim_work_late_seconds", "How long the oldest due job waited when this replica looked last", registry=r
+        )
         self._offset_s = time.monotonic() - time.time()
 
     def count_topics(self, count: Callable[[], int]) -> None:
@@ -137,6 +142,16 @@ class Metrics:
 
     def clock_skew(self, ahead_s: float) -> None:
         self._clock_skew.set(ahead_s)
+
+    def count_running_jobs(self, count: Callable[[], int]) -> None:
+        """Ask this for the number of running jobs whenever the metrics are read."""
+        self._jobs_running.set_function(count)
+
+    def job_ended(self, name: str, outcome: str) -> None:
+        self._jobs.labels(name, outcome).inc()
+
+    def job_waits(self, late_s: float) -> None:
+        self._job_waits.set(late_s)
 
     def text(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""

@@ -18,12 +18,15 @@ from allim.domains.accounts.providers import Person
 from allim.domains.accounts.service import MAX_SESSIONS, RECENT_S, SEEN_S
 from allim.domains.snapshots.generation import Generation
 from allim.errors import SignedOut, Unauthenticated
-from allim.http.paging import Page
 from allim.identity import Identity
+from allim.paging import Page
 from allim.storage import open_engine, reading, writing
+from allim.work import Work
 from tests.access.gates import TOKENS, gate_of
 from tests.domains.fakes import Clock, RecordingHub
+from tests.domains.snapshots.replicas import Replica
 from tests.http.apps import assert_problem, client_of
+from tests.work.replicas import Bus
 
 pytestmark = pytest.mark.anyio
 
@@ -59,13 +62,14 @@ class Site:
         self.hub = RecordingHub()
         self.passwords = Passwords()
 
-        async def unheard(_: str) -> None: ...
-
         async def profile(account_id: str) -> dict[str, object] | None:
             return await accounts.profile(engine, account_id)
 
         self.profile = profile
-        self.snapshots = snapshots.Service(engine, profile, unheard, clock)
+        work = Work(engine, Bus(), "replica-1", now=clock)
+        self.generation = Generation(engine, work, self.hub.publish, profile, "replica-1", now=clock)
+        self.snapshots = snapshots.Service(engine, profile, self.generation.enqueue, clock)
+        self.generate = Replica(engine, self.generation, work, self.snapshots, "replica-1", clock).attempt
         self.keys = keys.Service(engine, clock)
         self.service = accounts.Service(
             engine,
@@ -558,9 +562,7 @@ async def test_a_snapshot_in_work_is_given_up_when_its_account_is_deleted(site: 
                 assert (await browser.post(**deletion())).status_code == 204
 
         site.hub.before_publish = delete_before
-        generation = Generation(engine, site.hub.publish, site.profile, "replica-1", now=site.clock)
-
-        assert await generation.attempt(snapshot_id)
+        await site.generate(snapshot_id)
 
     assert site.hub.types(f"user:{who.subject}") == ["snapshots.progress 1", "snapshots.progress 2"]
     assert [await site.rows(table) for table in ("snapshots", "snapshot_counts")] == [0, 0]
@@ -575,7 +577,7 @@ async def test_a_snapshot_that_is_left_of_a_deleted_account_is_dropped_without_b
         await connection.execute(text("DELETE FROM accounts"))
         snapshot_id = str(await connection.scalar(text("SELECT id FROM snapshots")))
 
-    assert await Generation(engine, site.hub.publish, site.profile, "replica-1", now=site.clock).attempt(snapshot_id)
+    await site.generate(snapshot_id)
 
     assert [await site.rows(table) for table in ("snapshots", "snapshot_counts")] == [0, 0]
 
@@ -591,7 +593,7 @@ async def test_a_snapshot_that_is_requested_during_the_deletion_goes_with_it(sit
             await asyncio.wait(deleted, timeout=0.5)  # it waits for the request where the request holds the account
             return found
 
-        await snapshots.Service(engine, profile_before, site.snapshots.start, site.clock).request(who.subject)
+        await snapshots.Service(engine, profile_before, site.generation.enqueue, site.clock).request(who.subject)
 
         assert (await deleted[0]).status_code == 204
     assert [await site.rows(table) for table in ("snapshots", "snapshot_counts")] == [0, 0]

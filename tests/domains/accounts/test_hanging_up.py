@@ -8,11 +8,12 @@ from typing import Literal
 
 import pytest
 from argon2 import PasswordHasher
+from harness.schema import migrate
 from harness.waiting import until
 from starlette.applications import Starlette
 
 from allim.domains import accounts
-from allim.storage import migrate, open_engine
+from allim.storage import open_engine
 from tests.access.gates import TOKENS, gate_of
 from tests.domains.accounts.test_routes import FirstSnapshots
 from tests.domains.fakes import RecordingHub

@@ -13,6 +13,7 @@ from argon2 import PasswordHasher
 from harness import providers
 from harness.providers import CLIENT_ID, CLIENT_SECRET, JIWOO, ProviderDouble, challenge_of, provider_double
 from harness.replicas import Reader, replica
+from harness.schema import migrate
 from harness.servers import lasting_port
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -21,7 +22,7 @@ from structlog.testing import capture_logs
 
 from allim.access.rates import Policy
 from allim.domains import accounts
-from allim.storage import migrate, open_engine, reading
+from allim.storage import open_engine, reading
 from tests.access.gates import SECRET, TOKENS, gate_of
 from tests.domains.fakes import Clock, RecordingHub
 from tests.http.apps import assert_problem, client_of
@@ -36,18 +37,13 @@ PATIENCE_S = 0.7
 
 
 class FirstSnapshots:
-    """Notes which were requested and which were started."""
+    """Notes which were requested."""
 
     def __init__(self) -> None:
         self.requested: list[str] = []
-        self.started: list[str] = []
 
-    async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
+    async def request_in(self, connection: AsyncConnection, account_id: str) -> None:
         self.requested.append(account_id)
-        return f"first-of-{account_id}"
-
-    async def start(self, snapshot_id: str) -> None:
-        self.started.append(snapshot_id)
 
 
 class Site:
@@ -203,7 +199,6 @@ async def test_the_first_sign_in_makes_the_account_with_its_snapshot_and_later_o
     assert [session.subject for session in sessions] == [account["id"]] * 2
     assert sessions[0].session != sessions[1].session
     assert both.snapshots.requested == [account["id"]]
-    assert both.snapshots.started == [f"first-of-{account['id']}"]
     assert (await both.count("accounts"), await both.count("identities")) == (1, 1)
 
 
@@ -644,7 +639,7 @@ async def test_an_address_with_a_password_is_not_taken_over(both: Site) -> None:
 
         assert_back(await sign_in(stranger), "email_taken")
     assert (await both.count("accounts"), await both.count("identities")) == (1, 0)
-    assert len(both.snapshots.started) == 1
+    assert len(both.snapshots.requested) == 1
 
 
 async def test_an_account_without_a_password_is_not_signed_in_to_with_one(both: Site) -> None:
@@ -667,7 +662,7 @@ async def test_two_sign_ins_of_one_new_person_make_one_account(both: Site) -> No
     subjects = {(await TOKENS.verify(answer.cookies["allim_session"])).subject for answer in answers}
     assert len(subjects) == 1
     assert (await both.count("accounts"), await both.count("identities")) == (1, 1)
-    assert len(both.snapshots.started) == 1
+    assert len(both.snapshots.requested) == 1
 
 
 async def test_people_without_an_email_do_not_collide(both: Site) -> None:

@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from allim.access.rates import Policy
 from allim.domains import snapshots
@@ -28,7 +28,7 @@ def replica(engine: AsyncEngine, hub: RecordingHub, clock: Clock) -> Replica:
 
 
 @pytest.fixture
-def started() -> list[str]:
+def enqueued() -> list[str]:
     return []
 
 
@@ -39,19 +39,22 @@ def refused() -> list[str]:
 
 @pytest.fixture
 async def client(
-    engine: AsyncEngine, clock: Clock, started: list[str], refused: list[str]
+    engine: AsyncEngine, clock: Clock, replica: Replica, enqueued: list[str], refused: list[str]
 ) -> AsyncIterator[httpx.AsyncClient]:
-    async def start(snapshot_id: str) -> None:
-        started.append(snapshot_id)
+    async def enqueue(connection: AsyncConnection, snapshot_id: str) -> None:
+        enqueued.append(snapshot_id)
+        await replica.generation.enqueue(connection, snapshot_id)
 
-    service = snapshots.Service(engine, profile, start, clock, refused.append)
+    service = snapshots.Service(engine, profile, enqueue, clock, refused.append)
     async with client_of(snapshots.routes(service, gate_of(), AMPLE)) as client:
         client.headers.update(bearer("a1"))
         yield client
 
 
 @pytest.mark.parametrize("body", [None, {}])
-async def test_a_request_is_accepted_and_started(client: httpx.AsyncClient, started: list[str], body: object) -> None:
+async def test_a_request_is_accepted_and_enqueued(
+    client: httpx.AsyncClient, enqueued: list[str], body: object
+) -> None:
     response = await client.post(PATH, json=body) if body is not None else await client.post(PATH)
 
     snapshot = response.json()
@@ -59,13 +62,13 @@ async def test_a_request_is_accepted_and_started(client: httpx.AsyncClient, star
     assert response.headers["location"] == f"{PATH}/{snapshot['id']}"
     requested_at = "2023-11-14T22:13:20.000Z"
     assert snapshot == {"id": snapshot["id"], "status": "pending", "requestedAt": requested_at, **NEW_FIELDS}
-    assert started == [snapshot["id"]]
+    assert enqueued == [snapshot["id"]]
     assert (await client.get(response.headers["location"])).json() == {**snapshot, "content": None}
 
 
 async def test_a_generated_snapshot_is_shown_with_its_content(client: httpx.AsyncClient, replica: Replica) -> None:
     snapshot_id = (await client.post(PATH)).json()["id"]
-    await replica.generation.attempt(snapshot_id)
+    await replica.attempt(snapshot_id)
 
     shown = (await client.get(f"{PATH}/{snapshot_id}")).json()
     listed = (await client.get(PATH)).json()["items"][0]
@@ -93,20 +96,20 @@ async def test_somebody_elses_snapshot_and_none_look_the_same(client: httpx.Asyn
 
 
 async def test_few_are_pending_at_once_and_one_that_is_generated_makes_room(
-    client: httpx.AsyncClient, started: list[str], refused: list[str], replica: Replica
+    client: httpx.AsyncClient, enqueued: list[str], refused: list[str], replica: Replica
 ) -> None:
     accepted = [(await client.post(PATH)).json()["id"] for _ in range(MAX_OWED)]
 
     too_many = await client.post(PATH)
     other = await client.post(PATH, headers=bearer("a2"))
-    await replica.generation.attempt(accepted[0])
+    await replica.attempt(accepted[0])
     again = await client.post(PATH)
 
     assert_problem(too_many, 409, "conflict")
     assert "pending" in too_many.json()["detail"]
     assert (other.status_code, again.status_code) == (202, 202)
     assert refused == ["snapshots_pending"]
-    assert len(started) == MAX_OWED + 2
+    assert len(enqueued) == MAX_OWED + 2
 
 
 async def test_requests_at_one_moment_on_two_replicas_are_not_more_than_may_be_pending(
@@ -122,9 +125,9 @@ async def test_requests_at_one_moment_on_two_replicas_are_not_more_than_may_be_p
 
 
 async def test_an_account_requests_so_many_a_minute(engine: AsyncEngine, clock: Clock) -> None:
-    async def start(_snapshot_id: str) -> None: ...
+    async def enqueue(_connection: AsyncConnection, _snapshot_id: str) -> None: ...
 
-    service = snapshots.Service(engine, profile, start, clock)
+    service = snapshots.Service(engine, profile, enqueue, clock)
     async with client_of(snapshots.routes(service, gate_of(), Policy("snapshots", 2, 60))) as client:
         answers = [await client.post(PATH, headers=bearer("a1")) for _ in range(3)]
         other = await client.post(PATH, headers=bearer("a2"))
@@ -142,16 +145,16 @@ async def test_the_newest_are_kept(
     counts = []
     for _ in range(5):
         clock.advance(1)
-        await replica.generation.attempt((await client.post(PATH)).json()["id"])
+        await replica.attempt((await client.post(PATH)).json()["id"])
         counts.append([item["snapshotCount"] for item in (await client.get(PATH)).json()["items"]])
 
     assert counts[-1] == [5, 4, 3]
     assert len((await client.get(PATH, headers=bearer("a2"))).json()["items"]) == 1
 
 
-async def test_an_identity_without_account_gets_no_snapshot(client: httpx.AsyncClient, started: list[str]) -> None:
+async def test_an_identity_without_account_gets_no_snapshot(client: httpx.AsyncClient, enqueued: list[str]) -> None:
     assert_problem(await client.post(PATH, headers=bearer("nobody")), 404, "not_found")
-    assert started == []
+    assert enqueued == []
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", PATH), ("GET", PATH), ("GET", PATH + "/x")])
@@ -173,12 +176,12 @@ async def test_nobody_gets_anything(client: httpx.AsyncClient, method: str, path
     ],
 )
 async def test_malformed_requests_are_refused(
-    client: httpx.AsyncClient, started: list[str], body: bytes, content_type: str, status: int, code: str, field: str
+    client: httpx.AsyncClient, enqueued: list[str], body: bytes, content_type: str, status: int, code: str, field: str
 ) -> None:
     response = await client.post(PATH, content=body, headers={"Content-Type": content_type})
 
     assert_problem(response, status, code, field)
-    assert started == []
+    assert enqueued == []
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ async def test_pages_neither_skip_nor_repeat_while_snapshots_are_added(
 ) -> None:
     async def request() -> str:
         snapshot_id: str = (await client.post(PATH)).json()["id"]
-        await replica.generation.attempt(snapshot_id)  # or too many would be pending
+        await replica.attempt(snapshot_id)  # or too many would be pending
         return snapshot_id
 
     at_once = {await request() for _ in range(5)}  # the same time for all: the id decides

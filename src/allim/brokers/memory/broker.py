@@ -135,6 +135,9 @@ class MemoryBroker:
         self._announce(lambda listener: listener.on_pulse(position))
         return self._now_ms() / 1000
 
+    async def hint(self, name: str) -> None:
+        self._announce(lambda listener: listener.on_hint(name))
+
     async def replace_link(self) -> None:
         """Do nothing: announcements are calls in the same loop."""
 

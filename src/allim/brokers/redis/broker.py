@@ -77,6 +77,7 @@ class RedisBroker:
         self._read_script = Script("read", "time", "clock")
         self._heads_script = Script("heads", "time", "clock")
         self._pulse_script = Script("pulse", "time", "clock", "expiry")
+        self._hint_script = Script("hint")
         self._replicas_script = Script("replicas", "time")
         self._origin_script = Script("origin", "time", "clock")
         # Two queues: a long read of history does not delay publishes, a slow disk does not delay reads.
@@ -88,7 +89,7 @@ class RedisBroker:
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
-        self._link.start([self._pulse_channel, self._keys.origin_channel])
+        self._link.start([self._pulse_channel, self._keys.origin_channel, self._keys.hint_channel])
         self._memory.start()
 
     async def check(self) -> str | None:
@@ -193,6 +194,9 @@ class RedisBroker:
             await self._leave()
         return int(time_ms) / 1000
 
+    async def hint(self, name: str) -> None:
+        await self._reads.call(self._hint_script, [self._keys.clock], [self._keys.hint_channel, name])
+
     async def _leave(self) -> None:
         """Close every connection: the next ones lead to the present master."""
         await self._writes.drop()
@@ -254,6 +258,9 @@ class RedisBroker:
                 self._heard = max(self._heard, pulse)
                 if self._peers.heard(nonce.decode(errors="replace")):
                     self._listener.on_pulse(pulse)
+        elif name == self._keys.hint_channel:
+            for message in dict.fromkeys(messages):
+                self._listener.on_hint(message.decode(errors="replace"))
         else:
             for message in messages:
                 self._listener.on_origin(_position(message))

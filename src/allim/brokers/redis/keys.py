@@ -25,12 +25,11 @@ class Keys:
         self.kicked = self.shard + "kicked:"  # and a user
         self.streams = self.shard + "streams:"  # and a user
         self.ticket = self.shard + "ticket:"  # and a ticket
-        # The queue of background work
-        self.work = self.shard + "work"
         # Channels
         self.topic_channel = self.shard + "topic:"  # and a topic
         self.pulse_channel = self.shard + "pulse:"  # and a replica
         self.origin_channel = self.shard + "origin"
+        self.hint_channel = self.shard + "hint"
 
     def of_idempotency_key(self, key: str | None) -> str:
         """Return a name of fixed form, because a publisher's key may hold any text. Without a key, a placeholder."""

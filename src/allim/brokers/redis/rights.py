@@ -51,6 +51,7 @@ SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
     ),
     "last_kick": ("GET @kicked:u",),
     "memory": ("INFO memory",),
+    "hint": ("PUBLISH @hint name",),
     "pulse": ("PUBLISH @pulse:r 1-0",),
     "origin": (),
     "replicas": ("HGETALL @replicas", "HSET @replicas r card", "HDEL @replicas r", "PEXPIRE @replicas 1"),
@@ -79,21 +80,8 @@ CONNECTIONS = (
     "SUBSCRIBE @topic:t",
     "SUBSCRIBE @origin",
     "SUBSCRIBE @pulse:r",
+    "SUBSCRIBE @hint",
     "UNSUBSCRIBE @topic:t",
-)
-QUEUE = (
-    "XGROUP|CREATE @work g 0",
-    "XADD @work * data 1",
-    "XREADGROUP GROUP g c STREAMS @work >",
-    "XACK @work g 1-0",
-    "XAUTOCLAIM @work g c 1 0",
-    "SCRIPT|LOAD script",
-    "SCRIPT|EXISTS digest",
-    "MULTI",
-    "EXEC",
-    "SET autoclaim:snapshots:@work 1",
-    "GET autoclaim:snapshots:@work",
-    "DEL autoclaim:snapshots:@work",
 )
 CONFIRMATIONS: Final[Mapping[str, Sequence[str]]] = {"replica": ("WAIT 1 1",), "disk": ("WAITAOF 1 0 1",)}
 """Commands that a publish runs after its script, by durability."""
@@ -116,7 +104,7 @@ class Rights:
         """Shape: `quiet` leaves it to the caller to report missing rights; otherwise they are logged."""
         self._shard = Keys(prefix).shard
         self._of_scripts = {**SCRIPTS, "publish": (*SCRIPTS["publish"], *CONFIRMATIONS.get(durability, ()))}
-        self._commands = list(dict.fromkeys([*CONNECTIONS, *_joined(self._of_scripts.values()), *QUEUE]))
+        self._commands = list(dict.fromkeys([*CONNECTIONS, *_joined(self._of_scripts.values())]))
         self._script = (resources.files("allim.brokers.redis") / "lua" / "rights.lua").read_text("utf-8")
         self._quiet = quiet
         self._clock = clock
@@ -190,13 +178,12 @@ class Rights:
 
     def _rule(self, command: str, of_keys: bool) -> str:
         """Return the ACL rule that allows a command, or its keys or channels."""
-        name, _, rest = command.partition(" ")
+        name = command.partition(" ")[0]
         if not of_keys:
             return f"+{name.lower()}"
         if name in ("PUBLISH", "SUBSCRIBE"):
             return f"&{self._shard}*"
-        lock = "autoclaim:snapshots:" if rest.startswith("autoclaim:") else ""
-        return f"~{lock}{self._shard}*"
+        return f"~{self._shard}*"
 
 
 def _joined(lists: Collection[Sequence[str]]) -> list[str]:

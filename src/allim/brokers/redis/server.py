@@ -16,11 +16,6 @@ from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import ConnectionPool, Sentinel
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import (
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -171,17 +166,6 @@ async def receive(connection: AbstractConnection) -> list[Any]:
         if some:
             return some
         await parser.read_from_socket()
-
-
-def pool_of(url: str) -> dict[str, Any]:
-    """Return the arguments with which another library's redis-py pool reaches the same Redis: `url`, and options."""
-    if not is_sentinel(url):
-        return {"url": url}
-    sentinels = parse_sentinels(url)
-    manager = _sentinel(sentinels, Retry(NoBackoff(), 0))
-    masters = SentinelConnectionPool(sentinels.service, manager, **sentinels.redis)  # type: ignore[no-untyped-call]
-    kind = SentinelManagedSSLConnection if sentinels.tls else SentinelManagedConnection
-    return {"url": "redis://", "connection_class": kind, "connection_pool": masters, **sentinels.redis}
 
 
 def is_sentinel(url: str) -> bool:

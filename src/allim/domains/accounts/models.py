@@ -1,4 +1,4 @@
-"""What requests to this room send, and what its answers hold."""
+"""The bodies of requests and answers."""
 
 import unicodedata
 from typing import Annotated
@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from allim.domains.accounts.store import Account, SessionRow
-from allim.http.bodies import Body, Instant, utc
+from allim.http.bodies import Body, Instant
+from allim.times import utc
 
 _EMAIL_MAX = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
 _LOCAL_MAX = 64

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from allim.access.gate import Gate, clear_cookie, set_cookie, token_of
+from allim.access.rates import Policy
 from allim.access.tokens import Tokens
 from allim.domains.accounts.devices import device_of
 from allim.domains.accounts.models import (
@@ -23,17 +24,21 @@ from allim.domains.accounts.models import (
 )
 from allim.domains.accounts.service import Service, Session
 from allim.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
-from allim.http.bodies import parse, read_json_or_nothing, read_model, utc
+from allim.http.bodies import parse, read_json_or_nothing, read_model
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
 from allim.identity import Identity
+from allim.times import utc
 
 _MAX_BODY_BYTES = 16 * 1024
 _ME = "/api/accounts/me"
 _ID = Parameter("path", "id", str, "The session's `id`.")
 
 
-def routes(service: Service, gate: Gate, tokens: Tokens) -> list[Resource]:
-    """`/api/accounts`, `/api/accounts/me` and what is below it, `/api/session` and `/api/session/renew`."""
+def routes(service: Service, gate: Gate, tokens: Tokens, new_accounts: Policy) -> list[Resource]:
+    """`/api/accounts`, `/api/accounts/me` and the paths below it, `/api/session` and `/api/session/renew`.
+
+    Shape: `new_accounts` limits the accounts that an address makes.
+    """
 
     @operation(
         body=NewAccount,
@@ -47,7 +52,7 @@ def routes(service: Service, gate: Gate, tokens: Tokens) -> list[Resource]:
         """
         await gate.stop_guessing(request)
         new = await read_model(request, NewAccount, _MAX_BODY_BYTES)
-        await gate.count_new_account(request)
+        await gate.limit_address(request, new_accounts)  # each leaves rows, events and keys behind
         session = await service.register(new, partial(gate.hashing, request), device_of(request))
         return signed_in(request, session, 201, {"Location": _ME})
 

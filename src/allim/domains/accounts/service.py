@@ -18,6 +18,7 @@ from allim.domains.accounts.models import AccountView, NewAccount, normal_email,
 from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account, SessionRow
+from allim.domains.signals import ACCOUNT_CREATED, ACCOUNT_DELETED, Signals
 from allim.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unauthenticated, Unavailable
 from allim.hub import Holder, Standing
 from allim.identity import OPERATOR, USER, Identity
@@ -32,9 +33,6 @@ SEEN_TIMEOUT_S = 2.0  # for noting it: nothing depends on it
 
 Turn = Callable[[], AbstractAsyncContextManager[None]]
 """Stands around the hashing of a password and waits for the caller's turn. If it raises, nothing is hashed."""
-
-OnDeleted = Callable[[AsyncConnection, str], Awaitable[None]]
-"""Deletes what another domain keeps of an account, inside the transaction that deletes the account."""
 
 UNKNOWN = Device()
 
@@ -51,17 +49,6 @@ class Sessions(Protocol):
     async def last_kick(self, subject: str) -> float | None: ...
 
     async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...
-
-
-class FirstSnapshot(Protocol):
-    """The calls of the domain `snapshots` that a new account needs."""
-
-    async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
-        """Store the request in the account's own transaction; the snapshot's id."""
-
-    @property
-    def start(self) -> Callable[[str], Awaitable[None]]:
-        """After the commit: have it generated soon. Never raises, for it will be found anyway."""
 
 
 class Session(NamedTuple):
@@ -89,23 +76,22 @@ class Service:
         engine: AsyncEngine,
         tokens: Tokens,
         passwords: Passwords,
-        snapshots: FirstSnapshot,
+        signals: Signals,
         hub: Sessions,
         operators: Collection[str] = (),
-        on_deleted: Sequence[OnDeleted] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
+        """Shape: `signals` tells other domains, in the same transaction, of accounts that are created or deleted."""
         self._engine = engine
         self._tokens = tokens
         self._passwords = passwords
-        self._snapshots = snapshots
+        self._signals = signals
         self._hub = hub
         self._operators = frozenset(operators)
-        self._on_deleted = tuple(on_deleted)
         self._now = now
 
     async def register(self, new: NewAccount, turn: Turn = nullcontext, device: Device = UNKNOWN) -> Session:
-        """Store the account and the request for its first snapshot, both or neither, and sign in.
+        """Store the account, with all that other domains add to a new one, and sign in.
 
         Raises: Conflict naming `email`; the errors of `turn`.
         """
@@ -324,8 +310,7 @@ class Service:
         return [row for row, standing in zip(rows, standings, strict=True) if standing is Standing.GOOD]
 
     async def _remove(self, connection: AsyncConnection, account_id: str) -> None:
-        for on_deleted in self._on_deleted:
-            await on_deleted(connection, account_id)
+        await self._signals.send(connection, ACCOUNT_DELETED, account_id)
         await store.remove(connection, account_id)
 
     async def _find(self, email: str) -> Account | None:
@@ -366,8 +351,7 @@ class Service:
             if person is not None:
                 await store.add_identity(connection, person.issuer, person.subject, account)
             await self._add_session(connection, session)
-            snapshot_id = await self._snapshots.request_in(connection, account.id)
-        await self._snapshots.start(snapshot_id)
+            await self._signals.send(connection, ACCOUNT_CREATED, account.id)
 
     async def _rehash(self, account: Account, password: str) -> Account:
         password_hash = await self._passwords.hash(password)
@@ -410,10 +394,9 @@ class Service:
 
 
 async def profile(engine: AsyncEngine, account_id: str) -> dict[str, object] | None:
-    """Return the content of a snapshot about its account; None if there is no such account.
+    """Return an account as other domains show it; None if there is no such account.
 
-    Shape: `id`, `email`, `name`, `createdAt`. A function of its own, because snapshots need it before there
-    is a `Service`, which itself needs snapshots.
+    Shape: `id`, `email`, `name`, `createdAt`.
     """
     async with reading(engine) as connection:
         account = await store.by_id(connection, account_id)

@@ -14,7 +14,7 @@ from allim.errors import Conflict, FieldError
 from allim.storage import metadata
 
 accounts = Table(
-    "accounts",
+    "allim_accounts",
     metadata,
     Column("id", String(128), primary_key=True),
     Column("email", String(254), unique=True),
@@ -24,7 +24,7 @@ accounts = Table(
 )
 
 identities = Table(
-    "identities",
+    "allim_accounts_identities",
     metadata,
     Column("issuer", String(255), primary_key=True),
     Column("subject", String(255), primary_key=True),
@@ -33,7 +33,7 @@ identities = Table(
 )
 
 sessions = Table(
-    "sessions",
+    "allim_accounts_sessions",
     metadata,
     Column("id", String(64), primary_key=True),
     Column("account_id", String(128), nullable=False),
@@ -43,8 +43,8 @@ sessions = Table(
     Column("after_kick", Double),
     Column("address", String(64)),
     Column("agent", String(64)),
-    Index("ix_sessions_account_id", "account_id"),
-    Index("ix_sessions_created_at", "created_at"),
+    Index("ix_allim_accounts_sessions_account_id", "account_id"),
+    Index("ix_allim_accounts_sessions_created_at", "created_at"),
 )
 
 PURGED_AT_ONCE = 100

@@ -1,4 +1,4 @@
-"""What requests to this room send, and what its answers hold."""
+"""The bodies of requests and answers."""
 
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from allim.access.publishers import (
     check_type_grant,
 )
 from allim.domains.keys.store import PublishKey
-from allim.http.bodies import Body, Instant, Whole, form, utc
+from allim.http.bodies import Body, Instant, Whole, form
+from allim.times import utc
 
 MAX_GRANTS = 100
 MAX_GRACE_S = 7 * 86400

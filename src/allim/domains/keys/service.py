@@ -13,7 +13,7 @@ from allim.access.publishers import Publisher, digest_of, new_secret
 from allim.domains.keys import store
 from allim.domains.keys.store import PublishKey
 from allim.errors import Conflict, NotFound
-from allim.http.paging import After, Page, encode_cursor
+from allim.paging import After, Page, one_page
 from allim.storage import reading, writing
 
 log = structlog.get_logger(__name__)
@@ -103,9 +103,7 @@ class Service:
         """All keys, newest first."""
         async with reading(self._engine) as connection:
             found = await store.newest(connection, page)
-        items = found[: page.limit]
-        more = len(found) > page.limit
-        return Listing(items, encode_cursor(After(items[-1].created_at, items[-1].id)) if more else None)
+        return Listing(*one_page(found, page, lambda key: After(key.created_at, key.id)))
 
     async def publisher(self, digest: bytes) -> Publisher | None:
         """Who holds the key with this digest; None when it is unknown, deleted or expired."""

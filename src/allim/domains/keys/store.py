@@ -25,11 +25,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from allim.http.paging import Page
+from allim.paging import Page
 from allim.storage import metadata
 
 publish_keys = Table(
-    "publish_keys",
+    "allim_keys",
     metadata,
     Column("id", String(64), primary_key=True),
     Column("name", String(64), nullable=False),
@@ -39,7 +39,7 @@ publish_keys = Table(
     Column("created_at", Double, nullable=False),
     Column("created_by", String(128), nullable=False),
     Column("expires_at", Double),
-    Index("ix_publish_keys_newest", "created_at", "id"),
+    Index("ix_allim_keys_newest", "created_at", "id"),
 )
 
 

@@ -1,11 +1,11 @@
-"""The events of this room. Each is the same on every attempt, so its key makes it happen once."""
+"""The events of snapshots. Each is the same on every attempt, so its key makes it happen once."""
 
 from typing import NamedTuple
 
 from allim.domains.snapshots.store import Snapshot
-from allim.http.bodies import utc
 from allim.hub import Draft
 from allim.identity import user_topic
+from allim.times import utc
 
 STEPS = 3
 

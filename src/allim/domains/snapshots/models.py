@@ -1,10 +1,11 @@
-"""What requests to this room send, and what its answers hold."""
+"""The bodies of requests and answers."""
 
 import json
 from typing import Any, Literal
 
 from allim.domains.snapshots.store import Snapshot
-from allim.http.bodies import Body, Instant, utc
+from allim.http.bodies import Body, Instant
+from allim.times import utc
 
 
 class NewSnapshot(Body):

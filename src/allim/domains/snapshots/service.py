@@ -12,17 +12,15 @@ from allim.domains.snapshots import store
 from allim.domains.snapshots.generation import Profile
 from allim.domains.snapshots.store import PENDING, Snapshot
 from allim.errors import Conflict, NotFound
-from allim.http.paging import After, Page, encode_cursor
+from allim.paging import After, Page, one_page
 from allim.storage import reading, writing
 
-# How long a fresh request may wait for its message to arrive before the sweeper looks for a worker.
-UNCLAIMED_S = 2.0
 MAX_OWED = 5  # snapshots of an account that are requested, and not yet generated and announced
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-Start = Callable[[str], Awaitable[None]]
-"""Has a snapshot generated soon, on some replica; never raises."""
+Enqueue = Callable[[AsyncConnection, str], Awaitable[None]]
+"""`Generation.enqueue`: the snapshot is generated if the caller's transaction commits."""
 
 
 class Listing(NamedTuple):
@@ -39,19 +37,19 @@ class Service:
         self,
         engine: AsyncEngine,
         profile: Profile,
-        start: Start,
+        enqueue: Enqueue,
         now: Callable[[], float] = time.time,
         refused: Callable[[str], None] = lambda _limit: None,
     ) -> None:
         """Shape: `refused` is told the name of a limit that refused a request."""
         self._engine = engine
         self._profile = profile
-        self.start = start
+        self._enqueue = enqueue
         self._now = now
         self._refused = refused
 
     async def request(self, account_id: str) -> Snapshot:
-        """Accept a request; from here on the snapshot will be generated, whoever dies.
+        """Accept a request; from here on the snapshot will be generated, whichever replicas die.
 
         Raises: NotFound for an identity without an account; Conflict while `MAX_OWED` of its snapshots are owed.
         """
@@ -62,13 +60,11 @@ class Service:
             if await store.owed(connection, account_id) >= MAX_OWED:
                 self._refused("snapshots_pending")
                 raise Conflict(f"{MAX_OWED} snapshots of this account are pending; wait until one is generated.")
-            snapshot = await self._add(connection, account_id)
-        await self.start(snapshot.id)
-        return snapshot
+            return await self._add(connection, account_id)
 
-    async def request_in(self, connection: AsyncConnection, account_id: str) -> str:
-        """Accept a new account's first request, inside the caller's transaction; `start` the id after the commit."""
-        return (await self._add(connection, account_id)).id
+    async def request_in(self, connection: AsyncConnection, account_id: str) -> None:
+        """Accept a new account's first request, inside the caller's transaction."""
+        await self._add(connection, account_id)
 
     async def delete_in(self, connection: AsyncConnection, account_id: str) -> None:
         """Delete the account's snapshots inside the caller's transaction; those in work are given up."""
@@ -91,9 +87,7 @@ class Service:
         """The account's own, newest first."""
         async with reading(self._engine) as connection:
             found = await store.newest(connection, account_id, page)
-        items = found[: page.limit]
-        more = len(found) > page.limit
-        return Listing(items, encode_cursor(After(items[-1].requested_at, items[-1].id)) if more else None)
+        return Listing(*one_page(found, page, lambda snapshot: After(snapshot.requested_at, snapshot.id)))
 
     async def _add(self, connection: AsyncConnection, account_id: str) -> Snapshot:
         now = self._now()
@@ -107,7 +101,7 @@ class Service:
             server_id=None,
             sha256=None,
             content=None,
-            attempts=0,
         )
-        await store.add(connection, snapshot, sweep_at=now + UNCLAIMED_S)
+        await store.add(connection, snapshot)
+        await self._enqueue(connection, snapshot.id)
         return snapshot

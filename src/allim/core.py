@@ -1,0 +1,250 @@
+"""The core of a replica: the hub, access, and storage if a domain needs it. It knows no domain by name."""
+
+import asyncio
+import resource
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
+
+import structlog
+from starlette.routing import BaseRoute
+
+from allim import data_folder
+from allim.access.gate import Gate, Limits
+from allim.access.permission import Permission, Rule
+from allim.access.publishers import Publishers
+from allim.access.rates import Policy, Rates
+from allim.access.tickets import Tickets
+from allim.alone import alone
+from allim.brokers.memory import MemoryBroker, MemoryLedger
+from allim.brokers.redis import RedisBroker, RedisLedger
+from allim.brokers.redis.peers import Peers
+from allim.brokers.redis.rights import Rights
+from allim.credentials import issuer_of, publish_keys_of, tokens_of
+from allim.domains.domain import Domain, Host, Opened, Storage
+from allim.domains.signals import Signals
+from allim.errors import Unusable
+from allim.http import health, metrics, openapi, publish, ticket_routes, users
+from allim.http.routing import Resource
+from allim.hub import Broker, Hub, HubSettings, Ledger
+from allim.hub.load import limit_bytes
+from allim.selection import Selection
+from allim.settings import Settings, naming
+from allim.storage import migrate, open_engine, writable
+from allim.telemetry import Metrics
+from allim.transports import sse
+from allim.work import Work
+
+log = structlog.get_logger(__name__)
+
+REVOCATION_S = 30 * 86400.0  # how long an ended session is remembered; tokens of ours are shorter-lived
+FILES_KEPT = 256  # open files that are no streams: Redis, the database, REST
+MEMORY_SHARE = 0.8  # of what the process may hold, above which it takes no more streams
+WORK_SHARE = 0.5  # of the drain time, for jobs in hand; the others go to another replica
+
+
+class Core:
+    """The parts of a replica that all domains share."""
+
+    def __init__(self, settings: Settings, selection: Selection, rules: Mapping[str, Rule]) -> None:
+        """Raises: SettingsError."""
+        self.settings = settings
+        self.selection = selection
+        self.metrics = Metrics(settings.server_id)
+        with naming("REDIS_URL"):
+            rights = Rights(settings.redis_prefix, settings.durability)
+            ledger = _ledger(settings, rights)
+            self.broker = _broker(settings, selection, ledger, self.metrics, rights)
+            self.hub = Hub(self.broker, ledger, self.metrics, _hub_settings(settings))
+        self.storage = self._storage() if selection.stored else None
+        self.signals = Signals()
+        self.secret_keys = (settings.secret_key, *settings.old_secret_keys)
+        self.issuer = issuer_of(settings, self.metrics.issuer_keys_not_read)
+        self.tokens = tokens_of(settings, self.issuer)
+        self.tickets = Tickets(self.secret_keys, settings.ticket_lifetime_s, shared_now=self.hub.shared_clock)
+        self.rates = Rates(ledger, MemoryLedger(), self.metrics.refused)
+        self.gate = Gate(self.tokens, self.tickets, self.rates, _limits(settings))
+        self.rules = dict(rules)
+        self.publishers = Publishers(publish_keys_of(settings), count=self.gate.count_unknown_key)
+        self.checks: dict[str, health.Check] = {"hub": self.hub.check}
+        if self.storage is not None:
+            self.checks |= {"store": partial(writable, self.storage.engine), "worker": self.storage.work.check}
+        if isinstance(self.broker, RedisBroker):
+            self.checks["redis"] = self.broker.check
+
+    def resources(self) -> list[Resource]:
+        """Return the routes of the hub, which are the same whichever domains there are."""
+        settings, permission = self.settings, Permission(self.rules)
+        events_per_s = Policy("publish", settings.publish_events_per_s, 1)
+        speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
+        memory = partial(_publisher_memory, settings, self.broker)
+        return [
+            *users.routes(self.gate, self.hub.kick),
+            *ticket_routes.routes(self.gate, self.tickets, permission),
+            *publish.routes(self.hub, self.publishers, self.rates, events_per_s, memory),
+            *sse.routes(self.hub, speech, self.gate, permission),
+            *metrics.routes(self.metrics),
+        ]
+
+    def closing_resources(self, before: list[BaseRoute]) -> list[Resource]:
+        """Return the routes that know all others, and all checks."""
+        ready = health.routes(self.checks, asking={"store"})
+        return [*ready, *openapi.routes([*before, *ready])]
+
+    def host(self, domain: Domain, doors: Mapping[str, object]) -> Host[object]:
+        """Return the parts that a domain is opened with. Shape: `doors` are those of the domains that are open."""
+        return Host(
+            domain=domain.name,
+            settings=self.selection.settings[domain.name],
+            hub=self.hub,
+            gate=self.gate,
+            tokens=self.tokens,
+            rates=self.rates,
+            signals=self.signals,
+            metrics=self.metrics,
+            server_id=self.settings.server_id,
+            now=self.hub.shared_clock,
+            needs={name: doors[name] for name in domain.needs},
+            secret_keys=self.secret_keys,
+            storage=self.storage if domain.migrations is not None else None,
+        )
+
+    def add(self, domain: Domain, opened: Opened) -> None:
+        """Take over the rules, checks and publishers of an open domain.
+
+        Raises: ValueError for a kind of topic that has a rule already, and for a name of a check that is taken.
+        """
+        for kind, rule in opened.rules.items():
+            if kind in self.rules:
+                raise ValueError(f"topics of the kind {kind!r} have a rule already")
+            self.rules[kind] = rule
+        for name, check in opened.checks.items():
+            if name in self.checks:
+                raise ValueError(f"there is a readiness check {name!r} already")
+            self.checks[name] = check
+        if opened.publishers is not None:
+            self.publishers.add(opened.publishers)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the hub, on a database that has the tables of all domains.
+
+        Raises: SettingsError.
+        """
+        settings, storage = self.settings, self.storage
+        in_folder = storage is not None or settings.key_in_folder
+        try:
+            if in_folder and (open_folder := data_folder.tighten(settings.data_dir)):
+                log.warning("data folder is open to others", reason=open_folder)
+            with alone(settings.data_dir) if in_folder and not settings.clustered else nullcontext():
+                if storage is not None:
+                    with naming("DATABASE_URL", Unusable):
+                        await migrate(storage.engine, self.selection.migrations())
+                self._log_capacity()
+                async with self.hub.running():
+                    yield
+        finally:
+            if self.issuer is not None:
+                await self.issuer.jwks.close()
+            if storage is not None:
+                await storage.engine.dispose()
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Run jobs. All handlers are registered before."""
+        if self.storage is None:
+            yield
+            return
+        async with self.storage.work.running(self.settings.drain_s * WORK_SHARE):
+            yield
+
+    async def leave(self, within_s: float) -> None:
+        """End streams and jobs within so many seconds."""
+        self.hub.drain()
+        leaving = [self.hub.drained()]
+        if self.storage is not None:
+            leaving.append(self.storage.work.leave(self.settings.drain_s * WORK_SHARE))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await asyncio.gather(*leaving)
+
+    def _storage(self) -> Storage:
+        settings = self.settings
+        with naming("DATABASE_URL"):
+            engine = open_engine(settings.database_url)
+        at_once, now = settings.work_at_once, self.hub.shared_clock
+        return Storage(engine, Work(engine, self.hub, settings.server_id, self.metrics, at_once=at_once, now=now))
+
+    def _log_capacity(self) -> None:
+        capacity = self.hub.settings
+        log.info(
+            "capacity",
+            streams=capacity.streams_per_replica,
+            memory_mb=round(capacity.memory_max_bytes / 1e6),
+            streams_per_user=capacity.streams_per_user,
+        )
+
+
+def _broker(settings: Settings, selection: Selection, ledger: Ledger, metrics: Metrics, rights: Rights) -> Broker:
+    if settings.redis_url is None:
+        return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
+    return RedisBroker(
+        settings.redis_url,
+        settings.server_id,
+        metrics,
+        prefix=settings.redis_prefix,
+        history_events=settings.history_events,
+        history_ttl_s=settings.history_ttl_s,
+        durability=settings.durability,
+        durable=settings.redis_durable,
+        rights=rights,
+        peers=Peers(
+            settings.server_id,
+            (settings.secret_key, *settings.old_secret_keys),
+            {**settings.equal(), **selection.equal()},
+            settings.pulse_s,
+        ),
+    )
+
+
+def _ledger(settings: Settings, rights: Rights) -> Ledger:
+    if settings.redis_url is None:
+        return MemoryLedger()
+    return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix, rights=rights)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        user_calls=Policy("user", settings.user_calls_per_min, 60),
+        address_calls=Policy("address", settings.address_calls_per_min, 60),
+        sign_in_tries=Policy("sign-in", settings.sign_in_tries_per_min, 60),
+        ended_calls=Policy("ended", settings.address_calls_per_min, 60),
+        unknown_keys=Policy("unknown-key", settings.address_calls_per_min, 60),
+    )
+
+
+def _publisher_memory(settings: Settings, broker: Broker) -> Policy | None:
+    """The limit of a publisher's memory: the setting, or half of the store's memory; None while neither is known."""
+    granted = settings.publisher_memory_mb * 1_000_000 or broker.memory_max_bytes // 2
+    return Policy("publish-memory", granted, settings.history_ttl_s) if granted else None
+
+
+def _hub_settings(settings: Settings) -> HubSettings:
+    return HubSettings(
+        heartbeat_s=settings.heartbeat_s,
+        pulse_s=settings.pulse_s,
+        max_event_bytes=settings.max_event_bytes,
+        stream_buffer_bytes=settings.stream_buffer_bytes,
+        stream_lifetime_s=settings.stream_lifetime_s,
+        drain_s=settings.drain_s,
+        streams_per_user=settings.streams_per_user,
+        streams_per_address=settings.streams_per_address,
+        streams_per_replica=settings.streams_per_replica or max(1, _file_limit() - FILES_KEPT),
+        memory_max_bytes=settings.memory_max_mb * 1_000_000 or int(limit_bytes() * MEMORY_SHARE),
+        revocation_s=max(REVOCATION_S, settings.session_lifetime_s),
+    )
+
+
+def _file_limit() -> int:
+    """Open files this process may have once it has raised its limit, which it does when it serves."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -1,0 +1,70 @@
+"""The choice of domains: by name, of the built-in ones and of installed packages, in the order of opening."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import EntryPoint, entry_points
+
+from allim.domains.builtin import BUILT_IN
+from allim.domains.domain import Domain
+
+GROUP = "allim.domains"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_RESERVED = {"work"}  # has tables of its own
+
+
+def chosen(names: Sequence[str]) -> tuple[Domain, ...]:
+    """Return the domains with these names, each after the ones that it needs.
+
+    Only the chosen domains are imported.
+    Raises: ValueError for an unknown name and for a package that cannot be imported; as `in_order`.
+    """
+    return in_order([_load(name) for name in dict.fromkeys(names)])
+
+
+def known(names: Sequence[str]) -> list[Domain]:
+    """Return all built-in domains, and the installed ones with these names, without those that cannot be imported."""
+    found = []
+    for name in dict.fromkeys((*BUILT_IN, *names)):
+        with suppress(ValueError):
+            found.append(_load(name))
+    return found
+
+
+def in_order(domains: Sequence[Domain]) -> tuple[Domain, ...]:
+    """Return the domains, each after the ones that it needs, else in the given order.
+
+    Raises: ValueError for a wrong name, a name given twice, a needed domain that is not there, and a cycle.
+    """
+    by_name: dict[str, Domain] = {}
+    for domain in domains:
+        if not _NAME.fullmatch(domain.name) or domain.name in _RESERVED:
+            raise ValueError(f"{domain.name!r} is no name of a domain: a-z first, then a-z 0-9 _, 32 at most")
+        if domain.name in by_name:
+            raise ValueError(f"there are two domains with the name {domain.name}")
+        by_name[domain.name] = domain
+    for domain in domains:
+        for needed in domain.needs:
+            if needed not in by_name:
+                raise ValueError(f"{domain.name} needs {needed}, which is not among the domains")
+    try:
+        order = list(TopologicalSorter({domain.name: domain.needs for domain in domains}).static_order())
+    except CycleError as error:
+        raise ValueError(f"these domains need each other: {' → '.join(error.args[1])}") from None
+    return tuple(by_name[name] for name in order)
+
+
+def _load(name: str) -> Domain:
+    """Raises: ValueError."""
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    points |= {built_in: EntryPoint(built_in, value, GROUP) for built_in, value in BUILT_IN.items()}
+    if name not in points:
+        raise ValueError(f"there is no domain {name!r}; these are there: {', '.join(sorted(points))}")
+    try:
+        domain = points[name].load()
+    except Exception as error:
+        raise ValueError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(domain, Domain) or domain.name != name:
+        raise ValueError(f"the entry point {name} ({points[name].value}) is not a Domain with this name")
+    return domain

@@ -1,0 +1,47 @@
+"""Snapshots, with leases of their own."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "allim_snapshots",
+        sa.Column("id", sa.String(64), nullable=False),
+        sa.Column("account_id", sa.String(128), nullable=False),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("requested_at", sa.Double(), nullable=False),
+        sa.Column("generated_at", sa.Double(), nullable=True),
+        sa.Column("snapshot_count", sa.Integer(), nullable=True),
+        sa.Column("server_id", sa.String(255), nullable=True),
+        sa.Column("sha256", sa.String(64), nullable=True),
+        sa.Column("content", sa.Text(), nullable=True),
+        sa.Column("announced_at", sa.Double(), nullable=True),
+        sa.Column("owner", sa.String(300), nullable=True),
+        sa.Column("lease_until", sa.Double(), nullable=True),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("next_attempt_at", sa.Double(), nullable=False),
+        sa.Column("sweep_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_allim_snapshots"),
+        sa.UniqueConstraint("account_id", "snapshot_count", name="uq_allim_snapshots_account_id_snapshot_count"),
+    )
+    op.create_index("ix_allim_snapshots_newest", "allim_snapshots", ["account_id", "requested_at", "id"])
+    unannounced = sa.text("announced_at IS NULL")
+    op.create_index(
+        "ix_allim_snapshots_unannounced",
+        "allim_snapshots",
+        ["sweep_at"],
+        sqlite_where=unannounced,
+        postgresql_where=unannounced,
+    )
+    op.create_table(
+        "allim_snapshots_counts",
+        sa.Column("account_id", sa.String(128), nullable=False),
+        sa.Column("generated", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("account_id", name="pk_allim_snapshots_counts"),
+    )

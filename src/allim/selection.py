@@ -1,0 +1,57 @@
+"""The domains of a replica, in the order of opening, with their settings."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from allim import work
+from allim.domains.choice import chosen, in_order
+from allim.domains.domain import Domain
+from allim.domains.settings import DomainSettings, read, variables
+from allim.settings import Settings, SettingsError, naming
+
+
+class Selection(NamedTuple):
+    """Shape: each domain stands after the ones that it needs; `settings` are by name of domain."""
+
+    domains: tuple[Domain, ...]
+    settings: Mapping[str, DomainSettings | None]
+
+    @property
+    def stored(self) -> bool:
+        """Whether one of the domains needs the database."""
+        return any(domain.migrations is not None for domain in self.domains)
+
+    def migrations(self) -> dict[str, Path]:
+        """The folders of migrations by name, in the order in which they are applied: background work first."""
+        of_domains = {domain.name: domain.migrations for domain in self.domains if domain.migrations is not None}
+        return {"work": work.MIGRATIONS, **of_domains} if of_domains else {}
+
+    def equal(self) -> dict[str, str]:
+        """The settings of domains that must be the same on every replica, by the name of their variable."""
+        return {
+            variable.name: str(getattr(self.settings[domain.name], variable.field))
+            for domain in self.domains
+            for variable in variables(domain.name, domain.settings)
+            if variable.equal
+        }
+
+
+def select(settings: Settings, domains: Sequence[Domain] | None = None) -> Selection:
+    """Return these domains, or those that ALLIM_DOMAINS names, with their settings.
+
+    Raises: SettingsError.
+    """
+    with naming("DOMAINS"):
+        found = chosen(settings.domains) if domains is None else in_order(domains)
+    faults: list[str] = []
+    by_name: dict[str, DomainSettings | None] = {}
+    for domain in found:
+        try:
+            own = read(domain.name, domain.settings, settings.variables) if domain.settings else None
+            by_name[domain.name] = own
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise SettingsError("; ".join(faults))
+    return Selection(found, by_name)
