@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from allim.selection import select
 from allim.settings import SettingsError, load_or_create_secret, load_settings, unknown_settings, warnings
 
 SECRET = "s3cret-" * 6
@@ -138,7 +139,7 @@ def test_settings_cannot_be_changed() -> None:
 )
 def test_a_wrong_value_is_one_line_that_names_the_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        load_settings({"ALLIM_SECRET_KEY": SECRET, f"ALLIM_{name}": value})
+        select(load_settings({"ALLIM_SECRET_KEY": SECRET, f"ALLIM_{name}": value}))
 
     line = str(caught.value)
     assert line.startswith(f"ALLIM_{name}: ")
@@ -373,6 +374,6 @@ def test_a_provider_needs_the_public_address(provider: str) -> None:
         f"ALLIM_{provider}_CLIENT_SECRET": "hunter2",
     }
     with pytest.raises(SettingsError, match=f"^ALLIM_PUBLIC_URL: required with ALLIM_{provider}_CLIENT_ID"):
-        load_settings(environ)
+        select(load_settings(environ))
 
-    assert load_settings({**environ, "ALLIM_PUBLIC_URL": "https://app.example.org"}).public_url
+    assert select(load_settings({**environ, "ALLIM_PUBLIC_URL": "https://app.example.org"})).stored

@@ -320,17 +320,17 @@ async def test_addresses_of_one_wider_network_have_more_together_and_not_without
 
 
 async def test_an_account_to_be_made_is_counted_beside_the_call_and_both_are_told() -> None:
-    gate = gate_of(address_calls=Policy("address", 5, 60), new_accounts=Policy("accounts", 1, 3600))
+    gate, limit = gate_of(address_calls=Policy("address", 5, 60)), Policy("accounts", 1, 3600)
     asked = request(client=("192.0.2.1", PROXIED))
 
     await gate.stop_guessing(asked)
-    await gate.count_new_account(asked)
+    await gate.limit_address(asked, limit)
 
     assert asked.state.answer_headers["ratelimit-policy"] == '"address";q=5;w=60, "accounts";q=1;w=3600'
     assert asked.state.answer_headers["ratelimit"].startswith('"address";r=4;t=12, "accounts";r=0;')
     with pytest.raises(TooMany):
-        await gate.count_new_account(request(client=("192.0.2.1", PROXIED)))
-    await gate.count_new_account(request(client=("192.0.2.2", PROXIED)))
+        await gate.limit_address(request(client=("192.0.2.1", PROXIED)), limit)
+    await gate.limit_address(request(client=("192.0.2.2", PROXIED)), limit)
 
 
 async def test_a_whole_48_has_sixteen_times_the_limit_of_an_address() -> None:

@@ -9,8 +9,12 @@ from harness.waiting import until
 from structlog.testing import capture_logs
 
 from allim.brokers.redis.peers import Peers
+from allim.domains.choice import known
+from allim.domains.settings import variables
 from allim.errors import Unavailable
-from allim.settings import EQUAL, Settings, load_settings
+from allim.selection import select
+from allim.settings import Settings, load_settings
+from allim.variables import PREFIX
 from tests.brokers.brokers import Replica, fresh_prefix, ready, started
 
 pytestmark = pytest.mark.anyio
@@ -136,9 +140,13 @@ async def test_no_key_can_be_read_from_redis(redis: Redis) -> None:
 
 
 def test_every_limit_that_is_one_over_all_replicas_is_compared() -> None:
-    over_all = {name for name in Settings.model_fields if re.search(r"_per_(user|hour|min|s)$", name)}
+    limit = re.compile(r"_PER_(USER|HOUR|MIN|S)$")
+    own = {PREFIX + name.upper() for name in Settings.model_fields}
+    of_domains = {variable.name for domain in known([]) for variable in variables(domain.name, domain.settings)}
+    settings = load_settings({"ALLIM_SECRET_KEY": ONE})
+    compared = {*settings.equal(), *select(settings).equal()}
 
-    assert over_all | {"publisher_memory_mb"} <= set(EQUAL)
+    assert {name for name in own | of_domains if limit.search(name)} | {"ALLIM_PUBLISHER_MEMORY_MB"} <= compared
 
 
 def test_the_settings_that_are_compared_hold_no_secret() -> None:

@@ -1,5 +1,5 @@
+import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -15,10 +15,9 @@ from allim.errors import Conflict, NotFound
 from allim.http import openapi, problems
 from allim.http.bodies import Body, read_model
 from allim.http.openapi import Problem, document, operations
-from allim.http.origins import PAGE_POLICY
 from allim.http.routing import Answer, Caller, Operation, Parameter, Resource, operation, route
 from allim.settings import load_settings
-from tests.http.apps import assert_problem, client_of
+from tests.http.apps import client_of
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +61,14 @@ def inside(value: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Starlette:
-    return create_app(load_settings({"ALLIM_DATA_DIR": str(tmp_path_factory.mktemp("data"))}))
+    app = create_app(load_settings({"ALLIM_DATA_DIR": str(tmp_path_factory.mktemp("data"))}))
+
+    async def start() -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    asyncio.run(start())
+    return app
 
 
 @pytest.fixture(scope="module")
@@ -177,29 +183,15 @@ async def test_a_real_problem_is_a_described_one() -> None:
 
 async def test_the_document_is_served_and_describes_itself() -> None:
     resources = [route("/api/things", get=declared())]
-    async with client_of([*resources, *openapi.routes(resources, None)]) as client:
+    async with client_of([*resources, *openapi.routes(resources)]) as client:
         answer = await client.get("/api/openapi.json")
 
     assert answer.headers["content-type"] == "application/json"
-    assert list(answer.json()["paths"]) == ["/api/things", "/api/openapi.json", "/api/docs"]
+    assert list(answer.json()["paths"]) == ["/api/things", "/api/openapi.json"]
 
 
 async def test_the_document_names_the_place_where_the_application_is_mounted() -> None:
-    async with client_of([Mount("/notify", routes=openapi.routes([], None))]) as client:
+    async with client_of([Mount("/notify", routes=openapi.routes([]))]) as client:
         answer = await client.get("/notify/api/openapi.json")
 
     assert answer.json()["servers"] == [{"url": "/notify"}]
-
-
-async def test_without_a_built_page_there_is_none() -> None:
-    async with client_of(openapi.routes([], None)) as client:
-        assert_problem(await client.get("/api/docs"), 404, "not_found")
-
-
-async def test_the_page_is_served_with_its_policy(tmp_path: Path) -> None:
-    (tmp_path / "docs.html").write_text("<!doctype html>")
-    async with client_of(openapi.routes([], tmp_path)) as client:
-        answer = await client.get("/api/docs")
-
-    assert answer.status_code == 200
-    assert answer.headers["content-security-policy"] == PAGE_POLICY

@@ -13,7 +13,7 @@ from allim.errors import NotFound
 from allim.http.origins import Origins
 from allim.http.problems import UnexpectedErrors, handlers
 from allim.http.requests import Requests
-from allim.http.routing import Paths, route
+from allim.http.routing import Paths, exact_paths, route
 from allim.server.protocol import HandoverProtocol
 from tests.server.served import ended, served
 
@@ -65,11 +65,8 @@ async def show(request: Request) -> Response:
 
 
 RESOURCES = [route("/", get=show, post=show)]
-APP = Requests(
-    UnexpectedErrors(
-        Origins(Paths(Starlette(routes=RESOURCES, exception_handlers=handlers), RESOURCES), listed=[LISTED])
-    ),
-)
+ROUTED = Paths(Starlette(routes=RESOURCES, exception_handlers=handlers), exact_paths(RESOURCES))
+APP = Requests(UnexpectedErrors(Origins(ROUTED, listed=[LISTED])))
 KINDS = (
     *("text", "json", "empty", "nothing", "cookies", "own", "vary", "close", "latin", "wrong", "background", "parts"),
     *("chunked", "words", "unknown"),

@@ -25,7 +25,7 @@ from allim.http.fast_path import Judged
 from allim.http.origins import Origins, headers_without_origin
 from allim.http.problems import UnexpectedErrors, handlers
 from allim.http.requests import WRITE_AT_ONCE, Requests
-from allim.http.routing import Paths
+from allim.http.routing import Paths, exact_paths
 from allim.hub import ZERO, Hub, HubSettings, Outcome, Publication
 from allim.server.fast_path import FastPath
 from allim.server.replica import looking_through
@@ -62,7 +62,8 @@ class Server:
         keys = SettingsKeys(["orders:key-1", "shop:key-3"], {"shop": SHOP})
         resources = publish.routes(hub, Publishers(keys), rates_of(ledger), limit, lambda: ROOMY)
         known = Starlette(routes=resources, exception_handlers=handlers)
-        self.app = Requests(UnexpectedErrors(Origins(Paths(known, resources), listed=listed)), leaving=leaving)
+        routed = Paths(known, exact_paths(resources))
+        self.app = Requests(UnexpectedErrors(Origins(routed, listed=listed)), leaving=leaving)
         past = {("POST", resource.path): resource.fast_handlers["POST"] for resource in resources}
         headers = headers_without_origin(listed)
         self.fast_path = FastPath(past, headers, leaving, looking_through(["127.0.0.1"]))

@@ -230,7 +230,8 @@ class Replica:
         gate = Gate(self.tokens, Tickets([SECRET], 30, now=self.machine.wall_s), self.rates, policies)
         nothing = cast(Any, None)
         service = accounts.Service(nothing, self.tokens, nothing, nothing, self.hub)
-        app = Starlette(routes=accounts.routes(service, gate, self.tokens), exception_handlers=problems.handlers)
+        routes = accounts.routes(service, gate, self.tokens, MEMORY)
+        app = Starlette(routes=routes, exception_handlers=problems.handlers)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             response = await client.delete("/api/session", headers={"authorization": f"Bearer {token}"})
         return response.status_code

@@ -16,13 +16,14 @@ from allim.domains import accounts, keys, snapshots
 from allim.domains.accounts.devices import short_agent
 from allim.domains.accounts.providers import Person
 from allim.domains.accounts.service import MAX_SESSIONS, RECENT_S, SEEN_S
+from allim.domains.signals import ACCOUNT_CREATED, ACCOUNT_DELETED, Signals
 from allim.domains.snapshots.generation import Generation
 from allim.errors import SignedOut, Unauthenticated
 from allim.identity import Identity
 from allim.paging import Page
 from allim.storage import open_engine, reading, writing
 from allim.work import Work
-from tests.access.gates import TOKENS, gate_of
+from tests.access.gates import AMPLE, TOKENS, gate_of
 from tests.domains.fakes import Clock, RecordingHub
 from tests.domains.snapshots.replicas import Replica
 from tests.http.apps import assert_problem, client_of
@@ -71,16 +72,12 @@ class Site:
         self.snapshots = snapshots.Service(engine, profile, self.generation.enqueue, clock)
         self.generate = Replica(engine, self.generation, work, self.snapshots, "replica-1", clock).attempt
         self.keys = keys.Service(engine, clock)
-        self.service = accounts.Service(
-            engine,
-            TOKENS,
-            self.passwords,
-            self.snapshots,
-            self.hub,
-            on_deleted=[self.snapshots.delete_in, self.keys.delete_in],
-            now=clock,
-        )
-        self.routes = accounts.routes(self.service, gate_of(None, **limits), TOKENS)
+        self.signals = Signals()
+        self.signals.on(ACCOUNT_CREATED, self.snapshots.request_in)
+        for domain in (self.snapshots, self.keys):
+            self.signals.on(ACCOUNT_DELETED, domain.delete_in)
+        self.service = accounts.Service(engine, TOKENS, self.passwords, self.signals, self.hub, now=clock)
+        self.routes = accounts.routes(self.service, gate_of(None, **limits), TOKENS, AMPLE)
 
     def browser(self, agent: str = FIREFOX) -> httpx.AsyncClient:
         client = client_of(self.routes)
@@ -235,11 +232,11 @@ async def test_rows_of_sessions_go_when_no_token_of_theirs_can_be_valid(site: Si
         await site.register(browser)
         site.clock.advance(TOKENS.max_s - 10)
         await site.register(other, BEN)
-        assert await site.rows("sessions") == 2
+        assert await site.rows("allim_accounts_sessions") == 2
         site.clock.advance(20)
         await other.post("/api/session", json={"email": BEN["email"], "password": BEN["password"]})
 
-    assert await site.rows("sessions") == 2
+    assert await site.rows("allim_accounts_sessions") == 2
 
 
 async def test_one_session_too_many_ends_the_one_that_was_not_seen_for_longest(site: Site) -> None:
@@ -419,7 +416,14 @@ async def test_a_password_whose_sessions_cannot_be_ended_is_not_changed(site: Si
 # Deletion -------------------------------------------------------------------------------------------------------
 
 
-TABLES = ("accounts", "identities", "sessions", "snapshots", "snapshot_counts", "publish_keys")
+TABLES = (
+    "allim_accounts",
+    "allim_accounts_identities",
+    "allim_accounts_sessions",
+    "allim_snapshots",
+    "allim_snapshots_counts",
+    "allim_keys",
+)
 
 
 async def test_a_deleted_account_leaves_nothing_behind_and_takes_nothing_of_others(site: Site) -> None:
@@ -463,7 +467,7 @@ async def test_an_account_of_a_provider_is_deleted_soon_after_a_sign_in(
         answer = await browser.post(**deletion(None))
 
         assert answer.status_code == status
-        assert await site.rows("identities") == (0 if status == 204 else 1)
+        assert await site.rows("allim_accounts_identities") == (0 if status == 204 else 1)
         await site.as_provider(browser)
         assert (await browser.post(**deletion(None))).status_code == 204
 
@@ -499,7 +503,7 @@ async def test_a_sign_in_during_the_deletion_does_not_succeed(site: Site) -> Non
         answer = await there.post("/api/session", json={"email": ADA["email"], "password": ADA["password"]})
 
     assert_problem(answer, 401, "unauthenticated")
-    assert await site.rows("sessions") == 0
+    assert await site.rows("allim_accounts_sessions") == 0
 
 
 async def test_a_sign_in_that_the_deletion_meets_is_ended_by_it(site: Site) -> None:
@@ -535,27 +539,29 @@ async def test_a_person_whose_account_is_deleted_during_a_sign_in_over_a_provide
         token = (await site.service.sign_in_as(PROVIDER)).token
 
     assert (await TOKENS.verify(token)).subject != former.subject
-    assert await site.rows("accounts") == 1
+    assert await site.rows("allim_accounts") == 1
 
 
 async def test_what_fails_in_another_domain_leaves_the_account(site: Site, engine: AsyncEngine) -> None:
     async def fail(_: AsyncConnection, __: str) -> None:
         raise SignedOut("no")
 
-    service = accounts.Service(engine, TOKENS, site.passwords, site.snapshots, site.hub, on_deleted=[fail])
+    signals = Signals()
+    signals.on(ACCOUNT_DELETED, fail)
+    service = accounts.Service(engine, TOKENS, site.passwords, signals, site.hub)
     async with site.browser() as browser:
         who = await site.register(browser)
 
     with pytest.raises(Unauthenticated):
         await service.delete(who, ADA["password"])
-    assert await site.rows("accounts") == 1
+    assert await site.rows("allim_accounts") == 1
 
 
 async def test_a_snapshot_in_work_is_given_up_when_its_account_is_deleted(site: Site, engine: AsyncEngine) -> None:
     async with site.browser() as browser:
         who = await site.register(browser)
         async with reading(engine) as connection:
-            snapshot_id = str(await connection.scalar(text("SELECT id FROM snapshots")))
+            snapshot_id = str(await connection.scalar(text("SELECT id FROM allim_snapshots")))
 
         async def delete_before(_: object) -> None:
             if site.hub.calls == 2:
@@ -565,7 +571,7 @@ async def test_a_snapshot_in_work_is_given_up_when_its_account_is_deleted(site: 
         await site.generate(snapshot_id)
 
     assert site.hub.types(f"user:{who.subject}") == ["snapshots.progress 1", "snapshots.progress 2"]
-    assert [await site.rows(table) for table in ("snapshots", "snapshot_counts")] == [0, 0]
+    assert [await site.rows(table) for table in ("allim_snapshots", "allim_snapshots_counts")] == [0, 0]
 
 
 async def test_a_snapshot_that_is_left_of_a_deleted_account_is_dropped_without_being_tried_again(
@@ -574,12 +580,12 @@ async def test_a_snapshot_that_is_left_of_a_deleted_account_is_dropped_without_b
     async with site.browser() as browser:
         await site.register(browser)
     async with writing(engine) as connection:  # as an operator does by hand
-        await connection.execute(text("DELETE FROM accounts"))
-        snapshot_id = str(await connection.scalar(text("SELECT id FROM snapshots")))
+        await connection.execute(text("DELETE FROM allim_accounts"))
+        snapshot_id = str(await connection.scalar(text("SELECT id FROM allim_snapshots")))
 
     await site.generate(snapshot_id)
 
-    assert [await site.rows(table) for table in ("snapshots", "snapshot_counts")] == [0, 0]
+    assert [await site.rows(table) for table in ("allim_snapshots", "allim_snapshots_counts")] == [0, 0]
 
 
 async def test_a_snapshot_that_is_requested_during_the_deletion_goes_with_it(site: Site, engine: AsyncEngine) -> None:
@@ -596,4 +602,4 @@ async def test_a_snapshot_that_is_requested_during_the_deletion_goes_with_it(sit
         await snapshots.Service(engine, profile_before, site.generation.enqueue, site.clock).request(who.subject)
 
         assert (await deleted[0]).status_code == 204
-    assert [await site.rows(table) for table in ("snapshots", "snapshot_counts")] == [0, 0]
+    assert [await site.rows(table) for table in ("allim_snapshots", "allim_snapshots_counts")] == [0, 0]

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 
 from allim.domains import accounts
 from allim.storage import open_engine
-from tests.access.gates import TOKENS, gate_of
+from tests.access.gates import AMPLE, TOKENS, gate_of
 from tests.domains.accounts.test_routes import FirstSnapshots
 from tests.domains.fakes import RecordingHub
 from tests.server.served import Connect, served
@@ -58,7 +58,7 @@ async def test_a_client_that_hangs_up_while_it_waits_is_not_hashed(tmp_path: Pat
     await migrate(engine)
     hub = RecordingHub()
     service = accounts.Service(engine, TOKENS, accounts.Passwords(hasher), FirstSnapshots(), hub)
-    app = Starlette(routes=accounts.routes(service, gate_of(), TOKENS))
+    app = Starlette(routes=accounts.routes(service, gate_of(), TOKENS, AMPLE))
 
     async with served(app) as connect:
         running = [await send(connect, f"running{number}@example.org") for number in range(2)]

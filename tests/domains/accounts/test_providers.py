@@ -22,8 +22,9 @@ from structlog.testing import capture_logs
 
 from allim.access.rates import Policy
 from allim.domains import accounts
+from allim.domains.signals import ACCOUNT_CREATED, Signals
 from allim.storage import open_engine, reading
-from tests.access.gates import SECRET, TOKENS, gate_of
+from tests.access.gates import AMPLE, SECRET, TOKENS, gate_of
 from tests.domains.fakes import Clock, RecordingHub
 from tests.http.apps import assert_problem, client_of
 
@@ -36,10 +37,12 @@ PATIENCE_S = 0.7
 """With a provider that hangs; with any other there is more, for a busy machine."""
 
 
-class FirstSnapshots:
-    """Notes which were requested."""
+class FirstSnapshots(Signals):
+    """Notes the accounts that are created."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.on(ACCOUNT_CREATED, self.request_in)
         self.requested: list[str] = []
 
     async def request_in(self, connection: AsyncConnection, account_id: str) -> None:
@@ -80,7 +83,7 @@ class Site:
         gate = gate_of(None, **limits)
         flows = accounts.Flows(keys, self.clock)
         self.routes: list[BaseRoute] = [
-            *accounts.routes(service, gate, TOKENS),
+            *accounts.routes(service, gate, TOKENS, AMPLE),
             *accounts.provider_routes(self.providers, flows, service, gate, TOKENS.lifetime_s, public_url),
         ]
 
@@ -199,7 +202,7 @@ async def test_the_first_sign_in_makes_the_account_with_its_snapshot_and_later_o
     assert [session.subject for session in sessions] == [account["id"]] * 2
     assert sessions[0].session != sessions[1].session
     assert both.snapshots.requested == [account["id"]]
-    assert (await both.count("accounts"), await both.count("identities")) == (1, 1)
+    assert (await both.count("allim_accounts"), await both.count("allim_accounts_identities")) == (1, 1)
 
 
 async def test_the_request_has_fresh_secrets_bound_to_this_browser(site: Site) -> None:
@@ -436,7 +439,7 @@ async def test_sign_ins_in_two_tabs_of_one_browser_both_succeed(both: Site) -> N
 
         assert [answer.headers["location"] for answer in answers] == ["/", "/"]
         assert flows_of(browser) == []
-    assert await both.count("accounts") == 1
+    assert await both.count("allim_accounts") == 1
 
 
 async def test_a_sign_in_that_fails_or_is_stale_leaves_the_session_and_the_other_tabs_alone(site: Site) -> None:
@@ -532,7 +535,7 @@ async def test_a_token_that_is_not_signed_by_the_provider_is_refused(site: Site,
 
     async with site.browser() as browser:
         assert_back(await sign_in(browser), "failed")
-    assert await site.count("accounts") == 0
+    assert await site.count("allim_accounts") == 0
 
 
 @pytest.mark.parametrize(
@@ -569,7 +572,7 @@ async def test_a_token_for_somebody_or_something_else_is_refused(site: Site, cla
 
     async with site.browser() as browser:
         assert_back(await sign_in(browser), "failed")
-    assert await site.count("accounts") == 0
+    assert await site.count("allim_accounts") == 0
 
 
 async def test_a_token_for_several_is_good_when_it_was_given_to_this_client(site: Site) -> None:
@@ -638,7 +641,7 @@ async def test_an_address_with_a_password_is_not_taken_over(both: Site) -> None:
         await owner.post("/api/accounts", json=PASSWORD)
 
         assert_back(await sign_in(stranger), "email_taken")
-    assert (await both.count("accounts"), await both.count("identities")) == (1, 0)
+    assert (await both.count("allim_accounts"), await both.count("allim_accounts_identities")) == (1, 0)
     assert len(both.snapshots.requested) == 1
 
 
@@ -661,7 +664,7 @@ async def test_two_sign_ins_of_one_new_person_make_one_account(both: Site) -> No
     assert [answer.headers["location"] for answer in answers] == ["/", "/"]
     subjects = {(await TOKENS.verify(answer.cookies["allim_session"])).subject for answer in answers}
     assert len(subjects) == 1
-    assert (await both.count("accounts"), await both.count("identities")) == (1, 1)
+    assert (await both.count("allim_accounts"), await both.count("allim_accounts_identities")) == (1, 1)
     assert len(both.snapshots.requested) == 1
 
 
@@ -671,7 +674,7 @@ async def test_people_without_an_email_do_not_collide(both: Site) -> None:
         async with both.browser() as browser:
             assert (await sign_in(browser)).headers["location"] == "/"
 
-    assert await both.count("accounts") == 2
+    assert await both.count("allim_accounts") == 2
 
 
 # Outages
@@ -719,7 +722,7 @@ async def test_trouble_on_the_way_back_is_told(
     async with Site(sqlite, double) as site, site.browser() as browser:
         with capture_logs() as logs:
             assert_back(await sign_in(browser), outcome)
-        assert await site.count("accounts") == 0
+        assert await site.count("allim_accounts") == 0
     for secret in ("code-0", "access-jiwoo-1", CLIENT_SECRET, "<secret>"):
         assert secret not in str(logs)
     assert double.times_asked("/elsewhere") == 0

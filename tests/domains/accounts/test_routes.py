@@ -13,9 +13,10 @@ from structlog.testing import capture_logs
 from allim.access.rates import Policy
 from allim.domains import accounts
 from allim.domains.accounts.models import NewAccount
+from allim.domains.signals import ACCOUNT_CREATED, Signals
 from allim.errors import TooMany
 from allim.storage import open_engine, reading
-from tests.access.gates import TOKENS, gate_of
+from tests.access.gates import AMPLE, TOKENS, gate_of
 from tests.domains.fakes import RecordingHub
 from tests.http.apps import assert_problem, client_of
 
@@ -25,17 +26,20 @@ CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 JIWOO = {"email": "jiwoo@example.com", "name": "지우", "password": "correct horse"}
 
 
-class FirstSnapshots:
-    """Notes what it is asked, and whether the account was there at that moment."""
+class FirstSnapshots(Signals):
+    """Notes the accounts that are created, and whether the account was there at that moment."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.on(ACCOUNT_CREATED, self.request_in)
         self.requested: list[str] = []
         self.fails = False
 
     async def request_in(self, connection: AsyncConnection, account_id: str) -> None:
         if self.fails:
             raise RuntimeError("no snapshot")
-        found = await connection.scalar(text("SELECT count(*) FROM accounts WHERE id = :id"), {"id": account_id})
+        query = text("SELECT count(*) FROM allim_accounts WHERE id = :id")
+        found = await connection.scalar(query, {"id": account_id})
         assert found == 1
         self.requested.append(account_id)
 
@@ -51,13 +55,13 @@ async def client(
 ) -> AsyncIterator[httpx.AsyncClient]:
     passwords = accounts.Passwords(CHEAP)
     service = accounts.Service(engine, TOKENS, passwords, snapshots, hub)
-    async with client_of(accounts.routes(service, gate_of(), TOKENS)) as client:
+    async with client_of(accounts.routes(service, gate_of(), TOKENS, AMPLE)) as client:
         yield client
 
 
 async def count(engine: AsyncEngine) -> int:
     async with reading(engine) as connection:
-        return await connection.scalar(text("SELECT count(*) FROM accounts")) or 0
+        return await connection.scalar(text("SELECT count(*) FROM allim_accounts")) or 0
 
 
 async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
@@ -82,8 +86,8 @@ async def test_an_address_makes_so_many_accounts(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> None:
     service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
-    gate = gate_of(new_accounts=Policy("accounts", 2, 3600))
-    async with client_of(accounts.routes(service, gate, TOKENS)) as client:
+    limit = Policy("accounts", 2, 3600)
+    async with client_of(accounts.routes(service, gate_of(), TOKENS, limit)) as client:
         malformed = await client.post("/api/accounts", json={**JIWOO, "email": "nobody"})
         answers = [
             await client.post("/api/accounts", json={**JIWOO, "email": f"a{number}@example.com"})
@@ -111,7 +115,7 @@ async def test_the_password_is_not_stored(client: httpx.AsyncClient, engine: Asy
     await client.post("/api/accounts", json=JIWOO)
 
     async with reading(engine) as connection:
-        row = (await connection.execute(text("SELECT * FROM accounts"))).one()
+        row = (await connection.execute(text("SELECT * FROM allim_accounts"))).one()
     assert row.password_hash.startswith("$argon2id$")
     assert JIWOO["password"] not in str(row)
 
@@ -272,7 +276,7 @@ async def test_a_hash_made_with_older_parameters_is_renewed_at_sign_in(
     await service.sign_in(JIWOO["email"], JIWOO["password"])
 
     async with reading(engine) as connection:
-        renewed = await connection.scalar(text("SELECT password_hash FROM accounts"))
+        renewed = await connection.scalar(text("SELECT password_hash FROM allim_accounts"))
     assert renewed is not None
     assert not stronger.is_outdated(renewed)
     assert await stronger.verify(renewed, JIWOO["password"])
@@ -328,7 +332,7 @@ async def test_without_the_database_nothing_is_promised(hub: RecordingHub, snaps
     away = open_engine("postgresql://nobody:hunter2@127.0.0.1:1/none")
     service = accounts.Service(away, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
 
-    async with client_of(accounts.routes(service, gate_of(), TOKENS)) as client:
+    async with client_of(accounts.routes(service, gate_of(), TOKENS, AMPLE)) as client:
         with capture_logs():
             response = await client.post("/api/accounts", json=JIWOO)
 
@@ -345,7 +349,7 @@ async def test_an_address_written_in_another_way_is_no_further_try(
     service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub)
     gate = gate_of(sign_in_tries=Policy("sign-in", 1, 60))
 
-    async with client_of(accounts.routes(service, gate, TOKENS)) as client:
+    async with client_of(accounts.routes(service, gate, TOKENS, AMPLE)) as client:
         await client.post("/api/session", json={"email": JIWOO["email"], "password": "wrong"})
         response = await client.post("/api/session", json={"email": written, "password": "wrong"})
 

@@ -92,7 +92,7 @@ async def test_a_key_is_made_and_its_secret_is_shown_once(client: httpx.AsyncCli
     assert listed.json() == {"items": [shown.json()], "nextCursor": None}
     assert shown.headers["cache-control"] == listed.headers["cache-control"] == "no-store"
     async with reading(engine) as connection:
-        row = (await connection.execute(text("SELECT * FROM publish_keys"))).mappings().one()
+        row = (await connection.execute(text("SELECT * FROM allim_keys"))).mappings().one()
     assert row["digest"] == digest_of(created["key"].encode()).hex()
     assert row["created_by"] == "op1"
     assert created["key"] not in str(row)

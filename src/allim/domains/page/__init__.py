@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from allim.domains.domain import Domain, Host, Opened
-from allim.domains.page.routes import routes
+from allim.domains.page import routes
 
 
 @asynccontextmanager
 async def _open(_: Host[None]) -> AsyncIterator[Opened]:
-    yield Opened(routes=routes())
+    yield Opened(routes=routes.routes())
 
 
 DOMAIN = Domain("page", _open)
