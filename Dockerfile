@@ -14,8 +14,8 @@ FROM python:3.11-slim AS package
 RUN python -m venv /opt/allim
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > /tmp/dependencies \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        print(*project['dependencies'], *project['optional-dependencies']['catalogue'], sep='\n')" > /tmp/dependencies \
     && /opt/allim/bin/pip install --no-cache-dir --constraint constraints.txt -r /tmp/dependencies
 COPY README.md LICENSE ./
 COPY src/ src/

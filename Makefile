@@ -31,7 +31,7 @@ page: ## Build the web page (needs Node 20 or newer)
 	@if ./make/node; then $(MAKE) --no-print-directory web/dist/index.html; \
 	else echo "Node 20.19 or newer is not installed: serving the API without the page"; fi
 
-WEB_SOURCES := $(shell find web/src web/public -type f 2>/dev/null) web/index.html web/docs.html web/vite.config.ts web/tsconfig.json
+WEB_SOURCES := $(shell find web/src web/public -type f 2>/dev/null) web/index.html web/docs.html web/catalogue.html web/vite.config.ts web/tsconfig.json
 
 web/dist/index.html: web/node_modules/.ready $(WEB_SOURCES)
 	cd web && npm run --silent build

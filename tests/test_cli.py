@@ -1,20 +1,25 @@
 """The command line, over its real commands."""
 
+import asyncio
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 from click.testing import CliRunner, Result
 from harness.replicas import PUBLISH_KEY, SECRET, Replica, replica, token
+from harness.schema import migrate
 from harness.servers import end, free_port
 from harness.waiting import until_sync
 
 from allim.cli import main
+from allim.storage import open_engine
 from tests.client.scripted import answer, page, scripted
 
 
@@ -247,3 +252,27 @@ def test_key_makes_a_secret_and_the_entry_that_knows_it(tmp_path: Path) -> None:
         published = run("publish", "a", "t", "1", "--url", running.url, ALLIM_PUBLISH_KEY=lines["secret"])
     assert published.exit_code == 0, published.output
     assert (wrong.exit_code, wrong.stderr) == (2, "allim: NAME: must be 1 to 64 of A-Z a-z 0-9 . _ ~ -\n")
+
+
+def test_dead_jobs_are_listed_and_tried_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/allim.db"
+    before = run("work", "dead", ALLIM_DATABASE_URL=url)
+    assert (before.exit_code, "has not run with this database" in before.output) == (2, True)
+    asyncio.run(migrate(open_engine(url)))
+    with closing(sqlite3.connect(tmp_path / "allim.db")) as database, database:
+        for job in ("one", "two", "three"):
+            values = (job, "orders.receipt", '["a"]', "dead", 1.0, 1.0, 11, 11, "RuntimeError: odd", 2.0)
+            names = "id, name, arguments, state, due_at, written_at, attempts, failures, error, ended_at"
+            database.execute(f"INSERT INTO allim_work_jobs ({names}) VALUES ({', '.join('?' * 10)})", values)
+
+    listed = run("work", "dead", ALLIM_DATABASE_URL=url)
+    neither = run("work", "retry", ALLIM_DATABASE_URL=url)
+    one = run("work", "retry", "one", ALLIM_DATABASE_URL=url)
+    again = run("work", "retry", "one", ALLIM_DATABASE_URL=url)
+    others = run("work", "retry", "--all", ALLIM_DATABASE_URL=url)
+    none = run("work", "dead", ALLIM_DATABASE_URL=url)
+
+    assert 'one  orders.receipt  11  RuntimeError: odd  ["a"]' in listed.output.splitlines()
+    assert len(listed.output.splitlines()) == 3
+    assert (neither.exit_code, one.output, again.exit_code) == (2, "1 tried again\n", 2)
+    assert (others.output, none.output) == ("2 tried again\n", "")

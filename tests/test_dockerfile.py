@@ -1,6 +1,8 @@
 """The Dockerfile, as far as it can be read without Docker."""
 
 import re
+import subprocess
+import sys
 
 from harness.replicas import ROOT
 
@@ -18,3 +20,12 @@ def test_packages_have_the_versions_that_the_tests_pass_with() -> None:
     (install,) = [line for line in TEXT.splitlines() if "pip install" in line and "-r " in line]
 
     assert "--constraint constraints.txt" in install
+
+
+def test_the_image_reads_a_catalogue() -> None:
+    script = re.search(r"python -c \"(import tomllib;.*?)\" >", TEXT.replace("\\\n", ""), re.DOTALL)
+    assert script
+    command = [sys.executable, "-c", script[1]]
+    installed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    assert {"jsonschema-rs", "pyyaml", "starlette"} <= {re.split(r"[\[<>=]", line)[0] for line in installed}

@@ -44,11 +44,13 @@ async def test_what_would_stop_a_start_is_found(environ: dict[str, str]) -> None
     [short] = await examine({**environ, "ALLIM_PUBLISH_KEYS": "shop:short"}, None)
     [grant] = await examine({**environ, "ALLIM_PUBLISH_GRANTS": "shop=user:*"}, None)
     [twice] = await examine({**environ, "ALLIM_OLD_SECRET_KEYS": SECRET}, None)
+    [file] = await examine({**environ, "ALLIM_CATALOGUE": "none.yaml"}, None)
 
-    assert (short.ok, grant.ok, twice.ok) == (False, False, False)
+    assert (short.ok, grant.ok, twice.ok, file.ok) == (False, False, False, False)
     assert short.detail.startswith("ALLIM_PUBLISH_KEYS: entry 1 has a secret of fewer than 20 characters")
     assert grant.detail.startswith("ALLIM_PUBLISH_KEYS: ")
     assert twice.detail.startswith("ALLIM_OLD_SECRET_KEYS: ")
+    assert file.detail == "ALLIM_CATALOGUE: none.yaml: No such file or directory"
 
 
 async def test_a_slip_of_the_pen_is_found(environ: dict[str, str]) -> None:

@@ -27,7 +27,11 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 async def explained(environ: dict[str, str], text: str) -> dict[str, Finding]:
     findings = await examine(environ, None, text)
-    return {finding.subject.removeprefix("token "): finding for finding in findings if finding.subject.startswith("token ")}
+    return {
+        finding.subject.removeprefix("token "): finding
+        for finding in findings
+        if finding.subject.startswith("token ")
+    }
 
 
 async def test_a_good_token_is_told_with_what_it_may(environ: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ export default defineConfig({
     assetsInlineLimit: 0,
     // The polyfill only serves browsers older than the ones the build targets.
     modulePreload: { polyfill: false },
-    rolldownOptions: { input: ["index.html", "docs.html"] },
+    rolldownOptions: { input: ["index.html", "docs.html", "catalogue.html"] },
     // The docs page is one large library; the page itself is far below this.
     chunkSizeWarningLimit: 2000,
   },

@@ -1,10 +1,11 @@
-"""The command line: `allim serve | up | publish | tail | token | key | doctor | plan`."""
+"""The command line: `allim serve | up | publish | tail | types | token | key | doctor | plan | work`."""
 
 import asyncio
 import json
 import os
 import sys
-from typing import Any, NoReturn, TextIO
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -16,6 +17,10 @@ from allim.identity import OPERATOR, USER
 from allim.settings import Settings, SettingsError, load_settings, warnings
 from allim.telemetry import configure_logging, quiet
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+Result = TypeVar("Result")
 DEFAULT_URL = "http://127.0.0.1:8000"
 PORT = click.IntRange(0, 65_535)
 
@@ -108,6 +113,31 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 
 
 @main.command()
+@click.argument("url", default=DEFAULT_URL)
+def types(url: str) -> None:
+    """Print TypeScript types of all declared events.
+
+    They are made of the catalogue that is served at URL: `allim types https://app.example.org > events.d.ts`.
+    """
+    import httpx
+
+    from allim.catalogue.typescript import declarations
+
+    place = f"{url.rstrip('/')}/api/catalogue.json"
+    try:
+        answer = httpx.get(place, timeout=10, follow_redirects=True)
+        answer.raise_for_status()
+        text = declarations(answer.json())
+    except httpx.HTTPStatusError as error:
+        _fail(f"{place} answers {error.response.status_code}")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        _fail(f"{place}: {str(error) or type(error).__name__}")
+    except (ValueError, KeyError, TypeError):
+        _fail(f"{place}: the answer is no catalogue")
+    click.echo(text, nl=False)
+
+
+@main.command()
 @click.argument("user")
 @click.option("--operator", is_flag=True, help="With the role that may kick users and manage publish keys.")
 @click.option("--topics", default="", help="Further topics it may read, separated by commas: exact, or `prefix:*`.")
@@ -194,6 +224,61 @@ def plan(streams: int, fan_out: str, in_json: bool, **rest: Any) -> None:
     except (ValueError, planning.Impossible) as error:
         _fail(str(error))
     click.echo(json.dumps(planning.as_json(made), ensure_ascii=False) if in_json else planning.as_text(made))
+
+
+@main.group()
+def work() -> None:
+    """List jobs of background work that are dead, or try them again."""
+
+
+@work.command()
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+def dead(limit: int) -> None:
+    """List dead jobs, the newest first.
+
+    One line each: ID, name, attempts, error, arguments.
+    """
+    from allim.work import dead_jobs
+
+    for job in _over_database(lambda engine: dead_jobs(engine, limit)):
+        click.echo(f"{job.id}  {job.name}  {job.attempts}  {job.error}  {job.arguments}")
+
+
+@work.command()
+@click.argument("ids", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every dead job.")
+def retry(ids: tuple[str, ...], every: bool) -> None:
+    """Try dead jobs again: those with these IDS, or --all."""
+    from allim.work import retry_jobs
+
+    if bool(ids) == every:
+        _fail("give the IDs of dead jobs, or --all")
+    count = _over_database(lambda engine: retry_jobs(engine, ids or None))
+    click.echo(f"{count} tried again")
+    if ids and count < len(ids):
+        _fail(f"{len(ids) - count} of them are not dead, or do not exist")
+
+
+def _over_database(ask: "Callable[[AsyncEngine], Awaitable[Result]]") -> "Result":
+    from allim.errors import Unavailable
+    from allim.storage import open_engine, usable
+    from allim.work import MIGRATIONS
+
+    settings = _settings()
+
+    async def run() -> "Result":
+        engine = open_engine(settings.database_url)
+        try:
+            if not await usable(engine, {"work": MIGRATIONS}):
+                _fail("ALLIM_DATABASE_URL: this version of allim has not run with this database yet")
+            return await ask(engine)
+        finally:
+            await engine.dispose()
+
+    try:
+        return asyncio.run(run())
+    except (Unavailable, ValueError) as error:
+        _fail(f"ALLIM_DATABASE_URL: {error}", getattr(error, "advice", ""))
 
 
 def _serve(settings: Settings, host: str, port: int) -> None:

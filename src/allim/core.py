@@ -20,11 +20,12 @@ from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
+from allim.catalogue import load
 from allim.credentials import issuer_of, publish_keys_of, tokens_of
 from allim.domains.domain import Domain, Host, Opened, Storage
 from allim.domains.signals import Signals
 from allim.errors import Unusable
-from allim.http import health, metrics, openapi, publish, ticket_routes, users
+from allim.http import catalogue, health, metrics, openapi, publish, ticket_routes, users
 from allim.http.routing import Resource
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.load import limit_bytes
@@ -33,6 +34,7 @@ from allim.settings import Settings, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
+from allim.transports.control_events import CONTROL_EVENTS
 from allim.work import Work
 
 log = structlog.get_logger(__name__)
@@ -51,11 +53,14 @@ class Core:
         self.settings = settings
         self.selection = selection
         self.metrics = Metrics(settings.server_id)
+        with naming("CATALOGUE", Unusable):
+            self.catalogue = load([*selection.events(), *CONTROL_EVENTS], settings.catalogue)
+        equal = {**settings.equal(), **selection.equal(), "ALLIM_CATALOGUE": self.catalogue.digest}
         with naming("REDIS_URL"):
             rights = Rights(settings.redis_prefix, settings.durability)
             ledger = _ledger(settings, rights)
-            self.broker = _broker(settings, selection, ledger, self.metrics, rights)
-            self.hub = Hub(self.broker, ledger, self.metrics, _hub_settings(settings))
+            self.broker = _broker(settings, ledger, self.metrics, rights, equal)
+            self.hub = Hub(self.broker, ledger, self.metrics, _hub_settings(settings), checks=self.catalogue.checks)
         self.storage = self._storage() if selection.stored else None
         self.signals = Signals()
         self.secret_keys = (settings.secret_key, *settings.old_secret_keys)
@@ -83,13 +88,14 @@ class Core:
             *ticket_routes.routes(self.gate, self.tickets, permission),
             *publish.routes(self.hub, self.publishers, self.rates, events_per_s, memory),
             *sse.routes(self.hub, speech, self.gate, permission),
+            *catalogue.routes(self.catalogue),
             *metrics.routes(self.metrics),
         ]
 
     def closing_resources(self, before: list[BaseRoute]) -> list[Resource]:
         """Return the routes that know all others, and all checks."""
         ready = health.routes(self.checks, asking={"store"})
-        return [*ready, *openapi.routes([*before, *ready])]
+        return [*ready, *openapi.routes([*before, *ready], self.catalogue)]
 
     def host(self, domain: Domain, doors: Mapping[str, object]) -> Host[object]:
         """Return the parts that a domain is opened with. Shape: `doors` are those of the domains that are open."""
@@ -185,7 +191,7 @@ class Core:
         )
 
 
-def _broker(settings: Settings, selection: Selection, ledger: Ledger, metrics: Metrics, rights: Rights) -> Broker:
+def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights, equal: Mapping[str, str]) -> Broker:
     if settings.redis_url is None:
         return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
     return RedisBroker(
@@ -201,7 +207,7 @@ def _broker(settings: Settings, selection: Selection, ledger: Ledger, metrics: M
         peers=Peers(
             settings.server_id,
             (settings.secret_key, *settings.old_secret_keys),
-            {**settings.equal(), **selection.equal()},
+            equal,
             settings.pulse_s,
         ),
     )

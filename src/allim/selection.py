@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from allim import work
+from allim.catalogue import EventType
 from allim.domains.choice import chosen, in_order
 from allim.domains.domain import Domain
 from allim.domains.settings import DomainSettings, read, variables
@@ -21,6 +22,10 @@ class Selection(NamedTuple):
     def stored(self) -> bool:
         """Whether one of the domains needs the database."""
         return any(domain.migrations is not None for domain in self.domains)
+
+    def events(self) -> list[EventType]:
+        """The types of events that the domains declare."""
+        return [event for domain in self.domains for event in domain.events]
 
     def migrations(self) -> dict[str, Path]:
         """The folders of migrations by name, in the order in which they are applied: background work first."""

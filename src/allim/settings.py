@@ -204,6 +204,7 @@ class Settings(BaseSettings):
     server_id: Annotated[str, AfterValidator(_server_id)] = Field(default_factory=_default_server_id)
     publish_keys: Annotated[Words, AfterValidator(_publish_keys)] = ()
     publish_grants: Words = ()
+    catalogue: Path | None = None
     cors_origins: Annotated[Words, AfterValidator(_origins)] = ()
     cors_headers: Annotated[Words, AfterValidator(_field_names)] = (
         "traceparent",

@@ -168,7 +168,7 @@ async def test_a_right_taken_away_while_it_runs_is_missed_before_it_is_needed(li
         await until(lambda: limited.says("+xrange"))
 
 
-@pytest.mark.parametrize("rule", ["subscribe", "info", "eval", "evalsha", "wait", "xreadgroup", "config|get"])
+@pytest.mark.parametrize("rule", ["subscribe", "info", "eval", "evalsha", "wait", "config|get"])
 async def test_only_rights_that_are_needed_are_missed(limited: Limited, rule: str) -> None:
     limited.set(f"-{rule}")
     limited.start()

@@ -9,15 +9,20 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from harness.schema import MIGRATIONS, migrate
+from harness.waiting import until
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import allim.work.store  # noqa: F401 - puts its table on `metadata`, as the domains of MIGRATIONS do
 from allim import storage
+from allim.domains.snapshots import Generation
 from allim.errors import Unusable
 from allim.storage import former, metadata, open_engine, reading, writing
 from allim.storage.chain import Chain
+from allim.work import Work
+from tests.domains.fakes import Clock, RecordingHub, profile
+from tests.work.replicas import Bus
 
 pytestmark = pytest.mark.anyio
 
@@ -236,6 +241,40 @@ async def test_what_fails_half_way_leaves_nothing(database_url: str, tmp_path: P
     async with reading(engine) as connection:
         assert await connection.run_sync(columns) == {}
     await engine.dispose()
+
+
+async def test_snapshots_that_were_pending_before_there_were_jobs_are_jobs(database_url: str) -> None:
+    engine = open_engine(database_url)
+    names = "id, account_id, status, requested_at, announced_at"
+    names += ", owner, lease_until, attempts, next_attempt_at, sweep_at"
+    rows = [
+        "('new', 'a', 'pending', 1.5, NULL, NULL, NULL, 0, 1.5, 3.5)",
+        "('claimed', 'a', 'pending', 2.5, NULL, 'replica-1:x', 14.5, 3, 2.5, 14.5)",
+        "('unannounced', 'a', 'generated', 3.5, NULL, NULL, NULL, 1, 3.5, 3.5)",
+        "('announced', 'a', 'generated', 4.5, 5.5, NULL, NULL, 1, 4.5, 4.5)",
+    ]
+    await make_former(engine, "0004", f"INSERT INTO snapshots ({names}) VALUES {', '.join(rows)}")
+
+    await migrate(engine)
+
+    hub, clock = RecordingHub(), Clock()
+    work = Work(engine, Bus(), "replica-1", now=clock)
+    Generation(engine, work, hub.publish, profile, "replica-1", now=clock)
+    async with reading(engine) as connection:
+        assert await connection.run_sync(differences) == []
+        found = list(await connection.scalars(text("SELECT id FROM allim_work_jobs ORDER BY due_at")))
+    assert found == ["new", "claimed", "unannounced"]
+    async with work.running():
+        await until(lambda: are_announced(engine))
+    told = [draft.data["snapshotId"] for draft in hub.events if draft.type == "snapshots.generated"]  # type: ignore[index]
+    assert sorted(told) == ["claimed", "new", "unannounced"]
+    await engine.dispose()
+
+
+async def are_announced(engine: AsyncEngine) -> bool:
+    async with reading(engine) as connection:
+        left = await connection.scalar(text("SELECT count(*) FROM allim_snapshots WHERE announced_at IS NULL"))
+        return left is not None and int(left) == 0
 
 
 async def test_many_replicas_migrate_at_once(database_url: str) -> None:

@@ -29,7 +29,9 @@ def slow() -> Iterator[Cluster]:
 def owner_of(database: Path, snapshot_id: str) -> str | None:
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
-        row = connection.execute("SELECT owner FROM allim_snapshots WHERE id = ?", (snapshot_id,)).fetchone()
+        row = connection.execute(
+            "SELECT owner FROM allim_work_jobs WHERE arguments = ?", (f'["{snapshot_id}"]',)
+        ).fetchone()
     finally:
         connection.close()
     return row[0].partition(":")[0] if row and row[0] else None

@@ -112,6 +112,23 @@ async def test_a_wrong_expression_is_refused(replicas: Replicas, cron: str) -> N
         alpha.work.schedule("note", cron, ["a"])
 
 
+async def test_a_job_without_a_type_takes_a_dict_which_is_empty_by_default(replicas: Replicas, clock: Clock) -> None:
+    alpha = replicas.one()
+    runs: list[dict[str, object]] = []
+
+    @alpha.work.job("clean")
+    async def clean(job: Job[dict[str, object]]) -> None:
+        runs.append(job.arguments)
+
+    alpha.work.schedule("clean", "* * * * *")
+    async with alpha.work.running():
+        await until(lambda: planned(replicas))
+        clock.advance(60)
+        await until(lambda: runs)
+
+    assert runs[0] == {}
+
+
 async def test_a_schedule_needs_a_job(replicas: Replicas) -> None:
     with pytest.raises(ValueError, match="no job has the name 'other'"):
         replicas.one().work.schedule("other", "* * * * *")

@@ -18,6 +18,7 @@ from allim.brokers.redis.pitfalls import Setup, keeps_a_file, look, pitfalls
 from allim.brokers.redis.reach import explain
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import RedisServer, ask
+from allim.catalogue import load
 from allim.credentials import publish_keys_of, tokens_of
 from allim.doctor.finding import Finding
 from allim.doctor.stream import examine_compression, examine_stream
@@ -25,7 +26,7 @@ from allim.doctor.token import examine_token
 from allim.errors import AllimError, Unavailable, Unusable
 from allim.hub.clock import SKEW_S
 from allim.selection import Selection, select
-from allim.settings import Settings, SettingsError, load_settings, unknown_settings, warnings
+from allim.settings import Settings, SettingsError, load_settings, naming, unknown_settings, warnings
 from allim.storage import open_engine, usable, writable
 
 TIMEOUT_S = 5.0
@@ -44,6 +45,8 @@ async def examine(environ: Mapping[str, str], url: str | None, token: str | None
         publish_keys_of(settings)
         tokens_of(settings, None)
         selection = select(settings)
+        with naming("CATALOGUE", Unusable):
+            load(selection.events(), settings.catalogue)
     except SettingsError as error:
         advice = error.advice or "correct the variable; docs/operations.md lists them all"
         return [Finding("settings", False, str(error), advice)]

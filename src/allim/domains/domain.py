@@ -18,6 +18,7 @@ from allim.access.permission import Rule
 from allim.access.publishers import Lookup
 from allim.access.rates import Rates
 from allim.access.tokens import Tokens
+from allim.catalogue import EventType
 from allim.domains.settings import DomainSettings
 from allim.domains.signals import Signals
 from allim.http.health import Check
@@ -94,7 +95,8 @@ class Opened:
 class Domain:
     """A module with its own routes, events, tables, settings and background work.
 
-    Shape: `name` is 1 to 32 of a-z 0-9 _; `needs` are names of other domains; `migrations` is a folder of Alembic
+    Shape: `name` is 1 to 32 of a-z 0-9 _; `needs` are names of other domains; `events` are
+    checked when they are published, and described in the catalogue; `migrations` is a folder of Alembic
     versions, whose tables are named `allim_<name>` or begin with `allim_<name>_`.
     """
 
@@ -102,4 +104,5 @@ class Domain:
     open: Callable[[Host[Any]], AbstractAsyncContextManager[Opened]]
     needs: tuple[str, ...] = ()
     settings: type[DomainSettings] | None = None
+    events: tuple[EventType, ...] = ()
     migrations: Path | None = None

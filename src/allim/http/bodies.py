@@ -14,7 +14,8 @@ from pydantic.alias_generators import to_camel
 from starlette.requests import ClientDisconnect, Request
 
 from allim.errors import FieldError, Invalid, TooLarge
-from allim.http.problems import MAX_ERRORS, UnsupportedMediaType, invalid
+from allim.field_errors import MAX_ERRORS, invalid
+from allim.http.problems import UnsupportedMediaType
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 64

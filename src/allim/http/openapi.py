@@ -2,7 +2,7 @@
 
 What follows from a declaration stands here and nowhere else: the problems an operation may answer, and the headers of
 its answers. Knows no room.
-Source: OpenAPI 3.1.1, JSON Schema 2020-12.
+Source: OpenAPI 3.2.0, JSON Schema 2020-12.
 """
 
 import inspect
@@ -14,13 +14,15 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
-from pydantic.json_schema import GenerateJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from allim import __version__
 from allim.access.gate import COOKIE
+from allim.catalogue import Catalogue
+from allim.catalogue.event_type import Untitled
+from allim.catalogue.json_schema import hoisted
 from allim.errors import (
     AllimError,
     Forbidden,
@@ -45,6 +47,9 @@ HEADERS: dict[str, tuple[str, Any]] = {
 }
 """What the headers of answers say, and their types."""
 
+EVENT_STREAM = "text/event-stream"
+NO_TYPES = Catalogue([])
+_SCHEMAS = "#/components/schemas/"
 _ALWAYS = ["X-Request-ID"]
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _ABOUT = """\
@@ -113,10 +118,13 @@ class Problem(BaseModel):
     request_id: str = Field(default_factory=str)
 
 
-def routes(described: Sequence[BaseRoute]) -> list[Resource]:
-    """`/api/openapi.json` for these routes and its own."""
+def routes(described: Sequence[BaseRoute], catalogue: Catalogue = NO_TYPES) -> list[Resource]:
+    """Return `/api/openapi.json` for these routes and its own.
 
-    @operation(answers={200: Answer("An OpenAPI 3.1 document.", dict[str, Any])})
+    Shape: `catalogue` has the types of events on streams.
+    """
+
+    @operation(answers={200: Answer("An OpenAPI 3.2 document.", dict[str, Any])})
     async def openapi(request: Request) -> Response:
         """Describe all operations."""
         return Response(
@@ -129,14 +137,14 @@ def routes(described: Sequence[BaseRoute]) -> list[Resource]:
 
     @lru_cache(maxsize=1)  # it is mounted in one place
     def content(root: str) -> bytes:
-        return json.dumps(document([*described, *own], root), ensure_ascii=False).encode()
+        return json.dumps(document([*described, *own], root, catalogue), ensure_ascii=False).encode()
 
     return own
 
 
-def document(described: Iterable[BaseRoute], root: str = "") -> dict[str, Any]:
-    """The OpenAPI document of all operations that are declared, whose paths are seen from `root`."""
-    schemas = _Schemas()
+def document(described: Iterable[BaseRoute], root: str = "", catalogue: Catalogue = NO_TYPES) -> dict[str, Any]:
+    """Return the OpenAPI document of all operations that are declared, whose paths are seen from `root`."""
+    schemas = _Schemas(catalogue)
     paths = {
         resource.path: {
             method.lower(): _operation(schemas, resource, method, declared)
@@ -146,7 +154,7 @@ def document(described: Iterable[BaseRoute], root: str = "") -> dict[str, Any]:
         if isinstance(resource, Resource)
     }
     return {
-        "openapi": "3.1.1",
+        "openapi": "3.2.0",
         "info": {"title": "allim", "version": __version__, "description": _ABOUT},
         **({"servers": [{"url": root}]} if root else {}),
         "paths": {path: item for path, item in paths.items() if item},
@@ -172,7 +180,8 @@ def operations(resource: Resource) -> Iterable[tuple[str, Operation]]:
 class _Schemas:
     """Collects types, then settles them all at once, so that each model is described once."""
 
-    def __init__(self) -> None:
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._event_types = catalogue.event_types.values()
         self._wanted: list[tuple[Literal["validation", "serialization"], TypeAdapter[Any], dict[str, Any]]] = []
 
     def of(self, type_: Any, mode: Literal["validation", "serialization"]) -> dict[str, Any]:
@@ -181,23 +190,39 @@ class _Schemas:
         self._wanted.append((mode, TypeAdapter(type_), schema))
         return schema
 
+    def of_events(self, frame: Any) -> dict[str, Any]:
+        """Return the schema of an event on a stream: a `frame`, with the data of each declared type."""
+        declared = [
+            {
+                "title": each.name,
+                "description": each.summary,
+                "properties": {
+                    "event": {"const": each.name},
+                    "data": {"contentSchema": {"$ref": f"{_SCHEMAS}{each.name}"}},
+                },
+            }
+            for each in self._event_types
+        ]
+        names = [each.name for each in self._event_types]
+        others = {"title": "any other type", "properties": {"event": {"not": {"enum": names}}}}
+        schema = self.of(frame, "serialization")
+        if declared:
+            schema["oneOf"] = [*declared, others]
+        return schema
+
     def settle(self) -> dict[str, Any]:
         """Fill in what was given out; the models that the schemas refer to."""
         found, definitions = TypeAdapter.json_schemas(
             [(index, mode, adapter) for index, (mode, adapter, _) in enumerate(self._wanted)],
-            ref_template="#/components/schemas/{model}",
-            schema_generator=_Untitled,
+            ref_template=_SCHEMAS + "{model}",
+            schema_generator=Untitled,
         )
         for index, (mode, _, schema) in enumerate(self._wanted):
             schema.update(found[index, mode])
-        return dict(definitions.get("$defs", {}))
-
-
-class _Untitled(GenerateJsonSchema):
-    """Without a title for each field that only repeats its name."""
-
-    def field_title_should_be_set(self, _: Any) -> bool:
-        return False
+        events: dict[str, Any] = {}
+        for each in self._event_types:
+            events |= hoisted(each.name, each.schema(), _SCHEMAS)
+        return {**definitions.get("$defs", {}), **events}
 
 
 def _operation(schemas: _Schemas, resource: Resource, method: str, declared: Operation) -> dict[str, Any]:
@@ -253,7 +278,11 @@ def _body(schemas: _Schemas, body: Any) -> dict[str, Any] | None:
 
 
 def _answer(schemas: _Schemas, answer: Answer) -> dict[str, Any]:
-    content = {answer.media_type: {"schema": schemas.of(answer.content, "serialization")}}
+    content: dict[str, Any]
+    if answer.media_type == EVENT_STREAM:
+        content = {EVENT_STREAM: {"itemSchema": schemas.of_events(answer.content)}}
+    else:
+        content = {answer.media_type: {"schema": schemas.of(answer.content, "serialization")}}
     return {
         "description": answer.description,
         "headers": _headers(answer.headers),

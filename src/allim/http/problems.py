@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, cast
 
 import structlog
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
@@ -32,7 +31,6 @@ from allim.errors import (
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-MAX_ERRORS = 20
 
 
 class UnsupportedMediaType(AllimError):
@@ -75,19 +73,6 @@ def problem(connection: HTTPConnection, error: AllimError) -> Response:
     return _answer(
         connection, kind, error.code, error.detail, error.retryable, error.fields, headers=_headers_of(error)
     )
-
-
-def invalid(error: ValidationError, under: str = "") -> Invalid:
-    """Convert pydantic's errors to plain sentences.
-
-    Shape: `under` is the path of the checked value itself, such as `[3]`; empty for a whole body.
-    The message never repeats the value, because it may be a password.
-    """
-    fields = [
-        FieldError(_path(under, found["loc"]), _message(cast("dict[str, Any]", found)))
-        for found in error.errors(include_url=False, include_input=False)[:MAX_ERRORS]
-    ]
-    return Invalid("; ".join(f"{field}: {message}" for field, message in fields), fields)
 
 
 class UnexpectedErrors:
@@ -192,41 +177,3 @@ def _headers_of(error: AllimError) -> dict[str, str]:
     if isinstance(error, TooMany | Unavailable):
         return {"Retry-After": str(error.retry_after_s)}
     return {}
-
-
-def _path(under: str, location: tuple[int | str, ...]) -> str:
-    path = under
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        else:
-            # The sender chose this name; a short one is enough to find it again.
-            path += ("." if path else "") + part[:64]
-    return path or "body"
-
-
-def _message(found: dict[str, Any]) -> str:
-    context: dict[str, Any] = found.get("ctx", {})
-    if found["type"] == "value_error":
-        return str(context["error"])
-    template = _MESSAGES.get(found["type"])
-    return template.format(**context) if template else "is not allowed: " + str(found["msg"])
-
-
-_MESSAGES = {
-    "missing": "is required",
-    "extra_forbidden": "is not a known field",
-    "string_type": "must be a string",
-    "string_unicode": "must be well-formed text",
-    "string_too_short": "must have at least {min_length} characters",
-    "string_too_long": "must have at most {max_length} characters",
-    "string_pattern_mismatch": "has characters or a form that are not allowed",
-    "int_type": "must be a whole number",
-    "bool_type": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be a JSON object",
-    "model_attributes_type": "must be a JSON object",
-    "too_long": "must have at most {max_length} items",
-    "too_short": "must have at least {min_length} items",
-}

@@ -10,7 +10,7 @@ from allim.hub.broker import (
     Reading,
 )
 from allim.hub.close_reason import CloseReason
-from allim.hub.event import TYPE_FORM, Draft, Entry, Event
+from allim.hub.event import TYPE_FORM, Check, Draft, Entry, Event, check_type
 from allim.hub.hub import Hub, HubSettings, Published, Toll, refuse_ended
 from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing, is_kicked
 from allim.hub.position import ZERO, Position
@@ -26,6 +26,7 @@ __all__ = [
     "Admission",
     "Backlog",
     "Broker",
+    "Check",
     "CloseReason",
     "Demand",
     "Draft",
@@ -49,6 +50,7 @@ __all__ = [
     "Stream",
     "Toll",
     "check_topic",
+    "check_type",
     "is_kicked",
     "refuse_ended",
 ]

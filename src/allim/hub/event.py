@@ -7,6 +7,7 @@ made per stream. The lines are the stored form; nothing here opens a connection.
 
 import json
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -42,6 +43,10 @@ class Draft(NamedTuple):
     topic: str
     type: str
     data: object
+
+
+Check = Callable[[Draft], None]
+"""Checks a draft of a declared type. Raises Invalid naming `topic`, or a field of the data: `data.lines[2].count`."""
 
 
 class Entry(NamedTuple):
@@ -106,7 +111,7 @@ def encode_draft(draft: Draft, max_event_bytes: int) -> Entry:
     Raises: Invalid naming `topic`, `type` or `data`; TooLarge naming `data`.
     """
     topic = check_topic(draft.topic)
-    _check_type(draft.type)
+    check_type(draft.type)
     try:
         lines = encode(draft.type, draft.data)
     except ValueError as error:
@@ -119,7 +124,8 @@ def encode_draft(draft: Draft, max_event_bytes: int) -> Entry:
 
 
 @lru_cache(maxsize=1024)  # an application has some dozens
-def _check_type(type_: str) -> None:
+def check_type(type_: str) -> None:
+    """Raises: Invalid naming `type` when it is malformed or reserved."""
     if not _TYPE.match(type_):
         raise Invalid.field("type", "must match [a-z][a-z0-9_.-]{0,127}")
     if type_.startswith(_RESERVED):

@@ -5,7 +5,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from allim.hub.catch_up import CatchUp, Start
 from allim.hub.clock import SharedClock
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
-from allim.hub.event import Control, Draft, Entry, encode_control, encode_draft
+from allim.hub.event import Check, Control, Draft, Entry, encode_control, encode_draft
 from allim.hub.ledger import Demand, Holder, Ledger, Quota, Standing
 from allim.hub.load import Load
 from allim.hub.position import Position
@@ -104,8 +104,11 @@ class Hub:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        checks: Mapping[str, Check] | None = None,
     ) -> None:
-        """Shape: `clock` is monotonic, `wall` gives Unix seconds by this machine's clock."""
+        """Shape: `clock` is monotonic, `wall` gives Unix seconds by this machine's clock, `checks` has the check of
+        each declared type of events.
+        """
         self.settings = settings or HubSettings()
         self._broker = broker
         self._ledger = ledger
@@ -114,6 +117,7 @@ class Hub:
         self._wall = wall
         self.shared_clock = SharedClock(wall, clock)
         self._rng = rng or random.Random()
+        self._checks = checks or {}
         self._registry = Registry()
         metrics.count_topics(self._registry.count_topics)
         self._places = Places(self.settings.streams_per_address)
@@ -223,12 +227,15 @@ class Hub:
         Raises: Invalid or TooLarge naming the field.
         """
         try:
-            return encode_draft(draft, self.settings.max_event_bytes)
+            entry = encode_draft(draft, self.settings.max_event_bytes)
+            if (check := self._checks.get(draft.type)) is not None:
+                check(draft)
+            return entry
         except (Invalid, TooLarge) as error:
             if not under:
                 raise
             fields = [FieldError(f"{under}.{field}", text) for field, text in error.fields]
-            raise type(error)(f"{under}.{error.detail}", fields) from error
+            raise type(error)("; ".join(f"{field}: {text}" for field, text in fields), fields) from error
 
     def store(
         self,

@@ -7,8 +7,18 @@ from pathlib import Path
 
 from allim.work.job import Job, LeaseLost
 from allim.work.store import DeadJob
-from allim.work.work import AT_ONCE, Hints, Work
+from allim.work.work import AT_ONCE, Hints, Work, dead_jobs, retry_jobs
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-__all__ = ["AT_ONCE", "MIGRATIONS", "DeadJob", "Hints", "Job", "LeaseLost", "Work"]
+__all__ = [
+    "AT_ONCE",
+    "MIGRATIONS",
+    "DeadJob",
+    "Hints",
+    "Job",
+    "LeaseLost",
+    "Work",
+    "dead_jobs",
+    "retry_jobs",
+]

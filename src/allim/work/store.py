@@ -216,13 +216,14 @@ async def dead(connection: AsyncConnection, limit: int) -> list[DeadJob]:
     return [DeadJob(*row) for row in await connection.execute(query)]
 
 
-async def retry(connection: AsyncConnection, job_ids: Collection[str] | None, now: float) -> int:
-    """Open dead jobs again, all of them if `job_ids` is None. Returns their number."""
+async def retry(connection: AsyncConnection, job_ids: Collection[str] | None) -> int:
+    """Open dead jobs again, all of them if `job_ids` is None. They are due since they ended. Returns their number."""
     chosen = jobs.c.state == DEAD
     if job_ids is not None:
         chosen &= jobs.c.id.in_(job_ids)
-    opened = {"state": OPEN, "due_at": now, "written_at": now, "attempts": 0, "failures": 0, "ended_at": None}
-    return (await connection.execute(update(jobs).where(chosen).values(**opened))).rowcount
+    ended_at = jobs.c.ended_at
+    opened = {"state": OPEN, "due_at": ended_at, "written_at": ended_at, "attempts": 0, "failures": 0}
+    return (await connection.execute(update(jobs).where(chosen).values(**opened, ended_at=None))).rowcount
 
 
 def _is_held(claim: Claim) -> ColumnElement[bool]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 import structlog
 from pydantic import TypeAdapter
@@ -90,26 +90,43 @@ class Work:
 
     # Handlers and schedules -----------------------------------------------------------------------------------
 
+    @overload
+    def job(
+        self, name: str, *, retries: int | None = ..., timeout_s: float = ..., rest_s: float = ...
+    ) -> Callable[[Run[dict[str, Any]]], Run[dict[str, Any]]]: ...
+
+    @overload
     def job(
         self,
         name: str,
         arguments: type[Arguments],
         *,
+        retries: int | None = ...,
+        timeout_s: float = ...,
+        rest_s: float = ...,
+    ) -> Callable[[Run[Arguments]], Run[Arguments]]: ...
+
+    def job(
+        self,
+        name: str,
+        arguments: Any = dict[str, Any],
+        *,
         retries: int | None = RETRIES,
         timeout_s: float = TIMEOUT_S,
         rest_s: float = REST_S,
-    ) -> Callable[[Run[Arguments]], Run[Arguments]]:
+    ) -> Callable[[Run[Any]], Run[Any]]:
         """Return a decorator that registers the handler of a job's name.
 
-        Shape: `arguments` is a type that pydantic validates and writes as JSON. After `retries` further attempts the
-        job is dead; with None it is tried for ever. Errors that are `retryable`, such as Unavailable, do not count.
+        Shape: `arguments` is a type that pydantic validates and writes as JSON; a dict by default. After `retries`
+        further attempts the job is dead; with None it is tried for ever. Errors that are `retryable`, such as
+        Unavailable, do not count.
         Units: `timeout_s` for one attempt; the rests between attempts grow from 1 s to `rest_s`.
         Raises: ValueError for a name that is taken or has over 128 characters.
         """
         if name in self._handlers or not 0 < len(name) <= 128:
             raise ValueError(f"the name of a job is taken, or not 1 to 128 characters long: {name!r}")
 
-        def register(run: Run[Arguments]) -> Run[Arguments]:
+        def register(run: Run[Any]) -> Run[Any]:
             self._handlers[name] = Handler(name, TypeAdapter(arguments), run, retries, timeout_s, rest_s)
             return run
 
@@ -122,7 +139,7 @@ class Work:
         Shape: five fields, or six with seconds first.
         Raises: ValueError for a wrong expression, or wrong arguments.
         """
-        self._schedules.add(Schedule(name, cron, self._written(name, arguments)))
+        self._schedules.add(Schedule(name, cron, self._written(name, {} if arguments is None else arguments)))
 
     # Jobs -----------------------------------------------------------------------------------------------------
 
@@ -156,8 +173,7 @@ class Work:
 
         Raises: Unavailable.
         """
-        async with reading(self._engine) as connection:
-            return await store.dead(connection, limit)
+        return await dead_jobs(self._engine, limit)
 
     async def retry(self, job_ids: Collection[str] | None = None) -> int:
         """Try dead jobs again, all of them by default. Returns their number.
@@ -166,7 +182,7 @@ class Work:
         """
         async with writing(self._engine) as connection:
             connection.sync_connection.info[self._fresh] = True  # type: ignore[union-attr]
-            return await store.retry(connection, job_ids, self._now())
+            return await store.retry(connection, job_ids)
 
     # Life -----------------------------------------------------------------------------------------------------
 
@@ -238,3 +254,21 @@ def _due_at(due: float | datetime | None, now: float) -> float:
             raise ValueError("due: a datetime needs a time zone")
         return due.timestamp()
     return float(due)
+
+
+async def dead_jobs(engine: AsyncEngine, limit: int = 100) -> list[DeadJob]:
+    """Return the newest dead jobs.
+
+    Raises: Unavailable.
+    """
+    async with reading(engine) as connection:
+        return await store.dead(connection, limit)
+
+
+async def retry_jobs(engine: AsyncEngine, job_ids: Collection[str] | None = None) -> int:
+    """Try dead jobs again, all of them by default: replicas find them when they look. Returns their number.
+
+    Raises: Unavailable.
+    """
+    async with writing(engine) as connection:
+        return await store.retry(connection, job_ids)

@@ -182,7 +182,9 @@ class Worker:
             return await store.claim(connection, list(self._handlers), owner, most, now, now + LEASE_S)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._in_hand[task]
+        claim = self._in_hand.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("job not given back", job=claim.id, name=claim.name, exc_info=error)
         if self._more:
             self._woken.set()
 

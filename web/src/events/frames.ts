@@ -1,62 +1,18 @@
 /** The frames of a stream as docs/protocol.md names them; pure, no browser. */
 
-export type Resume = "new" | "complete" | "reset";
+import type { Events, SnapshotsGenerated, SnapshotsProgress, StreamClose, StreamGap, StreamExpiring, StreamOpen } from "./types";
 
-export interface TopicReset {
-  topic: string;
-  reason: "malformed" | "ahead" | "origin" | "expired" | "trimmed";
-}
+export type { StreamClose, StreamExpiring, StreamGap, StreamOpen };
+export type { SnapshotsGenerated as SnapshotGenerated, SnapshotsProgress as SnapshotProgress };
+export type Resume = StreamOpen["resume"];
+export type TopicReset = StreamOpen["resets"][number];
+export type CloseReason = StreamClose["reason"];
 
-export interface StreamOpen {
-  stream: string;
-  /** Whose stream it is. */
-  user: string;
-  replica: string;
-  resume: Resume;
-  replayed: number;
-  resets: TopicReset[];
-  heartbeat_s: number;
-}
-
-export interface StreamGap {
-  topics: string[];
-  reason: "origin" | "trimmed";
-}
-
-export interface StreamExpiring {
-  expires_in_s: number;
-}
-
-export type CloseReason = "drain" | "rotate" | "token_expired" | "kicked" | "signed_out" | "replaced";
-
-export interface StreamClose {
-  reason: CloseReason;
-  reconnect: boolean;
-}
-
-export interface SnapshotProgress {
-  snapshotId: string;
-  step: number;
-  of: number;
-}
-
-export interface SnapshotGenerated {
-  snapshotId: string;
-  snapshotCount: number;
-  timestamp: string;
-  serverId: string;
-}
-
-/** What `data` is, by event type. A page adds its own types by declaration merging. */
-export interface EventData {
-  "stream.open": StreamOpen;
-  "stream.gap": StreamGap;
-  "stream.expiring": StreamExpiring;
-  "stream.close": StreamClose;
-  heartbeat: Record<string, never>;
-  "snapshots.progress": SnapshotProgress;
-  "snapshots.generated": SnapshotGenerated;
-}
+/**
+ * What `data` is, by event type: the types of the catalogue, in `types.ts`, which `allim types` makes. A page adds its
+ * own types by declaration merging.
+ */
+export interface EventData extends Events {}
 
 export type DataOf<Type extends string> = Type extends keyof EventData ? EventData[Type] : unknown;
 

@@ -18,28 +18,45 @@ _BUILT = (_PACKAGE / "web", _PACKAGE.parents[1] / "web" / "dist")  # in a wheel,
 FOLDER = next((folder for folder in _BUILT if (folder / "index.html").is_file()), None)
 
 _HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
+_HTML = {200: Answer("A page that needs nothing from elsewhere.", str, media_type="text/html")}
 
 
 def routes() -> list[BaseRoute]:
-    """`/api/docs`; and `/`, `/favicon.svg` and `/assets`, if the page was built."""
-    return [_docs(), *(_page(FOLDER) if FOLDER else [])]
+    """`/api/docs` and `/api/catalogue`; and `/`, `/favicon.svg` and `/assets`, if the page was built."""
+    return [*_descriptions(), *(_page(FOLDER) if FOLDER else [])]
 
 
-def _docs() -> Resource:
-    @operation(
-        answers={200: Answer("A page that needs nothing from elsewhere.", str, media_type="text/html")},
-        fails=[NotFound],
-    )
+def _descriptions() -> list[Resource]:
+    @operation(answers=_HTML, fails=[NotFound])
     async def docs(_: Request) -> Response:
         """Show the description, to be read and tried out.
 
         404 when the page was not built.
         """
-        if FOLDER is None or not (FOLDER / "docs.html").is_file():
-            raise NotFound("The page was not built here; the description is at /api/openapi.json.")
-        return FileResponse(FOLDER / "docs.html", headers=_HEADERS)
+        return _built("docs.html", "/api/openapi.json")
 
-    return route("/api/docs", tag="Description", get=docs)
+    @operation(answers=_HTML, fails=[NotFound])
+    async def event_page(_: Request) -> Response:
+        """Show the declared types of events.
+
+        404 when the page was not built.
+        """
+        return _built("catalogue.html", "/api/catalogue.json")
+
+    return [
+        route("/api/docs", tag="Description", get=docs),
+        route("/api/catalogue", tag="Description", get=event_page),
+    ]
+
+
+def _built(name: str, document: str) -> Response:
+    """Return a file of the built page; `document` is the path of the description that it shows.
+
+    Raises: NotFound.
+    """
+    if FOLDER is None or not (FOLDER / name).is_file():
+        raise NotFound(f"The page was not built here; the description is at {document}.")
+    return FileResponse(FOLDER / name, headers=_HEADERS)
 
 
 def _page(folder: Path) -> list[BaseRoute]:

@@ -11,6 +11,7 @@ from allim.access.rates import Policy
 from allim.domains.domain import Domain, Host, Opened
 from allim.domains.settings import EQUAL, DomainSettings, renamed
 from allim.domains.signals import ACCOUNT_CREATED, ACCOUNT_DELETED
+from allim.domains.snapshots.events import EVENTS
 from allim.domains.snapshots.generation import KEYS_KEPT_S, Generation
 from allim.domains.snapshots.routes import routes
 from allim.domains.snapshots.service import Service
@@ -43,5 +44,6 @@ DOMAIN = Domain(
     _open,
     needs=("accounts",),
     settings=SnapshotSettings,
+    events=EVENTS,
     migrations=Path(__file__).parent / "migrations",
 )
