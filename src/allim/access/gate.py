@@ -200,7 +200,8 @@ def token_of(connection: HTTPConnection) -> str:
 def set_cookie(connection: HTTPConnection, response: Response, token: str, max_age_s: int) -> None:
     """Keep the token in the browser, out of reach of scripts and of other sites' requests."""
     secure = connection.scope["scheme"] == "https"
-    response.set_cookie(COOKIE, token, max_age=max_age_s, path="/", httponly=True, samesite="lax", secure=secure)
+    path = connection.scope.get("root_path") or "/"  # an application that is mounted keeps to its own paths
+    response.set_cookie(COOKIE, token, max_age=max_age_s, path=path, httponly=True, samesite="lax", secure=secure)
 
 
 def clear_cookie(connection: HTTPConnection, response: Response) -> None:
