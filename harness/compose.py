@@ -9,7 +9,7 @@ import yaml  # type: ignore[import-untyped]
 from harness.replicas import ROOT
 
 PATH = ROOT / "docker-compose.yml"
-_VARIABLE = re.compile(r"\$\$|\$\{(\w+):-([^{}]*)\}")
+_VARIABLE = re.compile(r"\$\$|\$\{(\w+)(:?)-([^{}]*)\}")
 
 
 def services(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -28,5 +28,14 @@ def _part(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def filled_in(text: str, environ: Mapping[str, str]) -> str:
-    """`${NAME:-default}` as Compose reads it: an empty value is none. `$$` is a `$`."""
-    return _VARIABLE.sub(lambda found: (environ.get(found[1]) or found[2]) if found[1] else "$", text)
+    """Fill in variables as Compose does: `$$` is a `$`; an empty value is none in `${NAME:-default}`, and one in
+    `${NAME-default}`.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name, colon, default = found.groups()
+        if name is None:
+            return "$"
+        return environ.get(name) or default if colon else environ.get(name, default)
+
+    return _VARIABLE.sub(value, text)

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from allim.access.tokens import Algorithms
+from allim.access.signatures import Algorithms
 from harness.waiting import until_sync
 
 CLIENT_ID = "allim-of-the-tests"

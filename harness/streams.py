@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from allim.client import Message, Parser
-from allim.hub import Backlog, CloseReason, Opening, Position, Stream
-from allim.hub.event import encode
+from allim.hub import Backlog, CloseReason, HubSettings, Opening, Position, Run, Stream, encode
 from allim.identity import Identity
+from allim.settings import Settings
+from allim.transports.sse import frames
 
 _numbers = itertools.count(1)
 
@@ -20,8 +21,16 @@ def identity(
     return Identity(subject, session, expires_at, topics, issued_at=issued_at)
 
 
+def hub_settings(**changed: float) -> HubSettings:
+    """The settings of a hub as a replica without any setting has them, but for these."""
+    defaults = {
+        name: Settings.model_fields[name].default for name in HubSettings.__slots__ if name in Settings.model_fields
+    }
+    return HubSettings(**{**defaults, "memory_max_bytes": 0, "revocation_s": 30 * 86400, **changed})
+
+
 class ListStream(Stream):
-    """Keeps what was written; `paused` makes `drained` wait like a slow connection."""
+    """Keeps the bytes of what was written."""
 
     def __init__(self, *topics: str, backlog_bytes: int = 262_144, who: Identity | None = None) -> None:
         name = f"stream-{next(_numbers)}"
@@ -32,8 +41,8 @@ class ListStream(Stream):
         self.warnings: list[float] = []
         self.opening: Opening | None = None
 
-    def write(self, wire: bytes) -> None:
-        self.written += wire
+    def write(self, run: Run) -> None:
+        self.written += run.framed(frames.plain)
 
     def open(self, opening: Opening) -> None:
         self.opening = opening
@@ -41,7 +50,7 @@ class ListStream(Stream):
     def heartbeat(self, position: Position | None) -> None:
         self.heartbeats.append(position)
         if position is not None:
-            self.write(b"id: %b\n%b" % (str(position).encode(), encode("heartbeat", {})))
+            self.written += frames.heartbeat(position)
 
     def expiring(self, left_s: float) -> None:
         self.warnings.append(left_s)
@@ -52,7 +61,7 @@ class ListStream(Stream):
     def close(self, reason: CloseReason) -> None:
         self.close_reason = self.close_reason or reason
 
-    async def drained(self) -> None:
+    async def writable(self) -> None:
         return
 
     @property

@@ -208,7 +208,7 @@ MUTANTS = (
         "a stream writes what it has written",
         3,
         "hub/stream.py",
-        "        if run[0].position <= self.last:\n",
+        "        if run.first <= self._last:\n",
         "        if False:\n",
         (STREAMS + "test_streams_joining_at_full_speed_get_no_hole_no_double_no_disorder",),
     ),
@@ -264,8 +264,8 @@ MUTANTS = (
         "of what comes together only the first is broadcast",
         4,
         "hub/dispatcher.py",
-        "            for event in run:\n                self._broadcasts.add(event, topic)\n",
-        "            self._broadcasts.add(run[0], topic)\n",
+        "            for event in events:\n                self._broadcasts.add(event, topic)\n",
+        "            self._broadcasts.add(events[0], topic)\n",
         ("tests/hub/test_broadcasts.py::test_every_stream_gets_its_topics_events_once_and_in_order",),
     ),
     Mutant(
@@ -287,7 +287,7 @@ MUTANTS = (
     Mutant(
         "a silent link is waited for",
         5,
-        "hub/hub.py",
+        "hub/pulse.py",
         "            await self._broker.replace_link()\n",
         "",
         (
@@ -305,7 +305,7 @@ MUTANTS = (
     Mutant(
         "a stopping replica ends its streams at once and untold",
         6,
-        "hub/hub.py",
+        "hub/lifetimes.py",
         "            self._wheel.bring_forward(stream, stream.ends_at)\n",
         "            stream.close(CloseReason.CLIENT_LEFT)\n",
         (SSE + "test_sigterm_tells_every_stream_at_its_own_moment",),
@@ -329,7 +329,7 @@ MUTANTS = (
     Mutant(
         "a token's end is not looked at",
         8,
-        "hub/hub.py",
+        "hub/lifetimes.py",
         "        if left_s <= 2 * SLOT_S:\n",
         "        if False:\n",
         (SSE + "test_an_expired_token_ends_the_stream_and_nothing_follows",),
@@ -338,7 +338,7 @@ MUTANTS = (
         "a session that was ended opens streams",
         8,
         "hub/hub.py",
-        "        refuse_ended(admission.standing)\n",
+        "        refuse_ended(admission.state)\n",
         "",
         (SESSIONS + "test_a_kick_ends_every_session_until_now_and_no_later_one",),
     ),
@@ -385,8 +385,8 @@ MUTANTS = (
     Mutant(
         "nobody asks after a repair which sessions were ended meanwhile",
         8,
-        "hub/hub.py",
-        "        self._audit_due.set()\n",
+        "hub/audit.py",
+        "        self._due.set()\n",
         "        pass\n",
         (
             "tests/system/test_sessions.py::test_a_kick_that_a_black_holed_replica_misses_ends_its_streams_with_the_repair",
@@ -403,7 +403,7 @@ MUTANTS = (
     Mutant(
         "a full Redis takes no order to end streams",
         8,
-        "hub/hub.py",
+        "hub/sessions.py",
         'Publication([entry], None, "", vital=True)',
         'Publication([entry], None, "")',
         (FULL_REDIS,),

@@ -254,11 +254,17 @@ def test_key_makes_a_secret_and_the_entry_that_knows_it(tmp_path: Path) -> None:
     assert (wrong.exit_code, wrong.stderr) == (2, "allim: NAME: must be 1 to 64 of A-Z a-z 0-9 . _ ~ -\n")
 
 
+async def migrated(url: str) -> None:
+    engine = open_engine(url)
+    await migrate(engine)
+    await engine.dispose()
+
+
 def test_dead_jobs_are_listed_and_tried_again(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/allim.db"
     before = run("work", "dead", ALLIM_DATABASE_URL=url)
     assert (before.exit_code, "has not run with this database" in before.output) == (2, True)
-    asyncio.run(migrate(open_engine(url)))
+    asyncio.run(migrated(url))
     with closing(sqlite3.connect(tmp_path / "allim.db")) as database, database:
         for job in ("one", "two", "three"):
             values = (job, "orders.receipt", '["a"]', "dead", 1.0, 1.0, 11, 11, "RuntimeError: odd", 2.0)

@@ -9,10 +9,20 @@ import pytest
 from harness.compose import PATH, networks, services
 from harness.replicas import ROOT
 
+from allim.domains.choice import known
+from allim.domains.settings import variables
 from allim.settings import Settings, load_settings, unknown_settings
 from allim.variables import PREFIX
 
-NOT_PASSED_ON = {"data_dir", "drain_s", "log_format", "redis_durable", "server_id", "snapshot_step_ms"}
+NOT_PASSED_ON = {"data_dir", "drain_s", "log_format", "redis_durable", "server_id", "snapshots_step_ms"}
+
+
+OF_DOMAINS = {
+    variable.name.removeprefix(PREFIX).lower()
+    for domain in known([])
+    for variable in variables(domain.name, domain.settings)
+}
+PASSED_ON = {*Settings.model_fields, *OF_DOMAINS} - NOT_PASSED_ON
 
 
 @pytest.fixture
@@ -33,15 +43,15 @@ def test_with_nothing_set_the_settings_are_right(app: dict[str, Any]) -> None:
 def test_every_setting_is_passed_on_or_left_out_on_purpose(app: dict[str, Any]) -> None:
     passed_on = {name.removeprefix(PREFIX).lower() for name in app["environment"]}
 
-    assert passed_on == set(Settings.model_fields) - NOT_PASSED_ON
+    assert passed_on == PASSED_ON
 
 
 def test_each_takes_the_variable_of_its_own_name() -> None:
     own = {"ALLIM_REDIS_URL", "ALLIM_DATABASE_URL", "ALLIM_TRUSTED_PROXIES", "ALLIM_SECRET_KEY_FILE"}  # Compose's
-    names = re.findall(r"^      (ALLIM_\w+): \$\{(\w+):-", PATH.read_text(), re.MULTILINE)
+    names = re.findall(r"^      (ALLIM_\w+): \$\{(\w+):?-", PATH.read_text(), re.MULTILINE)
 
     assert {variable for name, variable in names if name == variable} == {
-        f"{PREFIX}{name.upper()}" for name in set(Settings.model_fields) - NOT_PASSED_ON
+        f"{PREFIX}{name.upper()}" for name in PASSED_ON
     } - own
     others = {name for name, variable in names if name != variable}
     assert others == {"ALLIM_NGINX_ORIGINS", "ALLIM_TRUSTED_PROXIES"}

@@ -1,5 +1,6 @@
 """`allim doctor --token`: what a token says, what the server takes, and which check fails."""
 
+import json
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from allim.brokers.redis import RedisLedger
 from allim.doctor import Finding, examine
 from allim.http.refused import REASONS
 from tests.access.issuers import ec_key, signed
+from tests.access.shop import SECRET as WEBHOOK_SECRET
+from tests.access.shop import shop
 from tests.http.test_refused import TOKENS, by_us
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +44,7 @@ async def test_a_good_token_is_told_with_what_it_may(environ: dict[str, str]) ->
     assert found["check"].detail.startswith("good for 60 min; reads user:42, system, news:*; role user")
     assert 'sub "42"' in found["says"].detail
     assert "alg HS256" in found["says"].detail
-    assert "aud allim" in found["server"].detail
+    assert found["server"].detail.startswith("takes HS256 by 1 secret key(s) of allim itself; ")
     assert "see --url" in found["session"].detail
 
 
@@ -71,10 +74,76 @@ async def test_a_token_of_an_outside_issuer_needs_the_issuer(environ: dict[str, 
     slash = (await explained({**environ, **issuer}, theirs))["check"]
     unread = (await explained({**environ, **issuer, "ALLIM_JWT_ISSUER": "https://issuer.test/"}, theirs))["check"]
 
-    assert unset.advice == "set ALLIM_JWT_ISSUER and ALLIM_JWT_JWKS_URL for this issuer"
+    assert unset.detail == f"issuer: {REASONS['issuer']}"
+    assert unset.advice.startswith("list the issuer in ALLIM_ISSUERS, ")
     assert (slash.ok, slash.detail) == (False, f"issuer: {REASONS['issuer']}")
     assert "slash" in slash.advice
     assert unread.detail.startswith(f"The keys of the token's issuer cannot be read. {keys}: ")
+
+
+SHOP_KEY = "the key of the shop, 0123456789abcdef"
+SHOP = {"issuer": "https://shop.test", "secret": SHOP_KEY, "audience": "shop", "claims": {"subject": "user.id"}}
+OF_SHOP = {"iss": "https://shop.test", "aud": "shop", "exp": 4e9, "user": {"id": 42}}
+
+
+@pytest.mark.parametrize(
+    ("claims", "key", "told"),
+    [
+        (OF_SHOP, SHOP_KEY, "good for "),
+        (OF_SHOP, SECRET, "signature: "),
+        ({**OF_SHOP, "iss": "https://shop.test/"}, SHOP_KEY, "issuer: "),
+        ({**OF_SHOP, "aud": "web"}, SHOP_KEY, "audience: "),
+        ({**OF_SHOP, "user": 42}, SHOP_KEY, "claim_sub: "),
+        ({**OF_SHOP, "exp": 1}, SHOP_KEY, "expired: "),
+    ],
+    ids=["good", "signature", "issuer", "audience", "claim_sub", "expired"],
+)
+async def test_a_token_of_a_listed_issuer_is_judged_by_its_entry_alone(
+    environ: dict[str, str], claims: dict[str, object], key: str, told: str
+) -> None:
+    environ["ALLIM_ISSUERS"] = json.dumps([SHOP])
+
+    found = await explained(environ, signed("HS256", OctKey.import_key(key.encode()), claims))
+
+    assert found["check"].detail.startswith(told)
+    assert found["check"].ok is (told == "good for ")
+    assert SHOP_KEY not in str(found)
+    if claims["iss"] == SHOP["issuer"]:
+        assert "takes HS256 of https://shop.test; aud shop; subject in user.id: " in found["server"].detail
+    else:
+        assert found["server"].detail.startswith("takes tokens of allim, https://shop.test; ")
+
+
+async def test_a_fault_of_the_list_is_a_finding_of_the_settings(environ: dict[str, str]) -> None:
+    environ["ALLIM_ISSUERS"] = json.dumps([{**SHOP, "secret": SECRET}])
+    [own] = await examine(environ, None)
+    environ["ALLIM_ISSUERS"] = json.dumps([{**SHOP, "secret": "short"}])
+    [short] = await examine(environ, None)
+
+    assert (own.ok, short.ok) == (False, False)
+    assert own.detail.startswith("ALLIM_ISSUERS: a secret is allim's own ALLIM_SECRET_KEY")
+    assert short.detail == "ALLIM_ISSUERS: [0].secret: must have at least 32 characters"
+
+
+async def test_the_application_that_decides_on_topics_is_asked_and_its_fault_is_named(
+    environ: dict[str, str],
+) -> None:
+    async def asked() -> Finding:
+        return next(finding for finding in await examine(environ, None) if finding.subject == "authorize")
+
+    with shop() as app:
+        environ |= {"ALLIM_AUTHORIZE_URL": app.url, "ALLIM_AUTHORIZE_SECRET": WEBHOOK_SECRET}
+        good = await asked()
+        app.secret = "another" * 10
+        unsigned = await asked()
+    down = await asked()
+
+    assert good.ok
+    assert good.detail.startswith("answers in ")
+    assert (unsigned.ok, down.ok) == (False, False)
+    assert unsigned.detail.endswith(" HTTP status 401")
+    assert "ALLIM_AUTHORIZE_SECRET" in unsigned.advice
+    assert "cannot be reached" in down.detail
 
 
 async def test_an_ended_session_is_told_where_replicas_remember_it(environ: dict[str, str], redis: Redis) -> None:

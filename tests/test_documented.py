@@ -8,13 +8,23 @@ from pathlib import Path
 import pytest
 from harness.replicas import ROOT
 
+from allim.domains.choice import known
+from allim.domains.settings import variables
 from allim.http.refused import REASONS
 from allim.settings import Settings, load_settings
 from allim.telemetry import Metrics
 from allim.variables import PREFIX
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-SETTINGS = {name.upper() for name in Settings.model_fields}
+OF_DOMAINS = {
+    variable.name.removeprefix(PREFIX): info.default
+    for domain in known([])
+    if domain.settings is not None
+    for variable, info in zip(
+        variables(domain.name, domain.settings), domain.settings.model_fields.values(), strict=True
+    )
+}
+SETTINGS = {name.upper() for name in Settings.model_fields} | set(OF_DOMAINS)
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
 
@@ -106,7 +116,8 @@ def test_a_default_is_what_the_row_says(tmp_path: Path) -> None:
     settings = load_settings({"ALLIM_DATA_DIR": str(tmp_path)})
 
     for name, told in re.findall(r"^\| `ALLIM_(\w+)` \| ([\d,.]+)[ |:(]", OPERATIONS, re.MULTILINE):
-        assert float(told.replace(",", "")) == float(getattr(settings, name.lower())), name
+        default = OF_DOMAINS[name] if name in OF_DOMAINS else getattr(settings, name.lower())
+        assert float(told.replace(",", "")) == float(default), name
 
 
 @pytest.mark.parametrize(

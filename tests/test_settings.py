@@ -129,6 +129,11 @@ def test_settings_cannot_be_changed() -> None:
         ("RETRY_MS", "0"),
         ("SESSION_LIFETIME_S", "0"),
         ("SNAPSHOT_STEP_MS", "-1"),
+        ("COOKIE_NAME", "a b"),
+        ("COOKIE_NAME", "a=b"),
+        ("COOKIE_NAME", "c" * 65),
+        ("ACCOUNTS_REGISTRATION", "maybe"),
+        ("AUTHORIZE_URL", "app.example"),
         ("PUBLISH_KEYS", "short"),
         ("PUBLISH_KEYS", "shop:nineteen-characters"),
         ("PUBLISH_KEYS", "shop:a-secret-of-20-chars,short"),
@@ -259,6 +264,23 @@ def test_a_setting_without_its_prefix_is_told_where_the_setting_is_not_there() -
     environ = {"REDIS_URL": "redis://x", "DATABASE_URL": "x", "ALLIM_DATABASE_URL": "sqlite:///x", "PORT": "1"}
 
     assert warnings(environ) == ["REDIS_URL is set and ALLIM_REDIS_URL is not: only ALLIM_REDIS_URL is a setting"]
+
+
+@pytest.mark.parametrize("name", ["ALLIM_JWT_ISSUER", "ALLIM_JWT_AUDIENCE"])
+def test_a_setting_that_is_to_go_is_told_with_what_takes_its_place(name: str) -> None:
+    assert warnings({name: "x"}) == [f"{name} works until 1.0: describe the issuer in ALLIM_ISSUERS instead"]
+
+
+def test_the_webhook_needs_an_address_and_a_secret_that_cannot_be_guessed() -> None:
+    url, secret = {"ALLIM_AUTHORIZE_URL": "http://app.test/allim"}, "s" * 32
+    for given in (url, {"ALLIM_AUTHORIZE_SECRET": secret}):
+        with pytest.raises(SettingsError, match="ALLIM_AUTHORIZE_URL, ALLIM_AUTHORIZE_SECRET: give both, or neither"):
+            load_settings({"ALLIM_SECRET_KEY": SECRET, **given})
+    with pytest.raises(SettingsError, match="ALLIM_AUTHORIZE_SECRET: must have at least 32 characters") as caught:
+        load_settings({"ALLIM_SECRET_KEY": SECRET, **url, "ALLIM_AUTHORIZE_SECRET": "s" * 31})
+
+    assert "s" * 31 not in str(caught.value)
+    assert load_settings({"ALLIM_SECRET_KEY": SECRET, **url, "ALLIM_AUTHORIZE_SECRET": secret}).authorize_url
 
 
 @pytest.mark.parametrize(

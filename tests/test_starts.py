@@ -162,13 +162,13 @@ def test_a_schema_of_a_newer_allim_is_named(tmp_path: Path, postgres: str, kind:
         engine = open_engine(url)
         await migrate(engine)
         async with writing(engine) as connection:
-            await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            await connection.execute(text("UPDATE allim_accounts_version SET version_num = '9999'"))
         await engine.dispose()
         return url
 
     what, advice = refused(tmp_path, ALLIM_DATABASE_URL=anyio.run(made_newer))
 
-    assert what.startswith("allim: ALLIM_DATABASE_URL: its schema 9999 is not known to allim ")
+    assert what.startswith("allim: ALLIM_DATABASE_URL: its schema accounts 9999 is not known to allim ")
     assert advice.startswith("     → run that version or a later one")
 
 

@@ -14,6 +14,8 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from allim.access.authenticate import Authenticate
+from allim.access.authorize import Authorize
 from allim.access.permission import Rule
 from allim.core import Core
 from allim.domains.domain import Domain
@@ -37,15 +39,19 @@ def create_app(
     settings: Settings | None = None,
     rules: Mapping[str, Rule] | None = None,
     domains: Sequence[Domain] | None = None,
+    *,
+    authenticate: Authenticate | None = None,
+    authorize: Authorize | None = None,
 ) -> Starlette:
     """Return the whole application. Its routes are complete once its lifespan has begun.
 
-    Shape: `domains` are those that ALLIM_DOMAINS names, if none are given; `rules` say by kind of topic, which is the
-    part before the colon, who may read it beside those whose token grants it.
+    Shape: `domains` are those that ALLIM_DOMAINS names, if none are given. `rules` decide by kind of topic, the part
+    before the colon, on topics that the token does not grant. `authenticate` returns the identity of a request, and
+    is asked before tokens; `authorize` decides on topics that neither token nor rule grants.
     Raises: SettingsError naming the variable that is wrong.
     """
     settings = settings or load_settings()
-    core = Core(settings, select(settings, domains), rules or {})
+    core = Core(settings, select(settings, domains), rules or {}, authenticate, authorize)
     resources = core.resources()
     paths = exact_paths(resources)
     refused = Refused(core.metrics.credentials_refused)

@@ -10,6 +10,8 @@ import structlog
 from starlette.routing import BaseRoute
 
 from allim import data_folder
+from allim.access.authenticate import Authenticate
+from allim.access.authorize import Authorize
 from allim.access.gate import Gate, Limits
 from allim.access.permission import Permission, Rule
 from allim.access.publishers import Publishers
@@ -21,20 +23,21 @@ from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.brokers.redis.peers import Peers
 from allim.brokers.redis.rights import Rights
 from allim.catalogue import load
-from allim.credentials import issuer_of, publish_keys_of, tokens_of
+from allim.credentials import equal_settings, issuers_of, publish_keys_of, tokens_of, webhook_of
 from allim.domains.domain import Domain, Host, Opened, Storage
 from allim.domains.signals import Signals
 from allim.errors import Unusable
 from allim.http import catalogue, health, metrics, openapi, publish, ticket_routes, users
 from allim.http.routing import Resource
 from allim.hub import Broker, Hub, HubSettings, Ledger
-from allim.hub.load import limit_bytes
+from allim.hub.capacity import limit_bytes
 from allim.selection import Selection
-from allim.settings import Settings, naming
+from allim.settings import Settings, SettingsError, naming
 from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
 from allim.transports.control_events import CONTROL_EVENTS
+from allim.transports.opening import Opener
 from allim.work import Work
 
 log = structlog.get_logger(__name__)
@@ -48,14 +51,22 @@ WORK_SHARE = 0.5  # of the drain time, for jobs in hand; the others go to anothe
 class Core:
     """The parts of a replica that all domains share."""
 
-    def __init__(self, settings: Settings, selection: Selection, rules: Mapping[str, Rule]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        selection: Selection,
+        rules: Mapping[str, Rule],
+        authenticate: Authenticate | None = None,
+        authorize: Authorize | None = None,
+    ) -> None:
         """Raises: SettingsError."""
         self.settings = settings
         self.selection = selection
         self.metrics = Metrics(settings.server_id)
         with naming("CATALOGUE", Unusable):
             self.catalogue = load([*selection.events(), *CONTROL_EVENTS], settings.catalogue)
-        equal = {**settings.equal(), **selection.equal(), "ALLIM_CATALOGUE": self.catalogue.digest}
+        issuers = issuers_of(settings, self.metrics.issuer_keys_not_read)
+        equal = equal_settings(settings, issuers) | selection.equal() | {"ALLIM_CATALOGUE": self.catalogue.digest}
         with naming("REDIS_URL"):
             rights = Rights(settings.redis_prefix, settings.durability)
             ledger = _ledger(settings, rights)
@@ -64,12 +75,17 @@ class Core:
         self.storage = self._storage() if selection.stored else None
         self.signals = Signals()
         self.secret_keys = (settings.secret_key, *settings.old_secret_keys)
-        self.issuer = issuer_of(settings, self.metrics.issuer_keys_not_read)
-        self.tokens = tokens_of(settings, self.issuer)
+        self.tokens = tokens_of(settings, issuers)
+        self.webhook = webhook_of(settings, self.metrics.authorized)
+        if self.webhook is not None and authorize is not None:
+            raise SettingsError("ALLIM_AUTHORIZE_URL: create_app was given `authorize`, which decides instead")
         self.tickets = Tickets(self.secret_keys, settings.ticket_lifetime_s, shared_now=self.hub.shared_clock)
         self.rates = Rates(ledger, MemoryLedger(), self.metrics.refused)
-        self.gate = Gate(self.tokens, self.tickets, self.rates, _limits(settings))
+        cookie = settings.cookie_name
+        limits = _limits(settings)
+        self.gate = Gate(self.tokens, self.tickets, self.rates, limits, cookie=cookie, authenticate=authenticate)
         self.rules = dict(rules)
+        self.permission = Permission(self.rules, authorize or self.webhook)
         self.publishers = Publishers(publish_keys_of(settings), count=self.gate.count_unknown_key)
         self.checks: dict[str, health.Check] = {"hub": self.hub.check}
         if self.storage is not None:
@@ -79,15 +95,15 @@ class Core:
 
     def resources(self) -> list[Resource]:
         """Return the routes of the hub, which are the same whichever domains there are."""
-        settings, permission = self.settings, Permission(self.rules)
+        settings, hub, gate, permission = self.settings, self.hub, self.gate, self.permission
         events_per_s = Policy("publish", settings.publish_events_per_s, 1)
-        speech = sse.Speech(settings.server_id, settings.heartbeat_s, settings.retry_ms)
+        defaults = sse.StreamDefaults(settings.server_id, settings.heartbeat_s, settings.retry_ms)
         memory = partial(_publisher_memory, settings, self.broker)
         return [
-            *users.routes(self.gate, self.hub.kick),
-            *ticket_routes.routes(self.gate, self.tickets, permission),
-            *publish.routes(self.hub, self.publishers, self.rates, events_per_s, memory),
-            *sse.routes(self.hub, speech, self.gate, permission),
+            *users.routes(gate, hub.sessions.kick),
+            *ticket_routes.routes(gate, self.tickets, permission),
+            *publish.routes(hub, self.publishers, self.rates, events_per_s, memory),
+            *sse.routes(hub, defaults, Opener(hub, gate, permission)),
             *catalogue.routes(self.catalogue),
             *metrics.routes(self.metrics),
         ]
@@ -95,7 +111,7 @@ class Core:
     def closing_resources(self, before: list[BaseRoute]) -> list[Resource]:
         """Return the routes that know all others, and all checks."""
         ready = health.routes(self.checks, asking={"store"})
-        return [*ready, *openapi.routes([*before, *ready], self.catalogue)]
+        return [*ready, *openapi.routes([*before, *ready], self.catalogue, self.settings.cookie_name)]
 
     def host(self, domain: Domain, doors: Mapping[str, object]) -> Host[object]:
         """Return the parts that a domain is opened with. Shape: `doors` are those of the domains that are open."""
@@ -150,8 +166,9 @@ class Core:
                 async with self.hub.running():
                     yield
         finally:
-            if self.issuer is not None:
-                await self.issuer.jwks.close()
+            await self.tokens.close()
+            if self.webhook is not None:
+                await self.webhook.close()
             if storage is not None:
                 await storage.engine.dispose()
 

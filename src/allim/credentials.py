@@ -1,30 +1,57 @@
-"""Tokens and publish keys as the settings describe them."""
+"""Tokens, publish keys and the webhook as the settings describe them."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 
+from allim.access.authorize import Webhook
+from allim.access.issuers import Issuer, JwksKeys, by_name, read_issuers
 from allim.access.jwks import Jwks
 from allim.access.publishers import SettingsKeys, read_grants
-from allim.access.tokens import Issuer, Tokens
+from allim.access.tokens import Tokens
 from allim.settings import Settings, naming
+from allim.variables import PREFIX
 
 
-def issuer_of(settings: Settings, on_failure: Callable[[], None] = lambda: None) -> Issuer | None:
-    """The outside issuer, if one is set. Its keys are closed by the caller."""
-    if settings.jwt_issuer is None or settings.jwt_jwks_url is None:
-        return None
-    return Issuer(settings.jwt_issuer, Jwks(settings.jwt_jwks_url, on_failure=on_failure), settings.jwt_audience)
+def issuers_of(settings: Settings, on_failure: Callable[[], None] = lambda: None) -> list[Issuer]:
+    """Return the trusted issuers. Their keys are closed by the caller, or by the tokens that get them.
+
+    Raises: SettingsError.
+    """
+    with naming("ISSUERS"):
+        issuers = read_issuers(settings.issuers, on_failure)
+    if settings.jwt_issuer is not None and settings.jwt_jwks_url is not None:  # until 1.0
+        keys = JwksKeys(Jwks(settings.jwt_jwks_url, on_failure=on_failure))
+        issuers.append(Issuer(settings.jwt_issuer, keys, settings.jwt_audience))
+    return issuers
 
 
-def tokens_of(settings: Settings, issuer: Issuer | None) -> Tokens:
+def tokens_of(settings: Settings, issuers: Sequence[Issuer]) -> Tokens:
     """Raises: SettingsError."""
+    keys = (settings.secret_key, *settings.old_secret_keys)
+    with naming("ISSUERS"):
+        by_name(issuers, keys)
     with naming("OLD_SECRET_KEYS"):
         return Tokens(
-            (settings.secret_key, *settings.old_secret_keys),
+            keys,
             settings.session_lifetime_s,
             audience=settings.jwt_audience,
             max_s=settings.session_max_s,
-            issuer=issuer,
+            issuers=issuers,
+            named_only=bool(settings.issuers),
         )
+
+
+def equal_settings(settings: Settings, issuers: Sequence[Issuer]) -> dict[str, str]:
+    """Return the settings that must be equal on all replicas, by variable; the issuers as a digest."""
+    described = "\n".join(sorted(issuer.described() for issuer in issuers))
+    return {**settings.equal(), f"{PREFIX}ISSUERS": hashlib.sha256(described.encode()).hexdigest()[:16]}
+
+
+def webhook_of(settings: Settings, count: Callable[[str], None] = lambda _: None) -> Webhook | None:
+    """Return the webhook that decides on topics, if one is set."""
+    if settings.authorize_url is None:
+        return None
+    return Webhook(settings.authorize_url, settings.authorize_secret, count=count)
 
 
 def publish_keys_of(settings: Settings) -> SettingsKeys:

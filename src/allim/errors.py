@@ -89,6 +89,12 @@ class Forbidden(AllimError):
     code = "forbidden"
 
 
+class RegistrationClosed(Forbidden):
+    """Accounts are not made here."""
+
+    code = "registration_closed"
+
+
 class NotFound(AllimError):
     """It does not exist, or the caller may not know that it exists."""
 
@@ -116,6 +122,12 @@ class Unavailable(AllimError):
     def __init__(self, detail: str, retry_after_s: int = 2) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class AuthorizeUnavailable(Unavailable):
+    """The application that decides on topics does not answer, or gives an answer that cannot be used."""
+
+    code = "authorize_unavailable"
 
 
 class TooMany(AllimError):

@@ -26,7 +26,7 @@ MIN_SECRET_CHARS = 32
 MIN_PUBLISH_KEY_CHARS = 20
 IPV4_MAPPED_BITS = 96  # of `::ffff:0:0/96`, before the IPv4 address
 DEFAULT_DOMAINS = ("accounts", "keys", "snapshots", "page")
-DOMAINS = PREFIX + "DOMAINS"
+DOMAINS = f"{PREFIX}DOMAINS"
 COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by `allim publish` and `allim tail`
 
 
@@ -43,6 +43,7 @@ EQUAL = (
         "max_event_bytes",
     ),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
+    "cookie_name",
     *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
     "publisher_memory_mb",
 )
@@ -158,6 +159,12 @@ def _field_names(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _cookie_name(value: str) -> str:
+    if not _FIELD_NAME.fullmatch(value):
+        raise ValueError("must be the name of a cookie: 1 to 64 of A-Z a-z 0-9 ! # $ % & ' + . ^ _ ` | ~ -")
+    return value
+
+
 def _publish_keys(entries: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse secrets that can be guessed; of a digest nothing is known. The rest is judged where keys are read."""
     for number, entry in enumerate(entries, 1):
@@ -197,6 +204,10 @@ class Settings(BaseSettings):
     secret_key: str = ""
     secret_key_file: Path | None = None
     old_secret_keys: Words = ()
+    issuers: str = ""
+    cookie_name: Annotated[str, AfterValidator(_cookie_name)] = "allim_session"
+    authorize_url: Annotated[str | None, AfterValidator(http_url)] = None
+    authorize_secret: str = ""
     jwt_audience: str = Field("allim", min_length=1, max_length=256)
     jwt_issuer: str | None = None
     jwt_jwks_url: Annotated[str | None, AfterValidator(http_url)] = None
@@ -248,11 +259,11 @@ class Settings(BaseSettings):
     @property
     def key_in_folder(self) -> bool:
         """Whether the signing key is the one that is kept in the data folder."""
-        return not (self._variables.get(PREFIX + "SECRET_KEY") or self.secret_key_file or self._tickets_alone())
+        return not (self._variables.get(f"{PREFIX}SECRET_KEY") or self.secret_key_file or self._tickets_alone())
 
     def _tickets_alone(self) -> bool:
-        """Whether allim signs nothing but tickets: there are no accounts, and an issuer signs the tokens."""
-        return not self.domains and self.jwt_jwks_url is not None
+        """Whether allim signs nothing but tickets: there are no accounts, and others sign the tokens."""
+        return not self.domains and bool(self.issuers or self.jwt_jwks_url)
 
     @property
     def clustered(self) -> bool:
@@ -305,7 +316,7 @@ def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
 
 
 def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each variable that looks like a setting and is none, and for each that has another name now.
+    """A line for each variable that looks like a setting and is none, has another name now, or is to go.
 
     They stop no start: a setting of a newer version may be there when an older one is started again.
     """
@@ -326,6 +337,11 @@ def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
         + (", which is set, too: ignored" if environ.get(variable.name) else "; the old name is read until 1.0")
         for variable in of_domains
         if environ.get(variable.former)
+    ]
+    lines += [
+        f"{name} works until 1.0: describe the issuer in {PREFIX}ISSUERS instead"
+        for name in (f"{PREFIX}JWT_ISSUER", f"{PREFIX}JWT_AUDIENCE")
+        if environ.get(name)
     ]
     return lines
 
@@ -413,6 +429,12 @@ def _completed(settings: Settings) -> dict[str, Any]:
         )
     if (settings.jwt_issuer is None) != (settings.jwt_jwks_url is None):
         raise SettingsError(f"{PREFIX}JWT_ISSUER, {PREFIX}JWT_JWKS_URL: give both, or neither")
+    if (settings.authorize_url is None) != (settings.authorize_secret == ""):
+        raise SettingsError(f"{PREFIX}AUTHORIZE_URL, {PREFIX}AUTHORIZE_SECRET: give both, or neither")
+    if settings.authorize_secret and len(settings.authorize_secret) < MIN_SECRET_CHARS:
+        raise SettingsError(
+            f"{PREFIX}AUTHORIZE_SECRET: must have at least {MIN_SECRET_CHARS} characters", _NEW_SECRET
+        )
     if settings.durability != "memory" and not settings.clustered:
         raise SettingsError(f"{PREFIX}DURABILITY: {settings.durability} needs {PREFIX}REDIS_URL")
     if settings.clustered and not (settings.secret_key or settings.secret_key_file):

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from allim.access.gate import Gate, Limits
+from allim.access.authenticate import Authenticate
+from allim.access.gate import COOKIE, Gate, Limits
 from allim.access.rates import Policy, Rates
 from allim.access.tickets import Tickets
 from allim.access.tokens import Tokens
@@ -24,6 +25,13 @@ def gate_of(ledger: Ledger | None = None, **limits: Policy) -> Gate:
     return Gate(TOKENS, Tickets([SECRET], 30), rates_of(ledger), Limits(**{**ample, **limits}))
 
 
+def gate_beside(authenticate: Authenticate | None = None, cookie: str = COOKIE, ledger: Ledger | None = None) -> Gate:
+    """A gate of an application with its own users."""
+    limits = Limits(*[AMPLE] * len(Limits._fields))
+    tickets = Tickets([SECRET], 30)
+    return Gate(TOKENS, tickets, rates_of(ledger), limits, cookie=cookie, authenticate=authenticate)
+
+
 def rates_of(ledger: Ledger | None = None, refused: list[str] | None = None) -> Rates:
     return Rates(ledger or MemoryLedger(), MemoryLedger(), (refused if refused is not None else []).append)
 
@@ -35,13 +43,13 @@ def bearer(subject: str, role: str = USER) -> dict[str, str]:
 class AwayLedger(MemoryLedger):
     """Its store is away."""
 
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+    async def charge(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
         raise Unavailable("away")
 
 
 class HangingLedger(MemoryLedger):
     """Its store says nothing."""
 
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+    async def charge(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
         await asyncio.Event().wait()
         raise AssertionError("it hangs for ever")

@@ -5,19 +5,20 @@ import time
 from typing import Any
 
 import pytest
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message
 
 from allim.access import rates
-from allim.access.gate import COOKIE, Gate, Limits, bearer_of, clear_cookie, set_cookie, token_of
+from allim.access.authenticate import Authenticate
+from allim.access.gate import COOKIE, Gate, Limits, bearer_of
 from allim.access.rates import Policy
 from allim.access.tickets import Tickets
 from allim.brokers.memory import MemoryLedger
 from allim.errors import Forbidden, Kicked, OtherUser, SignedOut, TooMany, Unauthenticated, Unavailable
 from allim.hub import refuse_ended
-from allim.identity import OPERATOR
-from tests.access.gates import AMPLE, SECRET, TOKENS, AwayLedger, HangingLedger, gate_of, rates_of
+from allim.identity import OPERATOR, Identity
+from tests.access.gates import AMPLE, SECRET, TOKENS, AwayLedger, HangingLedger, gate_beside, gate_of, rates_of
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +68,7 @@ async def test_a_call_that_is_meant_for_another_user_is_refused() -> None:
     ],
 )
 async def test_the_header_wins_and_then_the_cookie(headers: dict[str, Any], expected: str) -> None:
-    assert token_of(request(**headers)) == expected
+    assert gate_of().token_of(request(**headers)) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ async def test_the_header_wins_and_then_the_cookie(headers: dict[str, Any], expe
 )
 async def test_whoever_brings_nothing_has_to_sign_in(headers: dict[str, Any]) -> None:
     with pytest.raises(Unauthenticated, match="Sign in first"):
-        token_of(request(**headers))
+        gate_of().token_of(request(**headers))
 
 
 async def test_only_the_bearer_scheme_has_credentials() -> None:
@@ -96,7 +97,7 @@ async def test_only_the_bearer_scheme_has_credentials() -> None:
 @pytest.mark.parametrize(("scheme", "secure"), [("http", False), ("https", True)])
 async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(scheme: str, secure: bool) -> None:
     answer = Response()
-    set_cookie(request(scheme=scheme), answer, "t1", 60)
+    gate_of().set_cookie(request(scheme=scheme), answer, "t1", 60)
 
     parts = answer.headers["set-cookie"].split("; ")
 
@@ -107,10 +108,103 @@ async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(scheme: str
 
 async def test_a_cleared_cookie_is_gone_at_once() -> None:
     answer = Response()
-    clear_cookie(request(), answer)
+    gate_of().clear_cookie(request(), answer)
 
     assert answer.headers["set-cookie"].startswith(f'{COOKIE}="";')
     assert "Max-Age=0" in answer.headers["set-cookie"]
+
+
+async def test_an_applications_own_cookie_is_read_by_its_name_and_no_other() -> None:
+    gate = gate_beside(cookie="shop_session")
+    answer = Response()
+    gate.set_cookie(request(), answer, "t1", 60)
+
+    assert gate.token_of(request(cookie=f"shop_session=t2; {COOKIE}=t1")) == "t2"
+    assert answer.headers["set-cookie"].startswith("shop_session=t1;")
+    with pytest.raises(Unauthenticated, match="Sign in first"):
+        gate.token_of(request(cookie=f"{COOKIE}=t1"))
+
+
+# Authentication by the application ----------------------------------------------------------------------------
+
+
+def by_header(connection: HTTPConnection) -> Identity | None:
+    """An application that knows its users by a header of its own."""
+    user = connection.headers.get("x-user")
+    return Identity.of(user, topics=["news:*"], session="s1") if user else None
+
+
+async def by_header_later(connection: HTTPConnection) -> Identity | None:
+    await asyncio.sleep(0)
+    return by_header(connection)
+
+
+@pytest.mark.parametrize("authenticate", [by_header, by_header_later])
+async def test_the_application_is_asked_before_tokens(authenticate: Authenticate) -> None:
+    gate = gate_beside(authenticate)
+    both = request(x_user="auth0|7", authorization=f"Bearer {TOKENS.issue('42')}")
+
+    identity = await gate.identify(both)
+
+    assert (identity.subject, identity.session, identity.topics) == ("auth0|7", "s1", ("news:*",))
+    assert (await gate.visit(both)).identity.subject == "auth0|7"
+    assert (await gate.recognise(both)).subject == "auth0|7"
+    assert (await gate.identify(request(authorization=f"Bearer {TOKENS.issue('42')}"))).subject == "42"
+    with pytest.raises(Unauthenticated, match="Sign in first"):
+        await gate.identify(request())
+
+
+async def test_a_ticket_wins_over_the_application() -> None:
+    gate = gate_beside(lambda _: Identity.of("7"))
+    ticket = Tickets([SECRET], 30).issue(await TOKENS.verify(TOKENS.issue("42")), ["news"])
+
+    assert (await gate.visit(request(query=f"ticket={ticket}"))).identity.subject == "42"
+
+
+async def test_what_the_application_vouches_for_is_not_allims_to_renew() -> None:
+    gate = gate_beside(lambda _: Identity.of("42"))
+
+    identity = await gate.identify(request())
+
+    assert identity.issuer == ""
+    assert not TOKENS.life(None, identity._replace(expires_at=time.time() + 1)).renewal_due
+
+
+async def test_an_identity_of_the_application_ends_by_a_kick_and_may_come_back() -> None:
+    ledger = MemoryLedger()
+    gate = gate_beside(lambda _: Identity.of("42"), ledger=ledger)
+    before = await gate.identify(request())
+
+    await ledger.kick("42", 60, time.time())
+
+    assert [str(state) for state in await ledger.session_states([before])] == ["kicked"]
+    await gate.identify(request())  # the application vouches again, after the kick
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ("42", TypeError),
+        (("42", "s1", 0), TypeError),
+        (Identity.of(""), ValueError),
+        (Identity.of("a\n"), ValueError),
+        (Identity.of("42", session=""), ValueError),
+        (Identity.of("42", topics=["*"]), ValueError),
+    ],
+)
+async def test_what_is_no_identity_is_a_defect_of_the_application(wrong: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="authenticate"):
+        await gate_beside(lambda _: wrong).identify(request())
+
+
+async def test_the_user_whom_a_page_shows_is_named_percent_encoded() -> None:
+    def shown(header: str, user: str) -> Request:
+        return request(allim_user=header, authorization=f"Bearer {TOKENS.issue(user)}")
+
+    for user, header in (("auth0|7", "auth0%7C7"), ("김", "%EA%B9%80"), ("a%7Cb", "a%257Cb"), ("a+b", "a+b")):
+        assert (await gate_of().identify(shown(header, user))).subject == user
+    with pytest.raises(OtherUser):
+        await gate_of().identify(shown("a%7Cb", "a%7Cb"))
 
 
 # Calls --------------------------------------------------------------------------------------------------------
@@ -206,10 +300,10 @@ async def test_a_bad_ticket_is_not_made_good_by_a_token(query: str) -> None:
 async def open_stream(gate: Gate, ledger: MemoryLedger, who: Request) -> dict[str, str]:
     """As the hub does it when it admits a stream; the headers of the answer."""
     visitor = await gate.visit(who)
-    toll = gate.toll(who, visitor)
-    admission = await ledger.admit(visitor.identity, "stream", 10, 60, visitor.ticket, toll.demands)
-    refuse_ended(admission.standing)
-    await toll.settle(admission.quotas)
+    charge = gate.charge(who, visitor)
+    admission = await ledger.admit(visitor.identity, "stream", 10, 60, visitor.ticket, charge.demands)
+    refuse_ended(admission.state)
+    await charge.report(admission.quotas)
     return dict(who.state.answer_headers)
 
 
@@ -227,11 +321,11 @@ async def test_streams_count_as_calls_of_their_user() -> None:
 async def test_a_stream_that_could_not_be_counted_by_all_is_counted_here() -> None:
     gate = gate_of(user_calls=Policy("user", 1, 60))
     who = asked_by("42")
-    toll = gate.toll(who, await gate.visit(who))
+    charge = gate.charge(who, await gate.visit(who))
 
-    await toll.settle([])
+    await charge.report([])
     with pytest.raises(TooMany):
-        await toll.settle([])
+        await charge.report([])
 
 
 async def test_a_call_of_an_ended_session_charges_its_address() -> None:

@@ -9,7 +9,7 @@ from allim.access import rates
 from allim.access.rates import Policy, Rates
 from allim.brokers.memory import MemoryLedger
 from allim.errors import TooMany
-from allim.hub import Demand, Grant, Holder, Standing
+from allim.hub import Demand, Grant, Holder, SessionState
 from tests.access.gates import AwayLedger, HangingLedger
 from tests.access.issuers import Clock
 
@@ -27,11 +27,11 @@ class Rationed:
         self.refused: list[str] = []
         self.rates = Rates(ledger or MemoryLedger(self.clock), MemoryLedger(self.clock), self.refused.append)
 
-    async def take(self, *wanted: tuple[Policy, str], cost: int = 1) -> dict[str, str]:
+    async def charge(self, *wanted: tuple[Policy, str], cost: int = 1) -> dict[str, str]:
         """The headers of the answer, whether it is granted or not."""
         connection = HTTPConnection({"type": "http", "headers": []})
         try:
-            await self.rates.take(connection, *wanted, cost=cost)
+            await self.rates.charge(connection, *wanted, cost=cost)
         except TooMany as error:
             return {**answer_headers(connection), "retry-after": str(error.retry_after_s)}
         return answer_headers(connection)
@@ -45,7 +45,7 @@ def answer_headers(connection: HTTPConnection) -> dict[str, str]:
 async def test_what_is_left_is_told_in_every_answer() -> None:
     rationed = Rationed()
 
-    told = [await rationed.take((USER, "42")) for _ in range(3)]
+    told = [await rationed.charge((USER, "42")) for _ in range(3)]
 
     assert {headers["ratelimit-policy"] for headers in told} == {'"user";q=3;w=60'}
     assert [headers["ratelimit"] for headers in told] == [
@@ -57,37 +57,37 @@ async def test_what_is_left_is_told_in_every_answer() -> None:
 async def test_one_too_many_is_refused_counted_and_told_when_to_come_back() -> None:
     rationed = Rationed()
     for _ in range(3):
-        await rationed.take((USER, "42"))
+        await rationed.charge((USER, "42"))
     rationed.clock.at += 0.5
 
-    headers = await rationed.take((USER, "42"))
+    headers = await rationed.charge((USER, "42"))
 
     assert headers == {"ratelimit-policy": '"user";q=3;w=60', "ratelimit": '"user";r=0;t=60', "retry-after": "20"}
     assert rationed.refused == ["user"]
-    assert "retry-after" not in await rationed.take((USER, "43"))
+    assert "retry-after" not in await rationed.charge((USER, "43"))
     rationed.clock.at += 20
-    assert "retry-after" not in await rationed.take((USER, "42"))
+    assert "retry-after" not in await rationed.charge((USER, "42"))
 
 
 async def test_of_several_limits_all_are_granted_or_none() -> None:
     rationed = Rationed()
     for _ in range(3):
-        await rationed.take((USER, "42"))
+        await rationed.charge((USER, "42"))
 
-    headers = await rationed.take((ADDRESS, "192.0.2.1"), (USER, "42"))
+    headers = await rationed.charge((ADDRESS, "192.0.2.1"), (USER, "42"))
 
     assert headers["ratelimit-policy"] == '"address";q=100;w=10, "user";q=3;w=60'
     assert '"user";r=0;t=60' in headers["ratelimit"]
     assert rationed.refused == ["user"]
-    assert (await rationed.take((ADDRESS, "192.0.2.1")))["ratelimit"] == '"address";r=99;t=1'
+    assert (await rationed.charge((ADDRESS, "192.0.2.1")))["ratelimit"] == '"address";r=99;t=1'
 
 
 async def test_whoever_is_over_several_waits_for_the_last() -> None:
     rationed = Rationed()
     slow, quick = Policy("slow", 1, 60), Policy("quick", 1, 10)
-    await rationed.take((slow, "x"), (quick, "x"))
+    await rationed.charge((slow, "x"), (quick, "x"))
 
-    headers = await rationed.take((slow, "x"), (quick, "x"))
+    headers = await rationed.charge((slow, "x"), (quick, "x"))
 
     assert (headers["retry-after"], rationed.refused) == ("60", ["slow", "quick"])
 
@@ -95,9 +95,9 @@ async def test_whoever_is_over_several_waits_for_the_last() -> None:
 async def test_the_wait_is_a_whole_second_at_least() -> None:
     rationed = Rationed()
     many = Policy("publish", 1000, 1)
-    await rationed.take((many, "x"), cost=1000)
+    await rationed.charge((many, "x"), cost=1000)
 
-    headers = await rationed.take((many, "x"))
+    headers = await rationed.charge((many, "x"))
 
     assert headers["retry-after"] == "1"
 
@@ -105,8 +105,8 @@ async def test_the_wait_is_a_whole_second_at_least() -> None:
 async def test_a_cost_is_taken_at_once() -> None:
     rationed = Rationed()
 
-    assert (await rationed.take((ADDRESS, "x"), cost=60))["ratelimit"] == '"address";r=40;t=6'
-    assert (await rationed.take((ADDRESS, "x"), cost=60))["retry-after"] == "2"
+    assert (await rationed.charge((ADDRESS, "x"), cost=60))["ratelimit"] == '"address";r=40;t=6'
+    assert (await rationed.charge((ADDRESS, "x"), cost=60))["retry-after"] == "2"
 
 
 @pytest.mark.parametrize("ledger", [AwayLedger, HangingLedger])
@@ -116,7 +116,7 @@ async def test_while_the_ledger_is_away_this_replica_counts(
     monkeypatch.setattr(rates, "PATIENCE_S", 0.05)
     rationed = Rationed(ledger())
 
-    told = [await rationed.take((USER, "42")) for _ in range(4)]
+    told = [await rationed.charge((USER, "42")) for _ in range(4)]
 
     assert ["retry-after" in headers for headers in told] == [False, False, False, True]
     assert rationed.refused == ["user"]
@@ -125,14 +125,14 @@ async def test_while_the_ledger_is_away_this_replica_counts(
 class FullLedger(MemoryLedger):
     """A ledger whose store can be read and takes no write."""
 
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
-        return Grant(Standing.GOOD, ())
+    async def charge(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        return Grant(SessionState.GOOD, ())
 
 
 async def test_what_the_ledger_cannot_count_this_replica_counts() -> None:
     rationed = Rationed(FullLedger())
 
-    told = [await rationed.take((USER, "42")) for _ in range(4)]
+    told = [await rationed.charge((USER, "42")) for _ in range(4)]
 
     assert ["retry-after" in headers for headers in told] == [False, False, False, True]
 
@@ -140,6 +140,6 @@ async def test_what_the_ledger_cannot_count_this_replica_counts() -> None:
 async def test_other_headers_of_the_answer_stay() -> None:
     connection = HTTPConnection({"type": "http", "headers": [], "state": {"answer_headers": {"x-request-id": "r1"}}})
 
-    await Rationed().rates.take(connection, (USER, "42"))
+    await Rationed().rates.charge(connection, (USER, "42"))
 
     assert answer_headers(connection).keys() == {"x-request-id", "ratelimit", "ratelimit-policy"}

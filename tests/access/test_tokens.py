@@ -10,8 +10,9 @@ from joserfc import jws
 from joserfc.jwk import OctKey, RSAKey
 from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
+from allim.access.issuers import Issuer, JwksKeys
 from allim.access.jwks import Jwks
-from allim.access.tokens import Issuer, Tokens
+from allim.access.tokens import Tokens
 from allim.errors import Invalid, Unauthenticated, Unavailable
 from allim.identity import Identity
 from tests.access.issuers import SIGNING_KEYS, URL, Clock, KeyServer, ec_key, ed_key, jwk, jwk_set, refused, rsa_key
@@ -51,9 +52,11 @@ def opened(token: str, index: int = 1) -> dict[str, Any]:
 @asynccontextmanager
 async def with_issuer(server: KeyServer, now: float = NOW) -> AsyncIterator[Tokens]:
     async with server.client() as client:
-        issuer = Issuer(NAME, Jwks(URL, client), "allim")
-        yield Tokens([SECRET], 3600, issuer=issuer, now=lambda: now)
-        await issuer.jwks.close()
+        verifier = Tokens(
+            [SECRET], 3600, issuers=[Issuer(NAME, JwksKeys(Jwks(URL, client)), "allim")], now=lambda: now
+        )
+        yield verifier
+        await verifier.close()
 
 
 def publishing() -> KeyServer:
@@ -87,7 +90,7 @@ async def test_role_and_topics_are_written_only_where_they_say_something() -> No
     plain = tokens.issue("u1", session="s1")
     rich = tokens.issue("u1", session="s1", role="operator", topics=["news", "room:*"])
 
-    assert set(opened(plain)) == {"sub", "sid", "iat", "exp", "auth_time"}
+    assert set(opened(plain)) == {"iss", "sub", "sid", "iat", "exp", "auth_time"}
     assert await tokens.verify(rich) == Identity("u1", "s1", NOW + 3600, ("news", "room:*"), "operator", NOW)
 
 
@@ -209,13 +212,12 @@ async def test_a_token_without_session_is_a_session_of_its_own() -> None:
 
 ODD_CLAIMS: dict[str, list[object]] = {
     "exp": [None, True, str(NOW + 60), float("nan"), float("inf"), 10**400, [NOW + 60]],
-    "sub": ["", 7, None, "a:b", "u1\n", "x" * 129, ["u1"]],
-    "sid": ["", 7, None, "a b"],
+    "sub": ["", 7.5, None, True, "u1\n", "a\0b", "a\x9fb", "x" * 256, 10**255, ["u1"]],
+    "sid": ["", 7.5, None, True, "a\tb"],
     "nbf": [NOW + 301, True, None, str(NOW), float("nan"), 10**400],
     "kick": [True, str(NOW), float("nan"), 10**400],
     "iat": [NOW + 301, True, None, str(NOW), float("nan"), float("-inf"), 10**400],
-    "topics": ["news", None, ["*"], ["News"], ["room:*x"], [7], ["news"] * 257],
-    "role": ["", "admin", None, 7, ["operator"], True],
+    "topics": ["news", ["*"], ["News"], ["room:*x"], [7], ["news"] * 257],
     "aud": ["", "allims", None, [], ["x"], [["allim"]], {"allim": 1}, 7],
 }
 
@@ -477,7 +479,7 @@ async def test_a_token_of_the_outside_issuer_is_taken_by_any_of_three_algorithms
     token = signed_by(alg, SIGNING_KEYS[alg](), claims, kid=alg, x5t="ignored", odd="ignored")
 
     async with with_issuer(publishing()) as verifier:
-        assert await verifier.verify(token) == Identity("u1", "s1", NOW + 60, ("news",), "operator", NOW)
+        assert await verifier.verify(token) == Identity("u1", "s1", NOW + 60, ("news",), "operator", NOW, issuer=NAME)
     await assert_refused(tokens, token)  # where no issuer is known
 
 
@@ -520,8 +522,6 @@ PEM = rsa_key().as_pem(private=False)
                 {**THEIRS, "exp": None},
                 {**THEIRS, "nbf": NOW + 301},
                 {**THEIRS, "iat": NOW + 301},
-                {**THEIRS, "sub": "provider|7"},
-                {**THEIRS, "role": "admin"},
                 *({name: THEIRS[name] for name in THEIRS if name != missing} for missing in THEIRS),
             )
         ),

@@ -4,14 +4,14 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from harness.streams import ListStream
+from harness.streams import ListStream, hub_settings
 from harness.waiting import until
 
 from allim.brokers.memory import MemoryLedger
 from allim.brokers.redis import RedisBroker
 from allim.brokers.redis.peers import Peers
 from allim.errors import Unavailable
-from allim.hub import Draft, Hub, HubSettings
+from allim.hub import Draft, Hub
 from allim.telemetry import Metrics
 
 _numbers = itertools.count()
@@ -40,7 +40,7 @@ class Replica:
             url, name, self.metrics, prefix=prefix, history_events=10_000, durable=durable, peers=peers
         )
         defaults = {"heartbeat_s": 1, "pulse_s": 0.2, "streams_per_user": 10_000}
-        chosen = HubSettings(**{**defaults, **settings})  # type: ignore[arg-type]
+        chosen = hub_settings(**{**defaults, **settings})
         self.hub = Hub(self.broker, MemoryLedger(), self.metrics, chosen)
 
     async def opened(self, stream: ListStream, last_event_id: str | None = None) -> ListStream:

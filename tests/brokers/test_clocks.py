@@ -63,10 +63,10 @@ async def test_after_a_step_back_calls_are_granted_again_within_what_is_owed(
 ) -> None:
     demand = Demand("stepped", 2, 1)
     for _ in range(2):
-        await ledger.take([demand])
+        await ledger.charge([demand])
     shifted.shift(step_s)
 
-    refused = (await ledger.take([demand._replace(cost=2)])).quotas[0]
+    refused = (await ledger.charge([demand._replace(cost=2)])).quotas[0]
 
     assert not refused.granted
     assert refused.retry_after_s <= 1
@@ -80,12 +80,12 @@ async def test_a_step_and_the_way_back_never_make_a_caller_wait_longer_than_the_
 ) -> None:
     demand = Demand("there and back", 5, 60)
     for _ in range(5):
-        await ledger.take([demand])
+        await ledger.charge([demand])
 
     for at_s in (step_s, 0, -step_s, 0):
         shifted.shift(at_s)
         for _ in range(6):
-            quota = (await ledger.take([demand])).quotas[0]
+            quota = (await ledger.charge([demand])).quotas[0]
             assert quota.retry_after_s <= 60
             assert quota.reset_s <= 60
 
@@ -93,10 +93,10 @@ async def test_a_step_and_the_way_back_never_make_a_caller_wait_longer_than_the_
 async def test_a_step_forward_hands_out_no_more_than_a_full_limit(shifted: ShiftedRedis, ledger: Ledger) -> None:
     demand = Demand("forward", 5, 60)
     for _ in range(5):
-        await ledger.take([demand])
+        await ledger.charge([demand])
     shifted.shift(3600)
 
-    granted = [(await ledger.take([demand])).granted for _ in range(10)]
+    granted = [(await ledger.charge([demand])).granted for _ in range(10)]
 
     assert granted == [True] * 5 + [False] * 5
 
@@ -104,17 +104,17 @@ async def test_a_step_forward_hands_out_no_more_than_a_full_limit(shifted: Shift
 async def test_an_array_above_the_limit_is_owed_for_longer_than_a_period_also_after_a_step_back(
     shifted: ShiftedRedis, ledger: Ledger
 ) -> None:
-    await ledger.take([Demand("array", 10, 1, cost=600)])
+    await ledger.charge([Demand("array", 10, 1, cost=600)])
     shifted.shift(-3600)
 
-    refused = (await ledger.take([Demand("array", 10, 1)])).quotas[0]
+    refused = (await ledger.charge([Demand("array", 10, 1)])).quotas[0]
 
     assert not refused.granted
     assert 50 < refused.retry_after_s <= 60
 
 
 async def _is_granted(ledger: Ledger, demand: Demand) -> bool:
-    return (await ledger.take([demand])).granted
+    return (await ledger.charge([demand])).granted
 
 
 # -- Streams of a user ------------------------------------------------------------------------------------

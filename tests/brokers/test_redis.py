@@ -92,7 +92,7 @@ async def test_a_session_ended_while_the_link_is_away_ends(redis: Redis) -> None
     async with running(redis.url, prefix) as one, running(redis.url, prefix) as two:
         stream = await two.opened(ListStream())
         await two.broker.replace_link()
-        await one.hub.sign_out(identity())
+        await one.hub.sessions.sign_out(identity())
 
         await until(lambda: stream.ended)
 
@@ -402,7 +402,7 @@ async def test_its_connections_name_their_replica(redis: Redis) -> None:
 async def test_a_page_that_ends_before_a_topics_first_event_moves_on(redis: Redis) -> None:
     async with running(redis.url) as replica:
         since = await replica.publish("since")
-        await replica.hub.sign_out(identity(session="other"))
+        await replica.hub.sessions.sign_out(identity(session="other"))
         await asyncio.sleep(0.005)  # another millisecond, so that the next position ends with 0
         await replica.publish("between", "system")
         for _ in range(5):

@@ -17,9 +17,9 @@ async def test_after_its_connection_has_ended_it_asks_over_a_new_one(redis: Redi
     assert callable(fault)
     with fault_proxy(redis.port) as way:
         ledger = RedisLedger(f"redis://127.0.0.1:{way.port}/0", "replica-0", prefix="ended")
-        await ledger.take([Demand("any", 10, 60)])
+        await ledger.charge([Demand("any", 10, 60)])
         fault(way)
         await asyncio.sleep(0.05)  # until our side has read that, which nobody can see
 
-        assert (await ledger.take([Demand("any", 10, 60)])).granted
+        assert (await ledger.charge([Demand("any", 10, 60)])).granted
         await ledger.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness.servers import Redis, redis_server
-from harness.streams import Lines, ListStream, identity
+from harness.streams import Lines, ListStream, hub_settings, identity
 from harness.waiting import until
 from structlog.testing import capture_logs
 
@@ -15,7 +15,7 @@ import allim.brokers.redis
 from allim.brokers.redis import RedisBroker, RedisLedger
 from allim.brokers.redis.rights import ASK_ANEW_S, SCRIPTS, Rights
 from allim.errors import Unavailable
-from allim.hub import Demand, Entry, Hub, HubSettings, Publication
+from allim.hub import Demand, Entry, Hub, Publication
 from allim.telemetry import Metrics
 from tests.brokers.brokers import fresh_prefix, ready
 
@@ -60,7 +60,7 @@ class Limited:
         url = self.server.url.replace("redis://", f"redis://{self.user}:secret@")
         self.broker = RedisBroker(url, "r", Metrics(), prefix=self.prefix, rights=rights)
         self.ledger = RedisLedger(url, "r", prefix=self.prefix, rights=rights)
-        self.hub = Hub(self.broker, self.ledger, Metrics(), HubSettings(heartbeat_s=1, pulse_s=0.2))
+        self.hub = Hub(self.broker, self.ledger, Metrics(), hub_settings(heartbeat_s=1, pulse_s=0.2))
 
     def stored(self) -> dict[str, int]:
         """Return all keys under the prefix but those of clock and replicas, with their sizes."""
@@ -185,7 +185,7 @@ LEDGER_CALLS: dict[str, Callable[[RedisLedger], Awaitable[object]]] = {
     "sign_out": lambda ledger: ledger.sign_out(identity(), 60),
     "kick": lambda ledger: ledger.kick("42", 60, 0.0),
     "admit": lambda ledger: ledger.admit(identity(), "s", 1, 60, None, DEMANDS),
-    "take": lambda ledger: ledger.take(DEMANDS, identity()),
+    "charge": lambda ledger: ledger.charge(DEMANDS, identity()),
 }
 
 
@@ -197,8 +197,8 @@ LEDGER_CALLS: dict[str, Callable[[RedisLedger], Awaitable[object]]] = {
         ("set", "kick"),
         ("zpopmin", "admit"),
         ("pexpire", "admit"),
-        ("exists", "take"),
-        ("set", "take"),
+        ("exists", "charge"),
+        ("set", "charge"),
     ],
 )
 async def test_the_ledger_writes_nothing_that_it_may_not_finish(limited: Limited, rule: str, name: str) -> None:

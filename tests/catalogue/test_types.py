@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from harness.streams import hub_settings
 from pydantic import TypeAdapter
 
 from allim.brokers.memory import MemoryBroker, MemoryLedger
@@ -44,7 +45,11 @@ def shipped(**changes: Any) -> EventType:
     ("form", "fit", "other"),
     [
         ("system", ["system"], ["system:1", "systems"]),
-        ("user:{id}", ["user:42", "user:a.b~c"], ["user", "user:", "users:42", "user:a/b"]),
+        (
+            "user:{id}",
+            ["user:42", "user:a.b~c", "user:auth0%7C7"],
+            ["user", "user:auth0|7", "user:auth0%7", "user:", "users:42", "user:a/b"],
+        ),
         ("orders:{orderId}.{line}", ["orders:7.1"], ["orders:7", "orders:.", "orders:7-1"]),
         ("orders:all", ["orders:all"], ["orders:al1", "orders:"]),
     ],
@@ -131,7 +136,7 @@ def test_a_model_is_compared_with_json_where_a_date_is_a_text() -> None:
 async def test_the_hub_publishes_nothing_when_one_of_several_does_not_fit() -> None:
     ledger = MemoryLedger()
     broker = MemoryBroker(ledger=ledger)
-    hub = Hub(broker, ledger, Metrics(), checks=Catalogue([shipped()]).checks)
+    hub = Hub(broker, ledger, Metrics(), hub_settings(), checks=Catalogue([shipped()]).checks)
     good = Draft("orders:1", "orders.shipped", {"orderId": "1"})
 
     with pytest.raises(Invalid) as refused:

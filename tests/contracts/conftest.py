@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 from harness.replicas import Replica, replica
 from harness.servers import Redis
+from harness.streams import hub_settings
 
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.brokers.redis import RedisBroker, RedisLedger
-from allim.hub import Broker, Hub, HubSettings, Ledger
+from allim.hub import Broker, Hub, Ledger
 from allim.telemetry import Metrics
 
 _prefixes = (f"test{number}" for number in itertools.count())
@@ -91,7 +92,7 @@ async def make_hub(make_broker: MakeBroker, make_ledger: MakeLedger) -> AsyncIte
     async def make(history_events: int = 256, **settings: float) -> Hub:
         broker = make_broker(history_events=history_events)
         defaults = {"heartbeat_s": 3, "pulse_s": 1, "streams_per_user": 1000}
-        chosen = HubSettings(**{**defaults, **settings})  # type: ignore[arg-type]
+        chosen = hub_settings(**{**defaults, **settings})
         hub = Hub(broker, make_ledger(), Metrics(), chosen)
         running, stop = asyncio.Event(), asyncio.Event()
         stops.append(stop)

@@ -42,7 +42,7 @@ class Ear:
     def link_up(self) -> None:
         self.ups += 1
 
-    async def room(self) -> None: ...
+    async def writable(self) -> None: ...
 
     @property
     def events(self) -> list[Event]:
@@ -110,7 +110,7 @@ async def test_what_is_heard_at_once_is_little(broker: Broker) -> None:
     assert ear.most_at_once <= 64
 
 
-async def test_wire_is_the_id_and_the_lines(broker: Broker) -> None:
+async def test_an_event_arrives_with_its_position_and_as_it_was_encoded(broker: Broker) -> None:
     ear = Ear()
     await broker.start(ear)
     await broker.subscribe(["a"])
@@ -118,7 +118,8 @@ async def test_wire_is_the_id_and_the_lines(broker: Broker) -> None:
     [position] = await publish(broker, publication(("a", {"x": "ü"})))
     await until(lambda: ear.events)
 
-    assert ear.events[0].wire == f'id: {position}\nevent: test\ndata: {{"x":"ü"}}\n\n'.encode()
+    assert ear.events[0].position == position
+    assert ear.events[0].lines == 'event: test\ndata: {"x":"ü"}\n\n'.encode()
 
 
 async def test_same_key_and_content_is_one_event_at_the_same_position(broker: Broker) -> None:
@@ -205,9 +206,9 @@ async def test_what_the_ledger_counts_and_what_a_publish_is_charged_are_one_rate
     await broker.start(Ear())
     demand = Demand("publish:p", 3, 3600)
 
-    refused = await ledger.take([demand])
+    refused = await ledger.charge([demand])
     accepted = await broker.publish(publication(("a", 1))._replace(demand=demand))
-    again = await ledger.take([demand])
+    again = await ledger.charge([demand])
 
     assert [grant.quotas[0].remaining for grant in (refused, accepted, again)] == [2, 1, 0]
 
@@ -243,6 +244,19 @@ async def test_ever_new_topics_and_keys_use_up_a_publishers_memory(broker: Broke
     assert [await stored(("t:1", 3), key=f"k{number}") for number in range(3)] == [True, False, False]
     page = await broker.read([f"t:{number}" for number in range(6)], ZERO, 100, PAGE_BYTES)
     assert len(page.events) == 6
+
+
+async def test_a_topic_with_a_long_name_takes_more_memory(broker: Broker) -> None:
+    await broker.start(Ear())
+    room = 2 * (4400 + 101) + 1500  # two topics with names of usual length, and too little for two long ones
+
+    async def stored(publisher: str, key: str) -> bool:
+        asked = publication((f"t:{key}", 1))._replace(demand=Demand("publish:p", 1000, 3600))
+        outcome = await broker.publish(asked._replace(memory=Demand(f"publish-memory:{publisher}", room, 3600)))
+        return bool(outcome.positions)
+
+    assert [await stored("short", str(number)) for number in range(2)] == [True, True]
+    assert [await stored("long", f"{number}" + "x" * 1000) for number in range(2)] == [True, False]
 
 
 async def test_a_full_history_takes_no_more_memory(make_broker: MakeBroker) -> None:

@@ -33,7 +33,7 @@ async def test_a_sign_out_ends_the_sessions_streams_and_refuses_new_ones(hubs: t
     here, there = hubs
     mine, other = await opened(there, ListStream()), await opened(there, ListStream(who=identity(session="s2")))
 
-    await here.sign_out(identity())
+    await here.sessions.sign_out(identity())
 
     await until(lambda: mine.ended)
     assert (mine.close_reason, other.close_reason) == (CloseReason.SIGNED_OUT, None)
@@ -49,7 +49,7 @@ async def test_a_kick_ends_every_session_until_now_and_no_later_one(hubs: tuple[
     old = [await opened(there, ListStream(who=who)) for who in sessions]
     other = await opened(there, ListStream(who=identity("43")))
 
-    await here.kick("42")
+    await here.sessions.kick("42")
 
     await until(lambda: all(stream.ended for stream in old))
     assert [stream.close_reason for stream in old] == [CloseReason.KICKED] * 2
@@ -65,11 +65,11 @@ async def test_a_kick_ends_streams_whose_token_seems_to_be_from_after_it(hubs: t
     late = time.time() + 90
     old = await opened(there, ListStream(who=identity(issued_at=late)._replace(after_kick=0.0)))
 
-    await here.kick("42")
+    await here.sessions.kick("42")
 
     await until(lambda: old.ended)
     assert old.close_reason is CloseReason.KICKED
-    moment = await here.last_kick("42")
+    moment = await here.sessions.last_kick("42")
     again = ListStream(who=identity(issued_at=time.time() - 90)._replace(after_kick=moment))
     assert old.opening is not None
     await there.follow(again, await there.join(again, str(old.opening.position)))
@@ -80,7 +80,7 @@ async def test_a_kick_read_from_history_does_not_end_a_session_from_after_it(hub
     here, there = hubs
     first = await opened(there, ListStream(who=identity(issued_at=time.time())))
     assert first.opening is not None
-    await here.kick("42")
+    await here.sessions.kick("42")
     await until(lambda: first.ended)
 
     later = ListStream(who=identity(issued_at=time.time() + 1))
@@ -95,7 +95,7 @@ async def test_a_renewed_session_goes_on_and_is_warned_again(hubs: tuple[Hub, Hu
     await until(lambda: stream.warnings)
     assert 0 < stream.warnings[0] <= 1.5
 
-    await here.extend(identity(), time.time() + 3.5)
+    await here.sessions.extend(identity(), time.time() + 3.5)
     await until(lambda: len(stream.warnings) == 2)
 
     assert not stream.ended

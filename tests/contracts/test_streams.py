@@ -134,9 +134,9 @@ async def test_a_heartbeat_whose_slice_comes_late_takes_no_position_back(make_hu
     passed, waits = await opened(hub, ListStream()), await opened(hub, ListStream())
     old = max(passed.last, waits.last).after(0)
     newer = old.after(0)
-    passed.last = newer  # written to since the pulse was heard
+    passed.pass_to(newer)  # written to since the pulse was heard
 
-    hub._write_heartbeats(iter([passed, waits]), old)
+    hub._pulse._write_heartbeats(iter([passed, waits]), old)
 
     assert (passed.heartbeats, passed.last) == ([None], newer)
     assert (waits.heartbeats, waits.last) == ([old], old)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from allim.errors import Conflict, Unavailable
-from allim.hub import ZERO, Draft, Holder, Published, Standing, is_kicked
+from allim.hub import ZERO, Draft, Holder, Published, SessionState, is_kicked
 
 
 class RecordingHub:
@@ -39,15 +39,15 @@ class RecordingHub:
             raise Unavailable("The history does not answer.")
         self.kicked[subject] = self.kicked.get(subject, 0.0) + 1
 
-    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
+    async def session_states(self, holders: Sequence[Holder]) -> Sequence[SessionState]:
         if self.is_down:
             raise Unavailable("The history does not answer.")
-        return [self._standing(holder) for holder in holders]
+        return [self._state(holder) for holder in holders]
 
-    def _standing(self, holder: Holder) -> Standing:
+    def _state(self, holder: Holder) -> SessionState:
         if (holder.subject, holder.session) in self.ended:
-            return Standing.SIGNED_OUT
-        return Standing.KICKED if is_kicked(holder, self.kicked.get(holder.subject, -1)) else Standing.GOOD
+            return SessionState.SIGNED_OUT
+        return SessionState.KICKED if is_kicked(holder, self.kicked.get(holder.subject, -1)) else SessionState.GOOD
 
     async def sign_out(self, holder: Holder) -> None:
         if self.is_down:

@@ -4,13 +4,15 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.streams import hub_settings
 
 from allim.access.publishers import Publisher, Publishers, SettingsKeys
 from allim.access.rates import Policy
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.errors import Unavailable
 from allim.http.publish import MAX_BODY_BYTES, routes
-from allim.hub import ZERO, Hub, HubSettings, Publication
+from allim.hub import ZERO, Hub, Publication
+from allim.identity import user_topic
 from allim.telemetry import Metrics
 from tests.access.gates import AMPLE, ROOMY, rates_of
 from tests.http.apps import assert_problem, client_of
@@ -27,7 +29,7 @@ class Server:
     def __init__(self, limit: Policy = AMPLE, broker: MemoryBroker | None = None, memory: Policy = ROOMY) -> None:
         ledger = MemoryLedger()
         self.broker = broker or MemoryBroker(history_events=2000, ledger=ledger)
-        hub = Hub(self.broker, ledger, Metrics(), HubSettings(max_event_bytes=1000))
+        hub = Hub(self.broker, ledger, Metrics(), hub_settings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "billing:key-2", "shop:key-3"], {"shop": SHOP})
         self.client = client_of(routes(hub, Publishers(keys), rates_of(ledger), limit, lambda: memory))
 
@@ -63,6 +65,14 @@ async def test_a_batch_gives_an_id_each_in_its_order(server: Server) -> None:
     assert await server.stored("a") == [ids[1]]
 
 
+@pytest.mark.parametrize("subject", ["auth0|42", "min@example.org", "q83v/+8=", "김 지우", "🦉" * 255, "|" * 255])
+async def test_the_topic_of_any_user_can_be_published_to(server: Server, subject: str) -> None:
+    response = await server.post({**GOOD, "topic": user_topic(subject)})
+
+    assert response.status_code == 202
+    assert await server.stored(user_topic(subject)) == [response.json()["id"]]
+
+
 async def test_a_batch_of_one_is_still_a_batch(server: Server) -> None:
     assert list((await server.post([GOOD])).json()) == ["ids", "durability"]
 
@@ -85,7 +95,10 @@ async def test_any_json_is_data(server: Server, data: Any) -> None:
         ({**GOOD, "topic": 1}, ["topic"]),
         ({**GOOD, "topic": "A"}, ["topic"]),
         ({**GOOD, "topic": "a\r\nb"}, ["topic"]),
-        ({**GOOD, "topic": "a" * 300}, ["topic"]),
+        ({**GOOD, "topic": "a" * 65}, ["topic"]),
+        ({**GOOD, "topic": "a:" + "b" * 3200}, ["topic"]),
+        ({**GOOD, "topic": "user:auth0%7c42"}, ["topic"]),
+        ({**GOOD, "topic": "user:auth0|42"}, ["topic"]),
         ({**GOOD, "type": None}, ["type"]),
         ({**GOOD, "type": "stream.open"}, ["type"]),
         ({**GOOD, "type": "heartbeat"}, ["type"]),

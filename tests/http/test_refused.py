@@ -36,15 +36,15 @@ TOKENS: dict[str, str] = {
     "critical": by_us({}, crit=["b64"], b64=True),
     "key": signed("HS256", OTHER, GOOD, kid="0123456789abcdef"),
     "signature": signed("HS256", OTHER, GOOD),
+    "issuer": signed("ES256", ec_key(), {**GOOD, "iss": "https://nobody.test"}),
     "audience": by_us({"aud": "another"}),
     "expired": by_us({"exp": NOW - 1}),
     "not_before": by_us({"nbf": NOW + 80_000}),
     "issued_at": by_us({"iat": NOW + 80_000}),
-    "claim_sub": by_us({"sub": "a user"}),
-    "claim_sid": by_us({"sid": 7}),
+    "claim_sub": by_us({"sub": "a\nuser"}),
+    "claim_sid": by_us({"sid": 7.5}),
     "claim_exp": by_us({"exp": "tomorrow"}),
     "claim_topics": by_us({"topics": "news"}),
-    "claim_role": by_us({"role": "admin"}),
 }
 
 

@@ -1,5 +1,7 @@
 """An operator ends everything a user has open."""
 
+from urllib.parse import quote
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -39,10 +41,13 @@ def door() -> Door:
     return Door()
 
 
-@pytest.mark.parametrize("user", ["42", "a.b_c~d-e", "x" * 128])
+@pytest.mark.parametrize(
+    "user", ["42", "a.b_c~d-e", "x" * 255, "auth0|7", "a b", "é김", "q83v/+8=", "a/../b", "100%", "?#"]
+)
 async def test_an_operator_kicks_a_user_and_it_is_logged_who_did(door: Door, user: str) -> None:
     with capture_logs() as logs:
-        answer = await door.client.delete(f"/api/users/{user}/streams", headers=bearer("op1", OPERATOR))
+        path = f"/api/users/{quote(user, safe='')}/streams"
+        answer = await door.client.delete(path, headers=bearer("op1", OPERATOR))
 
     assert (answer.status_code, answer.content) == (204, b"")
     assert door.hub.kicked == [user]
@@ -58,7 +63,7 @@ async def test_nobody_else_does(door: Door) -> None:
     assert door.hub.kicked == []
 
 
-@pytest.mark.parametrize("user", ["x" * 129, "a%20b", "a:b", "%7B0%7D", "%0a", "a%0a", "é"])
+@pytest.mark.parametrize("user", ["x" * 256, "%0a", "a%0a", "%00", ""])
 async def test_what_is_no_user_is_named(door: Door, user: str) -> None:
     answer = await door.client.delete(f"/api/users/{user}/streams", headers=bearer("op1", OPERATOR))
 

@@ -1,14 +1,18 @@
 """A dispatcher without a broker: its history can be read, and its announcements are up to the test."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from harness.streams import ListStream, identity
+from harness.streams import ListStream, hub_settings, identity
 
-from allim.hub import ZERO, Backlog, Event, Heads, Listener, Outcome, Position, Publication, Reading
+from allim.brokers.memory import MemoryLedger
+from allim.hub import ZERO, Backlog, Event, Heads, Listener, Outcome, Position, Publication, Reading, Run
+from allim.hub.audit import Audit
 from allim.hub.catch_up import CatchUp
+from allim.hub.clock import SharedClock
 from allim.hub.dispatcher import Dispatcher
 from allim.hub.event import encode
+from allim.hub.pulse import Pulse
 from allim.hub.registry import Registry
 from allim.telemetry import Metrics
 
@@ -86,6 +90,32 @@ class History:
     async def replace_link(self) -> None: ...
 
 
+class CountedPulse(Pulse):
+    """A pulse that notes what the dispatcher tells it."""
+
+    def start(self) -> None:
+        super().start()
+        self.arrivals = 0
+        self.beats: list[Position] = []
+
+    def arrived(self) -> None:
+        super().arrived()
+        self.arrivals += 1
+
+    def heard(self, position: Position) -> None:
+        super().heard(position)
+        self.beats.append(position)
+
+
+class CountedAudit(Audit):
+    """An audit that only counts how often it was asked for."""
+
+    requests = 0
+
+    def request(self) -> None:
+        self.requests += 1
+
+
 class Bench:
     """A dispatcher over a history, and streams that are live at a position."""
 
@@ -93,35 +123,32 @@ class Bench:
         self.history = History()
         self.registry = Registry()
         self.metrics = Metrics()
-        self.alive = self.repairs = 0
-        self.beats: list[Position] = []
+        settings = hub_settings(heartbeat_s=5, pulse_s=5)  # each pulse is for all streams
+        self.pulse = CountedPulse(self.history, self.registry, self.metrics, settings, SharedClock())
+        self.audit = CountedAudit(MemoryLedger(), self.registry)
         self.catch_up = CatchUp(self.history, self.metrics, lambda: Backlog(1000))
         self.dispatcher = Dispatcher(
             self.history,
             self.registry,
             self.catch_up,
             self.metrics,
-            self._note_alive,
-            self.beats.append,
-            self._note_repair,
+            self.pulse,
+            self.audit,
         )
-
-    def _note_alive(self) -> None:
-        self.alive += 1
-
-    def _note_repair(self) -> None:
-        self.repairs += 1
 
     def stream(self, *topics: str, at: int = 0, session: str = "s1") -> ListStream:
         stream = ListStream(*topics, who=identity(session=session))
         stream.backlog = None
-        stream.last = stream.covered = Position(at, 0)
+        stream.pass_to(Position(at, 0))
+        stream.covered = stream.last
         self.registry.add(stream)
-        for name in topics:
-            topic = self.registry.topic(name)
-            assert topic is not None
-            topic.last = topic.last or Position(at, 0)
+        self.dispatcher.joined(stream, Position(at, 0))
         return stream
 
     def metric(self, line: str) -> bool:
         return line.encode() in self.metrics.text().splitlines()
+
+
+def keep_in(kept: list[Sequence[Event]]) -> Callable[[Run], None]:
+    """A stream's `write` that keeps the events of each call."""
+    return lambda run: kept.append(run.events)

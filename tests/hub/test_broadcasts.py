@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allim.client import Parser
-from allim.hub import Backlog, CloseReason, Event, Position, broadcasts, dispatcher
+from allim.hub import Backlog, CloseReason, Event, Position, Run, broadcasts, dispatcher
 from allim.hub.event import Control, encode_control
-from tests.hub.histories import Bench
+from tests.hub.histories import Bench, keep_in
 
 pytestmark = pytest.mark.anyio
 
@@ -90,12 +90,12 @@ async def test_others_whose_turns_are_long_have_fewer(bench: Bench, monkeypatch:
 
 async def test_what_comes_meanwhile_is_joined_to_one_write(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [bench.stream("a") for _ in range(3)]
-    writes: list[list[bytes]] = [[], [], []]
+    writes: list[list[Sequence[Event]]] = [[], [], []]
     for stream, written in zip(streams, writes, strict=True):
-        monkeypatch.setattr(stream, "write", written.append)
+        monkeypatch.setattr(stream, "write", keep_in(written))
 
     events = [bench.history.add("a", ms) for ms in (1, 2, 3, 4)]
-    one, two, three, four = [event.wire for event in events]
+    one, two, three, four = events
     bench.dispatcher.on_events([events[0]])
     bench.dispatcher.on_events([events[1]])
     await turns(1)
@@ -103,8 +103,8 @@ async def test_what_comes_meanwhile_is_joined_to_one_write(bench: Bench, monkeyp
     bench.dispatcher.on_events([events[3]])
     await turns(8)
 
-    assert writes[0] == [one + two, three + four], "as it was when its turn came"
-    assert writes[1] == writes[2] == [one + two + three + four], "each in its next turn"
+    assert writes[0] == [[one, two], [three, four]], "as it was when its turn came"
+    assert writes[1] == writes[2] == [[one, two, three, four]], "each in its next turn"
     assert bench.metric("allim_events_written_total 12.0")
     assert bench.metric("allim_events_dispatched_total 4.0")
 
@@ -121,17 +121,17 @@ async def test_an_event_that_comes_when_the_streams_have_changed_waits_for_its_o
 
 
 async def test_joining_ends_at_a_size(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broadcasts, "JOINED_BYTES", 2 * len(bench.history.add("x", 9).wire))
+    monkeypatch.setattr(broadcasts, "JOINED_BYTES", 2 * len(bench.history.add("x", 9).lines))
     streams = [bench.stream("a") for _ in range(2)]
-    writes: list[bytes] = []
-    monkeypatch.setattr(streams[-1], "write", writes.append)
+    writes: list[Sequence[Event]] = []
+    monkeypatch.setattr(streams[-1], "write", keep_in(writes))
 
     events = [bench.history.add("a", ms) for ms in (1, 2, 3, 4)]
     for event in events:
         bench.dispatcher.on_events([event])
     await turns(8)
 
-    assert writes == [events[0].wire + events[1].wire, events[2].wire + events[3].wire]
+    assert writes == [events[:2], events[2:]]
 
 
 async def test_somebody_elses_event_does_not_wait(bench: Bench) -> None:
@@ -171,10 +171,10 @@ async def test_a_pulse_is_heard_when_everything_before_it_is_written(bench: Benc
     bench.dispatcher.on_events([bench.history.add("a", 1)])
 
     bench.dispatcher.on_pulse(Position(2, 0))
-    too_early = list(bench.beats)
+    too_early = list(bench.pulse.beats)
     await turns(5)
 
-    assert (bench.alive, too_early, bench.beats) == (1, [], [Position(2, 0)])
+    assert (bench.pulse.arrivals, too_early, bench.pulse.beats) == (1, [], [Position(2, 0)])
     assert streams[-1].data == [1]
 
 
@@ -185,13 +185,13 @@ async def test_a_pulse_heard_during_a_repair_waits_for_what_was_announced_before
     bench.dispatcher.link_up()
     bench.dispatcher.on_pulse(Position(2, 0))
 
-    while not bench.repairs:
+    while not bench.audit.requests:
         await turns(1)
-    too_early = (list(bench.beats), streams[-1].data)
+    too_early = (list(bench.pulse.beats), streams[-1].data)
     await turns(30)
 
     assert too_early == ([], [])
-    assert (bench.beats, streams[-1].data) == ([Position(2, 0)], [1])
+    assert (bench.pulse.beats, streams[-1].data) == ([Position(2, 0)], [1])
 
 
 async def test_an_order_comes_behind_what_was_announced_before_it(bench: Bench) -> None:
@@ -259,7 +259,7 @@ async def test_a_stream_that_fails_does_not_keep_the_others_waiting(
 ) -> None:
     monkeypatch.setattr(broadcasts, "STRIDE", stride)
 
-    def fail(wire: bytes) -> None:
+    def fail(run: Run) -> None:
         raise RuntimeError("a bug")
 
     failures: list[BaseException] = []
@@ -277,12 +277,12 @@ async def test_a_stream_that_fails_does_not_keep_the_others_waiting(
 
 async def test_when_too_much_waits_there_is_room_only_after_some_is_written(bench: Bench) -> None:
     streams = [bench.stream("a", "b") for _ in range(6)]
-    assert await has_room(bench)
+    assert await is_writable(bench)
 
     for ms, topic in enumerate("aba", start=1):
         bench.dispatcher.on_events([bench.history.add(topic, ms)])
-    full = not await has_room(bench)
-    await bench.dispatcher.room()
+    full = not await is_writable(bench)
+    await bench.dispatcher.writable()
 
     assert full
     assert [stream.data[0] for stream in streams] == [1] * 6
@@ -293,17 +293,17 @@ async def test_after_more_came_at_once_than_may_wait_there_is_room_when_fewer_wa
 
     for ms in range(1, 9):
         bench.dispatcher.on_events([bench.history.add("ab"[ms % 2], ms)])
-    await bench.dispatcher.room()
+    await bench.dispatcher.writable()
 
     assert all(len(stream.data) >= 8 - broadcasts.MAX_WAITING for stream in streams)
 
 
-async def has_room(bench: Bench) -> bool:
-    room = asyncio.ensure_future(bench.dispatcher.room())
+async def is_writable(bench: Bench) -> bool:
+    writable = asyncio.ensure_future(bench.dispatcher.writable())
     await asyncio.sleep(0)
-    if room.done():
+    if writable.done():
         return True
-    room.cancel()
+    writable.cancel()
     return False
 
 
@@ -341,18 +341,10 @@ class World:
         self.events: list[Event] = []
         self.ms = 0
         self.standing = True
-        self.bench.dispatcher._beat = self.beat
 
     def tick(self) -> int:
         self.ms += 1
         return self.ms
-
-    def beat(self, position: Position) -> None:
-        """As the hub does with a pulse."""
-        for stream in self.bench.registry:
-            if stream.live and position > stream.last:
-                stream.last = position
-                stream.heartbeat(position)
 
     async def take(self, step: Step) -> None:
         kind, detail = step
@@ -363,6 +355,7 @@ class World:
                 await turns(detail)
             case "pulse", _ if self.standing:
                 self.bench.history.now = Position(self.tick(), 0)
+                self.bench.pulse._next_beat()
                 self.bench.dispatcher.on_pulse(self.bench.history.now)
             case "join", tuple():
                 self.join(detail)
@@ -383,7 +376,7 @@ class World:
         brought = list(compress(events, heard))
         if brought and self.standing and self.bench.registry.topic(topic) is not None:
             self.bench.dispatcher.on_events(brought)
-            await self.bench.dispatcher.room()
+            await self.bench.dispatcher.writable()
 
     def join(self, topics: Sequence[str]) -> None:
         stream = ListStream(*topics)
@@ -394,17 +387,12 @@ class World:
 
     async def follow(self, stream: ListStream) -> None:
         """As the hub does."""
-        begin = await self.bench.catch_up.start(stream, str(self.since[stream]))
+        start = await self.bench.catch_up.start(stream, str(self.since[stream]))
         await turns(1)
-        for name in stream.topics:
-            topic = self.bench.registry.topic(name)
-            if topic is not None and topic.last is None:
-                topic.last = begin.reading.now
-                for other in topic.streams:
-                    if other is not stream and other.backlog is not None:
-                        other.backlog.spoil()
+        self.bench.dispatcher.joined(stream, start.reading.now)
         if not stream.ended:
-            await self.bench.catch_up.follow(stream, begin, dict)
+            stream.opened_at = 1.0
+            await self.bench.catch_up.follow(stream, start, dict)
 
     async def settle(self) -> None:
         """Everything that can still come."""
@@ -415,7 +403,7 @@ class World:
         await self.take(("pulse", None))
         await turns(60)
         await asyncio.gather(*self.joins)
-        assert await has_room(self.bench)
+        assert await is_writable(self.bench)
 
     def ids(self, stream: ListStream) -> list[int]:
         return [int(m.id.split("-")[0]) for m in Parser().feed(bytes(stream.written))]

@@ -110,7 +110,7 @@ class FullStream(ListStream):
         super().__init__()
         self.emptied = asyncio.Event()
 
-    async def drained(self) -> None:
+    async def writable(self) -> None:
         await self.emptied.wait()
 
 

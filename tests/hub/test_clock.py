@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from harness.streams import ListStream, identity
+from harness.streams import ListStream, hub_settings, identity
 from harness.waiting import until
 from structlog.testing import capture_logs
 
 from allim.brokers.memory import MemoryBroker, MemoryLedger
-from allim.hub import CloseReason, Hub, HubSettings
+from allim.hub import CloseReason, Hub
 from allim.hub.clock import SharedClock
 from allim.telemetry import Metrics
 
@@ -79,7 +79,7 @@ def test_a_clock_that_differs_is_warned_of_once_until_it_is_right_again(machine:
 @pytest.mark.anyio
 @pytest.mark.parametrize("step_s", [3600, -3600])
 async def test_a_step_of_the_wall_clock_neither_ends_a_stream_nor_keeps_it(machine: Machine, step_s: int) -> None:
-    settings = HubSettings(heartbeat_s=0.4, pulse_s=0.2)
+    settings = hub_settings(heartbeat_s=0.4, pulse_s=0.2)
     hub = Hub(MemoryBroker(), MemoryLedger(), Metrics(), settings, wall=lambda: machine.wall)
     async with hub.running():
         lasting, brief = (

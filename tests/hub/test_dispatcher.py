@@ -10,12 +10,13 @@ from harness.streams import ListStream
 from harness.waiting import until
 
 from allim.errors import Unavailable
-from allim.hub import ZERO, Backlog, CloseReason, Event, Heads, Position, catch_up, dispatcher
+from allim.hub import ZERO, Backlog, CloseReason, Event, Heads, Position, Run, catch_up, dispatcher
 from allim.hub.catch_up import Seen
 from allim.hub.event import Control, encode, encode_control
 from allim.hub.registry import Topic
 from allim.hub.stream import Stream
-from tests.hub.histories import Bench
+from allim.transports.sse import frames
+from tests.hub.histories import Bench, keep_in
 
 pytestmark = pytest.mark.anyio
 
@@ -99,7 +100,8 @@ async def test_in_doubt_nothing_is_written_straight_to_who_has_read_but_a_part(b
     stream = bench.stream("a", "b")
     bench.dispatcher.link_down()
     run = [bench.history.add("a", 1), bench.history.add("a", 2)]
-    stream.last = stream.covered = Position(2, 0)
+    stream.pass_to(Position(2, 0))
+    stream.covered = stream.last
     bench.history.add("b", 3)
 
     bench.dispatcher.on_events([*run, bench.history.add("a", 4)])
@@ -209,11 +211,11 @@ async def test_pulses_are_heard_only_when_what_came_before_them_is_written(bench
     bench.history.open.clear()
     bench.dispatcher.link_up()
     bench.dispatcher.on_pulse(Position(3, 0))
-    assert (bench.alive, bench.beats) == (2, [Position(1, 0)])
+    assert (bench.pulse.arrivals, bench.pulse.beats) == (2, [Position(1, 0)])
 
     bench.history.open.set()
-    await until(lambda: len(bench.beats) == 2)
-    assert bench.beats[-1] == Position(3, 0)
+    await until(lambda: len(bench.pulse.beats) == 2)
+    assert bench.pulse.beats[-1] == Position(3, 0)
     await until(lambda: stream.data)
 
     assert stream.data == [2]
@@ -317,7 +319,7 @@ async def test_what_catch_up_has_already_written_is_no_gap(bench: Bench) -> None
     old = bench.stream("a")
     bench.history.add("a", 1)
     new = bench.stream("a", at=1)  # it read the first event from history
-    new.last = Position(1, 0)
+    new.pass_to(Position(1, 0))
 
     bench.dispatcher.on_events([bench.history.add("a", 2)])
     await until(lambda: 2 in old.data)
@@ -336,7 +338,7 @@ async def test_a_history_that_was_removed_while_the_link_was_away_is_told(bench:
     bench.dispatcher.link_up()
 
     await until(lambda: mine.live and mine.gaps)
-    await until(lambda: bench.repairs)
+    await until(lambda: bench.audit.requests)
 
     assert (mine.gaps, other.gaps) == ([(("a",), "trimmed")], [])
 
@@ -362,7 +364,7 @@ async def test_histories_that_were_removed_before_the_last_pulse_are_no_gap(benc
     bench.dispatcher.link_down()
     bench.dispatcher.link_up()
 
-    await until(lambda: bench.repairs)
+    await until(lambda: bench.audit.requests)
 
     assert (stream.live, stream.gaps, bench.history.asked) == (True, [], [])
 
@@ -514,7 +516,8 @@ async def test_in_doubt_nothing_is_written_straight_also_behind_a_hole(bench: Be
     bench.dispatcher.on_events([bench.history.add("t", 11)])
     bench.dispatcher.on_events([bench.history.add("u", 12)])
     bench.history.add("t", 13)  # the link is dead; who joins now has read it
-    joined.last = joined.covered = Position(13, 0)
+    joined.pass_to(Position(13, 0))
+    joined.covered = joined.last
     bench.history.add("u", 14)
     bench.dispatcher.link_down()
     bench.history.open.clear()
@@ -535,16 +538,16 @@ async def test_what_comes_together_is_one_write_to_each_stream_up_to_a_size(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams = [bench.stream("a"), bench.stream("a", at=1)]
-    writes: list[list[bytes]] = [[], []]
+    writes: list[list[Sequence[Event]]] = [[], []]
     for stream, written in zip(streams, writes, strict=True):
-        monkeypatch.setattr(stream, "write", written.append)
+        monkeypatch.setattr(stream, "write", keep_in(written))
     events = [bench.history.add("a", ms) for ms in range(1, 6)]
-    one, two, three, four, five = [event.wire for event in events]
-    monkeypatch.setattr(dispatcher, "JOINED_BYTES", 2 * len(one))
+    one, two, three, four, five = events
+    monkeypatch.setattr(dispatcher, "JOINED_BYTES", 2 * len(one.lines))
 
     bench.dispatcher.on_events(events)
 
-    assert writes == [[one + two, three + four, five], [two, three + four, five]]
+    assert writes == [[[one, two], [three, four], [five]], [[two], [three, four], [five]]]
     assert bench.metric("allim_events_dispatched_total 5.0")
     assert bench.metric("allim_events_written_total 9.0")
 
@@ -555,9 +558,9 @@ async def test_what_comes_together_is_dispatched_like_one_by_one(seed: int, monk
     if seed % 2:
         monkeypatch.setattr(dispatcher, "AT_ONCE", 1)
 
-    def write(stream: ListStream, wire: bytes) -> None:
+    def write(stream: ListStream, run: Run) -> None:
         if not stream.ended:  # as streams do
-            stream.written += wire
+            stream.written += run.framed(frames.plain)
 
     monkeypatch.setattr(ListStream, "write", write)
 
@@ -616,7 +619,7 @@ async def test_an_event_behind_a_newer_one_of_another_topic_is_told_and_counted(
 async def test_an_event_behind_a_pulse_is_told(bench: Bench) -> None:
     stream = bench.stream("a")
     late = bench.history.add("a", 1)
-    stream.last = Position(2, 0)  # its heartbeat told this
+    stream.pass_to(Position(2, 0))  # its heartbeat told this
     bench.dispatcher.on_pulse(Position(2, 0))
 
     bench.dispatcher.on_events([late])
@@ -693,11 +696,11 @@ async def test_what_the_link_brought_during_a_catch_up_does_not_count_as_read(be
 async def test_an_event_that_is_late_for_a_catch_up_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     both, goes_live = bench.stream("a", "b"), asyncio.Event()
 
-    async def drained() -> None:
+    async def writable() -> None:
         if both.data:
             await goes_live.wait()
 
-    monkeypatch.setattr(both, "drained", drained)
+    monkeypatch.setattr(both, "writable", writable)
     await _catch_up_until_it_reads(bench, both)
     bench.dispatcher.on_events([Event("b", Position(3, 0), ZERO, encode("t", 3))])
     bench.history.open.set()
@@ -720,11 +723,11 @@ async def test_an_event_that_is_late_for_a_join_is_told(bench: Bench, monkeypatc
     bench.stream("a", "b")
     joining, goes_live = ListStream("a", "b"), asyncio.Event()
 
-    async def drained() -> None:
+    async def writable() -> None:
         if joining.data:
             await goes_live.wait()
 
-    monkeypatch.setattr(joining, "drained", drained)
+    monkeypatch.setattr(joining, "writable", writable)
     bench.history.now = Position(1, 0)
     bench.registry.add(joining)
     start = await bench.catch_up.start(joining, "1-0")

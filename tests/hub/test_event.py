@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 
 from allim.client import Parser
 from allim.errors import Invalid, TooLarge
-from allim.hub import CloseReason, Draft, Event, Position
+from allim.hub import CloseReason, Draft, Event, Position, Run
 from allim.hub.event import Control, encode, encode_control, encode_draft
+from allim.transports.sse import frames
 
 LIMIT = 65536
 
@@ -47,12 +49,12 @@ def test_an_event_is_two_lines_and_an_empty_one(data: object, encoded: bytes) ->
 def test_the_wire_is_the_id_and_the_lines() -> None:
     event = Event("a", Position(12, 3), Position(0, 0), b"event: t\ndata: 1\n\n")
 
-    assert event.wire == b"id: 12-3\nevent: t\ndata: 1\n\n"
+    assert frames.event(event) == b"id: 12-3\nevent: t\ndata: 1\n\n"
 
 
 @given(json_values)
 def test_a_parser_reads_back_what_was_encoded(data: Any) -> None:
-    wire = Event("a", Position(1, 0), Position(0, 0), encode("t", data)).wire
+    wire = frames.event(Event("a", Position(1, 0), Position(0, 0), encode("t", data)))
 
     [message] = Parser().feed(wire)
 
@@ -60,6 +62,50 @@ def test_a_parser_reads_back_what_was_encoded(data: Any) -> None:
     assert json.dumps(message.data) == json.dumps(data)
     assert wire.count(b"\n") == 4
     assert b"\r" not in wire
+
+
+@given(json_values)
+def test_an_event_gives_its_type_and_its_data(data: Any) -> None:
+    event = Event("a", Position(1, 0), Position(0, 0), encode("orders.shipped", data))
+
+    assert event.type == b"orders.shipped"
+    assert json.dumps(json.loads(event.data)) == json.dumps(data)
+
+
+def test_a_run_makes_its_bytes_once_for_each_framing() -> None:
+    made: list[object] = []
+
+    def types(events: Sequence[Event]) -> bytes:
+        made.append(types)
+        return b",".join([event.framed(type_of) for event in events])
+
+    def sizes(events: Sequence[Event]) -> bytes:
+        made.append(sizes)
+        return b"%d" % len(events)
+
+    def type_of(event: Event) -> bytes:
+        made.append(event)
+        return event.type
+
+    one, two = (Event("a", Position(ms, 0), Position(0, 0), encode(f"t{ms}", 0)) for ms in (1, 2))
+    run = Run([one, two])
+
+    framed = [run.framed(types), run.framed(sizes), run.framed(types), Run([two]).framed(types)]
+
+    assert framed == [b"t1,t2", b"2", b"t1,t2", b"t2"]
+    assert framed[0] is framed[2]
+    assert made == [types, one, two, sizes, types], "and those of an event once for all runs"
+
+
+def test_a_run_after_a_position_has_the_rest() -> None:
+    events = [Event("a", Position(ms, 0), Position(0, 0), encode("t", ms)) for ms in (1, 2, 3)]
+    run = Run(events)
+
+    assert [run.first, run.last] == [Position(1, 0), Position(3, 0)]
+    rest = run.after(Position(1, 5))
+    assert rest is not None
+    assert (rest.events, rest.first) == (events[1:], Position(2, 0))
+    assert run.after(Position(3, 0)) is None
 
 
 def nested(levels: int) -> object:

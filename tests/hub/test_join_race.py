@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from harness.streams import ListStream
+from harness.streams import ListStream, hub_settings
 
 from allim.brokers.memory import MemoryLedger
 from allim.hub import Hub, Position, Reading
@@ -34,7 +34,7 @@ class Clocked(History):
 
 async def test_the_first_to_have_joined_hides_nothing_from_one_who_read_before_it() -> None:
     history, ledger = Clocked(), SlowLedger()
-    hub = Hub(history, ledger, Metrics())
+    hub = Hub(history, ledger, Metrics(), hub_settings())
     early, late = ListStream("a"), ListStream("a")
     ledger.gates[early.id] = asyncio.Event()
     history.now = Position(90, 0)

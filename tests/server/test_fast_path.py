@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from harness.streams import hub_settings
 from harness.waiting import until
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -26,7 +27,7 @@ from allim.http.origins import Origins, headers_without_origin
 from allim.http.problems import UnexpectedErrors, handlers
 from allim.http.requests import WRITE_AT_ONCE, Requests
 from allim.http.routing import Paths, exact_paths
-from allim.hub import ZERO, Hub, HubSettings, Outcome, Publication
+from allim.hub import ZERO, Hub, Outcome, Publication
 from allim.server.fast_path import FastPath
 from allim.server.replica import looking_through
 from allim.telemetry import Metrics
@@ -58,7 +59,7 @@ class Server:
         self.broker = broker or MemoryBroker(ledger=ledger)
         self.metrics = Metrics("r1")
         self.took: list[bool] = []
-        hub = Hub(self.broker, MemoryLedger(), self.metrics, HubSettings(max_event_bytes=1000))
+        hub = Hub(self.broker, MemoryLedger(), self.metrics, hub_settings(max_event_bytes=1000))
         keys = SettingsKeys(["orders:key-1", "shop:key-3"], {"shop": SHOP})
         resources = publish.routes(hub, Publishers(keys), rates_of(ledger), limit, lambda: ROOMY)
         known = Starlette(routes=resources, exception_handlers=handlers)

@@ -99,7 +99,7 @@ def simulate(schedule: Schedule, *, trace: bool = False) -> Outcome:
 
 async def _happen(world: World, marks: list[Mark], problems: list[str]) -> None:
     schedule, loop = world.schedule, world.loop
-    await until(lambda: all(replica.hub._ever_heard for replica in world.replicas), 10)
+    await until(lambda: all(replica.hub._pulse._ever_heard for replica in world.replicas), 10)
     for reader in world.readers:
         world.people.append(loop.create_task(reader.follow()))
         if reader.plan.moody:
@@ -114,7 +114,7 @@ async def _happen(world: World, marks: list[Mark], problems: list[str]) -> None:
         reader.stay()
     await _settle(world, problems)
     if world.sign_outs and marks:  # by then nobody who has signed out may hear anything, and who may does
-        heartbeat_s = max(replica.speech.heartbeat_s for replica in world.replicas)
+        heartbeat_s = max(replica.defaults.heartbeat_s for replica in world.replicas)
         await asyncio.sleep(max(0.0, marks[-1].at + marks[-1].limit_s - world.now()) + 2 * heartbeat_s)
     for person in world.people:
         if person.done() and not person.cancelled() and (error := person.exception()) is not None:

@@ -27,6 +27,7 @@ from harness.checker import (
     Span,
 )
 from harness.storm import TEXT, TYPE, MalformedFrame, parse_frame
+from harness.streams import hub_settings
 from starlette.applications import Starlette
 
 from allim.access.gate import Gate, Limits
@@ -40,11 +41,11 @@ from allim.brokers.redis.rights import Rights
 from allim.domains import accounts
 from allim.errors import Conflict, TooMany, Unauthenticated, Unavailable
 from allim.http import problems
-from allim.hub import ZERO, CloseReason, Draft, Hub, HubSettings, Position, Quota, Reading, Toll
+from allim.hub import ZERO, Charge, CloseReason, Draft, Hub, Position, Quota, Reading
 from allim.identity import Visitor
 from allim.telemetry import Metrics
 from allim.transports.sse.handover import HandoverStream
-from allim.transports.sse.stream import Speech
+from allim.transports.sse.stream import StreamDefaults
 from tests.simulation.clock import EPOCH_S, Machine, VirtualLoop, here
 from tests.simulation.network import Connection, Transport
 from tests.simulation.schedule import ReaderPlan, ReplicaPlan, Schedule
@@ -137,7 +138,7 @@ class Replica:
             self.broker,
             self.ledger,
             metrics,
-            HubSettings(
+            hub_settings(
                 heartbeat_s=heartbeat_s,
                 pulse_s=plan.pulse_s,
                 stream_buffer_bytes=plan.buffer_bytes,
@@ -148,7 +149,7 @@ class Replica:
             rng=random.Random(f"{world.schedule.seed} {self.name} {self.generation}"),
         )
         rng = random.Random(f"{world.schedule.seed} {self.name} speech {self.generation}")
-        self.speech = Speech(self.name, heartbeat_s, RETRY_MS, rng)
+        self.defaults = StreamDefaults(self.name, heartbeat_s, RETRY_MS, rng)
         self.tokens = Tokens([SECRET], TOKEN_LIFETIME_S, now=self.machine.wall_s)
         self.rates = Rates(self.ledger, MemoryLedger(now=self.machine.wall_s), metrics.refused)
 
@@ -186,10 +187,10 @@ class Replica:
         try:
             identity = await self.tokens.verify(reader.token)
             visitor = Visitor(identity, address=reader.log.name)
-            stream = SimulatedStream(self.hub, self.speech, visitor, reader.log.topics)
+            stream = SimulatedStream(self.hub, self.defaults, visitor, reader.log.topics)
             attempt.stream = stream
-            toll = Toll([CALLS.demand(identity.subject)], partial(self._settle, reader, CALLS))
-            begin = await self.hub.join(stream, last_event_id, None, toll)
+            charge = Charge([CALLS.demand(identity.subject)], partial(self._report, reader, CALLS))
+            start = await self.hub.join(stream, last_event_id, None, charge)
         except (Unavailable, Unauthenticated, TooMany) as error:
             attempt.stream = None
             attempt.refuse(type(error).__name__)
@@ -202,9 +203,9 @@ class Replica:
         transport.write(b"200\n\n")
         transport.set_protocol(stream)
         stream.attach(transport, set(), b"")
-        await self.hub.follow(stream, begin)
+        await self.hub.follow(stream, start)
 
-    async def _settle(self, reader: "Reader", policy: Policy, quotas: Sequence[Quota]) -> None:
+    async def _report(self, reader: "Reader", policy: Policy, quotas: Sequence[Quota]) -> None:
         self.judge([policy] * len(quotas), reader.log.name, quotas)
         self.rates.check([policy] * len(quotas), quotas)
 
@@ -218,18 +219,18 @@ class Replica:
         """Raises: Unavailable, TooMany, Conflict."""
         entries = [self.hub.encode(draft) for draft in drafts]
         scoped = f"{who} {key}" if key else None
-        outcome = await self.hub.store(entries, scoped, POSTING.demand(who, len(entries)), MEMORY.demand(who))
+        outcome = await self.hub.start_publish(entries, scoped, POSTING.demand(who, len(entries)), MEMORY.demand(who))
         policies = (POSTING, MEMORY)[: len(outcome.quotas)]
         self.judge(policies, who, outcome.quotas)
         self.rates.check(policies, outcome.quotas)
-        return self.hub.stored(outcome).positions
+        return self.hub.finish_publish(outcome).positions
 
     async def sign_out(self, token: str) -> int:
         """`DELETE /api/session`; its status."""
         policies = Limits(*(Policy(name, 1000, 60) for name in Limits._fields))
         gate = Gate(self.tokens, Tickets([SECRET], 30, now=self.machine.wall_s), self.rates, policies)
         nothing = cast(Any, None)
-        service = accounts.Service(nothing, self.tokens, nothing, nothing, self.hub)
+        service = accounts.Service(nothing, self.tokens, nothing, nothing, self.hub.sessions)
         routes = accounts.routes(service, gate, self.tokens, MEMORY)
         app = Starlette(routes=routes, exception_handlers=problems.handlers)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -396,7 +397,7 @@ class Reader:
 
     async def _watch(self, attempt: Attempt) -> None:
         """No frame for too long: the line is dead."""
-        silence_s = 10 + 2 * max(replica.speech.heartbeat_s for replica in self.world.replicas)
+        silence_s = 10 + 2 * max(replica.defaults.heartbeat_s for replica in self.world.replicas)
         while not attempt.ended.done():
             await asyncio.wait([attempt.ended], timeout=2.0)
             if self.world.loop.now - attempt.heard_at > silence_s and attempt.connection.client.reading:

@@ -245,13 +245,13 @@ async def test_what_fails_half_way_leaves_nothing(database_url: str, tmp_path: P
 
 async def test_snapshots_that_were_pending_before_there_were_jobs_are_jobs(database_url: str) -> None:
     engine = open_engine(database_url)
-    names = "id, account_id, status, requested_at, announced_at"
-    names += ", owner, lease_until, attempts, next_attempt_at, sweep_at"
+    names = "id, account_id, status, requested_at, announced_at, owner, lease_until, attempts, next_attempt_at"
+    names += ", sweep_at, generated_at, snapshot_count, content"
     rows = [
-        "('new', 'a', 'pending', 1.5, NULL, NULL, NULL, 0, 1.5, 3.5)",
-        "('claimed', 'a', 'pending', 2.5, NULL, 'replica-1:x', 14.5, 3, 2.5, 14.5)",
-        "('unannounced', 'a', 'generated', 3.5, NULL, NULL, NULL, 1, 3.5, 3.5)",
-        "('announced', 'a', 'generated', 4.5, 5.5, NULL, NULL, 1, 4.5, 4.5)",
+        "('new', 'a', 'pending', 1.5, NULL, NULL, NULL, 0, 1.5, 3.5, NULL, NULL, NULL)",
+        "('claimed', 'a', 'pending', 2.5, NULL, 'replica-1:x', 14.5, 3, 2.5, 14.5, NULL, NULL, NULL)",
+        "('unannounced', 'b', 'generated', 3.5, NULL, NULL, NULL, 1, 3.5, 3.5, 4, 1, '{}')",
+        "('announced', 'c', 'generated', 4.5, 5.5, NULL, NULL, 1, 4.5, 4.5, 5, 1, '{}')",
     ]
     await make_former(engine, "0004", f"INSERT INTO snapshots ({names}) VALUES {', '.join(rows)}")
 

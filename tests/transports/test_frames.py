@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allim.client import Parser
-from allim.hub import CloseReason, Opening, Position
+from allim.hub import ZERO, CloseReason, Event, Opening, Position, Run
 from allim.hub.resume import Reset, Verdict
 from allim.transports.sse import frames
 from allim.transports.sse.handover import HandoverStream
@@ -131,22 +131,26 @@ class Written(asyncio.Transport):
 def writing(*, chunked: bool) -> tuple[HandoverStream, list[bytes]]:
     """A stream that is live, and what it writes."""
     stream, transport = HandoverStream.__new__(HandoverStream), Written()
-    stream.transport, stream.head, stream.close_reason, stream.chunked = transport, b"", None, chunked
+    stream.transport, stream.head, stream.close_reason, stream.proof = transport, b"", None, b""
+    stream.framing = frames.chunked if chunked else frames.plain
     return stream, transport.pieces
 
 
 def test_streams_that_write_the_same_frames_share_the_bytes() -> None:
     (one, to_one), (two, to_two), (old, to_old) = (writing(chunked=chunked) for chunked in (True, True, False))
-    events = [b"id: 1-0\n" + b"event: t\ndata: %d\n\n" % number for number in range(3)]
+    events = [Event("a", Position(ms, 0), ZERO, b"event: t\ndata: %d\n\n" % ms) for ms in range(1, 4)]
+    wire = [b"id: %d-0\nevent: t\ndata: %d\n\n" % (ms, ms) for ms in range(1, 4)]
+    runs = [Run(events[:1]), Run(events[1:])]
 
-    for event in events:
+    for run in runs:
         for stream in (one, old, two):
-            stream.write(event)
-    one.write(events[0])
+            stream.write(run)
 
-    assert to_one == [frames.chunk(event) for event in (*events, events[0])]
-    assert all(mine is yours for mine, yours in zip(to_one, to_two, strict=False))
-    assert all(mine is event for mine, event in zip(to_old, events, strict=True))
+    assert to_old == [wire[0], wire[1] + wire[2]]
+    assert to_one == [frames.chunk(frame) for frame in to_old]
+    assert all(mine is yours for mine, yours in zip(to_one, to_two, strict=True))
+    assert to_old[0] is events[0].framed(frames.event)
+    assert all(run.framed(frames.plain) is frame for run, frame in zip(runs, to_old, strict=True))
 
 
 def test_a_proof_stands_behind_each_id_of_joined_frames_and_nowhere_in_data() -> None:

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from typing import NamedTuple
 
+from harness.streams import hub_settings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -30,7 +31,7 @@ class Note(NamedTuple):
 
 def work_on(engine: AsyncEngine, redis_url: str, name: str) -> tuple[Hub, Work]:
     metrics = Metrics(name)
-    hub = Hub(RedisBroker(redis_url, name, metrics, prefix="work-test"), MemoryLedger(), metrics)
+    hub = Hub(RedisBroker(redis_url, name, metrics, prefix="work-test"), MemoryLedger(), metrics, hub_settings())
     work = Work(engine, hub, name, metrics, at_once=AT_ONCE, now=hub.shared_clock)
 
     async def store(job: Job[Note]) -> None:

@@ -121,7 +121,7 @@ async def test_a_hint_over_redis_wakes_another_replica(
     monkeypatch.setattr(worker, "SWEEP_S", 3600.0)
     hub, work = work_on(engine, redis.url, "here")
     async with hub.running(), work.running():
-        await until(lambda: hub._ever_heard)  # so the link is up
+        await until(lambda: hub._pulse._ever_heard)  # so the link is up
         async with writing(engine) as connection:
             await work.enqueue(connection, "note", Note("first"))
         await until(lambda: replicas.effects())

@@ -78,6 +78,16 @@ test.each([
   expect(find("providers")).toBeNull();
 });
 
+test("where registration is closed there is the sign-in form alone", async () => {
+  signedOut();
+  vi.mocked(api.providers).mockResolvedValue({ providers: ["google"], registration: "closed" });
+  await render();
+
+  expect(find("signin-form")).not.toBeNull();
+  expect(find("provider-google")).not.toBeNull();
+  expect([find("signup-form"), find("show-signup")]).toEqual([null, null]);
+});
+
 test("how signing in went stands over the sign-in form", async () => {
   signedOut();
   await render("It was cancelled.");

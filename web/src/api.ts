@@ -89,12 +89,18 @@ export class ApiError extends Error {
   }
 }
 
+/** The providers to sign in over, and whether accounts can be made. */
+export interface SignInWays {
+  providers: readonly string[];
+  registration?: "open" | "closed";
+}
+
 export const api = {
   signUp: (account: { email: string; name: string; password: string }) =>
     call<{ account: Account }>("POST", "/api/accounts", { body: account }),
   signIn: (credentials: { email: string; password: string }) =>
     call<{ account: Account }>("POST", "/api/session", { body: credentials }),
-  providers: (signal?: AbortSignal) => call<{ providers: string[] }>("GET", "/api/session/providers", { signal }),
+  providers: (signal?: AbortSignal) => call<SignInWays>("GET", "/api/session/providers", { signal }),
   signOut: () => call<void>("DELETE", "/api/session"),
   account: (signal?: AbortSignal) => call<Account>("GET", ME, { signal }),
   changePassword: (passwords: { currentPassword: string; newPassword: string }) =>

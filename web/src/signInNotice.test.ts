@@ -6,7 +6,7 @@ const here = () => window.location.pathname + window.location.search + window.lo
 
 afterEach(() => at("/"));
 
-test.each(["cancelled", "expired", "failed", "email_taken", "unavailable"])("%s is told once", (outcome) => {
+test.each(["cancelled", "expired", "failed", "email_taken", "closed", "unavailable"])("%s is told once", (outcome) => {
   at(`/?sign_in=${outcome}`);
 
   expect(takeSignInNotice()).toMatch(/^[A-Z].+\.$/);

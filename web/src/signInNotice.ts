@@ -5,6 +5,7 @@ const WORDS = new Map([
   ["expired", "This sign-in took too long, or was begun in another browser. Please try again."],
   ["failed", "Signing in did not work. Please try again."],
   ["email_taken", "There is already an account with this email. Please sign in with its password."],
+  ["closed", "Accounts are not made here. Please sign in with an account that exists."],
   ["unavailable", "This service cannot be reached right now. Try again later, or sign in with a password."],
 ]);
 

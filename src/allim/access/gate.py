@@ -6,23 +6,25 @@ Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from allim.access.addresses import network_of
+from allim.access.authenticate import Authenticate, authenticated
 from allim.access.rates import Policy, Rates
 from allim.access.tickets import Tickets
 from allim.access.tokens import Tokens
 from allim.access.turns import Turns
 from allim.errors import Forbidden, OtherUser, Unauthenticated
-from allim.hub import Toll
+from allim.hub import Charge
 from allim.identity import OPERATOR, Identity, Visitor
 from allim.networks import shares_of
 
 HERE = "this machine"  # the address of those who came without a proxy
 COOKIE = "allim_session"
-USER_HEADER = "Allim-User"  # the user whom a page shows; it may differ from the one who has signed in since
+USER_HEADER = "Allim-User"  # the user that a page shows, percent-encoded; another one may have signed in since
 HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
 
 
@@ -39,9 +41,23 @@ class Limits(NamedTuple):
 
 
 class Gate:
-    """Knows the signed-in user of a request: token good, session not ended, not asking too often."""
+    """Knows the signed-in user of a request: token good, session not ended, not asking too often.
 
-    def __init__(self, tokens: Tokens, tickets: Tickets, rates: Rates, limits: Limits) -> None:
+    Shape: `cookie` is the name of the cookie that holds the token; `authenticate` is asked before tokens.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        tickets: Tickets,
+        rates: Rates,
+        limits: Limits,
+        *,
+        cookie: str = COOKIE,
+        authenticate: Authenticate | None = None,
+    ) -> None:
+        self.cookie = cookie
+        self._authenticate = authenticate
         self._tokens = tokens
         self._tickets = tickets
         self._rates = rates
@@ -54,7 +70,9 @@ class Gate:
 
         Raises: Unauthenticated; TooMany; OtherUser; Unavailable when it cannot be known now.
         """
-        identity = await self._tokens.verify_signature(token_of(request))
+        identity = await self._authenticated(request)
+        if identity is None:
+            identity = await self._tokens.verify_signature(self.token_of(request))
         await self.stop_guessing(request)
         _check_user(request, identity)
         return identity
@@ -64,26 +82,60 @@ class Gate:
 
         Raises: as `recognise`; SignedOut, Kicked.
         """
-        identity = await self._tokens.verify(token_of(request))
+        identity = await self._verified(request)
         await self.count(request, identity)
         _check_user(request, identity)
         return identity
+
+    async def _verified(self, request: HTTPConnection) -> Identity:
+        identity = await self._authenticated(request)
+        return await self._tokens.verify(self.token_of(request)) if identity is None else identity
+
+    async def _authenticated(self, request: HTTPConnection) -> Identity | None:
+        return None if self._authenticate is None else await authenticated(self._authenticate, request)
+
+    def token_of(self, connection: HTTPConnection) -> str:
+        """Return the request's token: `Authorization: Bearer` wins, then the cookie.
+
+        Raises: Unauthenticated.
+        """
+        token = self.token_in(connection)
+        if not token:
+            raise Unauthenticated("Sign in first.")
+        return token
+
+    def token_in(self, connection: HTTPConnection) -> str | None:
+        """Return the request's token as `token_of`, None if there is none."""
+        token = bearer_of(connection)
+        return connection.cookies.get(self.cookie) if token is None else token
+
+    def set_cookie(self, connection: HTTPConnection, response: Response, token: str, max_age_s: int) -> None:
+        """Keep the token in the browser, out of reach of scripts and of other sites' requests."""
+        secure = connection.scope["scheme"] == "https"
+        path = connection.scope.get("root_path") or "/"  # a mounted application keeps to its own paths
+        response.set_cookie(
+            self.cookie, token, max_age=max_age_s, path=path, httponly=True, samesite="lax", secure=secure
+        )
+
+    def clear_cookie(self, connection: HTTPConnection, response: Response) -> None:
+        """Have the browser forget the token."""
+        self.set_cookie(connection, response, "", 0)
 
     async def limit(self, request: Request, identity: Identity, policy: Policy) -> None:
         """Count a user's call that has a limit of its own, beside that of all calls.
 
         Raises: TooMany.
         """
-        await self._rates.take(request, (policy, identity.subject))
+        await self._rates.charge(request, (policy, identity.subject))
 
-    async def count(self, request: Request, identity: Identity) -> None:
-        """Judge the session and count the call, in one. A call of an ended session is its address': who has a stolen
-        one keeps its owner out of nothing.
+    async def count(self, request: HTTPConnection, identity: Identity) -> None:
+        """Count the call, and refuse it if its session has ended, in one step. A refused call is charged to the
+        caller's address, so a stolen token cannot use up its owner's limit.
 
         Raises: SignedOut, Kicked; TooMany; Unavailable.
         """
         try:
-            await self._rates.take(request, (self._limits.user_calls, identity.subject), holder=identity)
+            await self._rates.charge(request, (self._limits.user_calls, identity.subject), holder=identity)
         except Unauthenticated:
             await self.count_ended(request)
             raise
@@ -98,23 +150,21 @@ class Gate:
             raise Forbidden("Only an operator may do this.")
         return identity
 
-    async def visit(self, request: Request) -> Visitor:
-        """Who wants a stream: the token or ticket is good. The session is judged, and the call counted, when the
-        stream is admitted (see `toll`), or by `count`.
+    async def visit(self, request: HTTPConnection) -> Visitor:
+        """Return the client that asks for a stream, by its token or ticket. Its session is checked, and the call
+        counted, when the stream is admitted (see `charge`), or by `count`.
 
         Raises: Unauthenticated; Unavailable when it cannot be known now.
         """
         ticket = request.query_params.get("ticket")
-        if ticket is None:
-            visitor = Visitor(await self._tokens.verify(token_of(request)))
-        else:
-            visitor = self._tickets.visitor(ticket, request)
-        return visitor._replace(address=network_of(request))
+        if ticket is not None:
+            return self._tickets.visitor(ticket, request)._replace(address=network_of(request))
+        return Visitor(await self._verified(request), network_of(request))
 
-    def toll(self, request: Request, visitor: Visitor) -> Toll:
-        """What a stream takes: it is a call of its user."""
-        calls, who = self._limits.user_calls, visitor.identity.subject
-        return Toll([calls.demand(who)], partial(self._rates.settle, request, calls, who))
+    def charge(self, request: HTTPConnection, visitor: Visitor) -> Charge:
+        """Return the rate-limit charges for opening a stream: it counts as a call of its user."""
+        calls, user = self._limits.user_calls, visitor.identity.subject
+        return Charge([calls.demand(user)], partial(self._rates.report_or_count, request, calls, user))
 
     async def stop_guessing(self, request: HTTPConnection, email: str = "") -> None:
         """Count a call of somebody who is not signed in, and a try to sign in as somebody.
@@ -129,7 +179,7 @@ class Gate:
             wanted.append((self._limits.address_calls.times(share), share.network))
             if email:
                 wanted.append((self._limits.sign_in_tries.times(share), f"{email} {share.network}"))
-        await self._rates.take(request, *wanted)
+        await self._rates.charge(request, *wanted)
 
     async def count_ended(self, request: HTTPConnection) -> None:
         """Count a call whose session has ended. The count is of the address, and apart from that of sign-ins: pages
@@ -152,7 +202,7 @@ class Gate:
         Raises: TooMany.
         """
         shares = shares_of(network_of(request) or HERE)
-        await self._rates.take(request, *((policy.times(share), share.network) for share in shares))
+        await self._rates.charge(request, *((policy.times(share), share.network) for share in shares))
 
     def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Around the hashing of a password, for a request whose body has been read: waits for its turn.
@@ -165,7 +215,7 @@ class Gate:
 def _check_user(request: Request, identity: Identity) -> None:
     """Raises: OtherUser."""
     meant = request.headers.get(USER_HEADER)
-    if meant is not None and meant != identity.subject:
+    if meant is not None and unquote(meant) != identity.subject:
         raise OtherUser("Another user has signed in meanwhile; load the page again.")
 
 
@@ -182,28 +232,3 @@ def bearer_in(said: bytes) -> bytes | None:
     """The credentials in what an `Authorization` says, when its scheme is Bearer."""
     scheme, _, credentials = said.partition(b" ")
     return credentials.strip() if scheme.lower() == b"bearer" else None
-
-
-def token_of(connection: HTTPConnection) -> str:
-    """The request's token: `Authorization: Bearer` wins, then the session cookie.
-
-    Raises: Unauthenticated.
-    """
-    token = bearer_of(connection)
-    if token is None:
-        token = connection.cookies.get(COOKIE)
-    if not token:
-        raise Unauthenticated("Sign in first.")
-    return token
-
-
-def set_cookie(connection: HTTPConnection, response: Response, token: str, max_age_s: int) -> None:
-    """Keep the token in the browser, out of reach of scripts and of other sites' requests."""
-    secure = connection.scope["scheme"] == "https"
-    path = connection.scope.get("root_path") or "/"  # an application that is mounted keeps to its own paths
-    response.set_cookie(COOKIE, token, max_age=max_age_s, path=path, httponly=True, samesite="lax", secure=secure)
-
-
-def clear_cookie(connection: HTTPConnection, response: Response) -> None:
-    """Have the browser forget the token."""
-    set_cookie(connection, response, "", 0)

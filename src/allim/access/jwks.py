@@ -17,6 +17,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
 from joserfc.util import base64_to_int
 
+from allim.access.fetch import read_bounded
 from allim.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -24,7 +25,7 @@ log = structlog.get_logger(__name__)
 PublicKey = RSAKey | ECKey | OKPKey
 
 _MAX_BYTES = 256 * 1024
-_RSA_BITS = range(2048, 8193)  # RFC 7518, 3.3; above, a single signature costs too much
+RSA_BITS = range(2048, 8193)  # RFC 7518, 3.3; above, a single signature costs too much
 _PUBLIC_MEMBERS = frozenset({"kty", "crv", "n", "e", "x", "y"})
 
 
@@ -51,7 +52,7 @@ class Jwks:
         now: Callable[[], float] = time.monotonic,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        self._url = url
+        self.url = url
         self._client = client or httpx.AsyncClient()
         self._owns_client = client is None
         self._max_age_s = max_age_s
@@ -127,22 +128,9 @@ class Jwks:
 
     async def _read(self) -> bytes:
         # One deadline for the whole answer, since httpx's own starts again with each byte.
-        request = self._client.build_request("GET", self._url, headers={"accept-encoding": "identity"}, timeout=None)
-        content = bytearray()
+        request = self._client.build_request("GET", self.url, headers={"accept-encoding": "identity"}, timeout=None)
         async with asyncio.timeout(self._timeout_s):
-            response = await self._client.send(request, stream=True, follow_redirects=False)
-            try:
-                if response.status_code != httpx.codes.OK:
-                    raise ValueError(f"HTTP status {response.status_code}")
-                if "content-encoding" in response.headers:
-                    raise ValueError("compressed, which was not asked for: a few bytes may become very many")
-                async for chunk in response.aiter_bytes():
-                    content += chunk
-                    if len(content) > _MAX_BYTES:
-                        raise ValueError(f"more than {_MAX_BYTES} bytes")
-            finally:
-                await response.aclose()
-        return bytes(content)
+            return await read_bounded(self._client, request, _MAX_BYTES)
 
 
 def parse(content: bytes) -> dict[tuple[str | None, str], PublicKey]:
@@ -191,7 +179,7 @@ def _verifies(jwk: dict[str, Any], alg: str) -> bool:
 
 
 def _import(jwk: dict[str, Any]) -> PublicKey:
-    if jwk["kty"] == "RSA" and base64_to_int(str(jwk.get("n"))).bit_length() not in _RSA_BITS:
+    if jwk["kty"] == "RSA" and base64_to_int(str(jwk.get("n"))).bit_length() not in RSA_BITS:
         raise ValueError("an RSA key of a size that is not taken")
     # Nothing else of it is read: not a private part published by mistake, no certificate, no odd extension.
     key = JWKRegistry.import_key({name: jwk[name] for name in _PUBLIC_MEMBERS & jwk.keys()})

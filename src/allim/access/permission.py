@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from allim.access.authorize import Authorize, ask
 from allim.errors import FieldError, Forbidden
 from allim.identity import Identity
 
@@ -10,20 +11,21 @@ Rule = Callable[[Identity, str], Awaitable[bool]]
 
 
 class Permission:
-    """The rules by kind of topic, which is the part before the colon."""
+    """The rules by kind of topic, which is the part before the colon. `authorize` decides on all other topics."""
 
-    def __init__(self, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, rules: Mapping[str, Rule], authorize: Authorize | None = None) -> None:
         self._rules = rules
+        self._authorize = authorize
 
     async def require(self, identity: Identity, topics: Sequence[str]) -> None:
         """Check that the identity may read all of these topics.
 
-        Raises: Forbidden naming `topics`, with the same text for a topic that does not exist.
+        Raises: Forbidden naming `topics`, with the same text for a topic that does not exist; AuthorizeUnavailable.
         """
-        for topic in topics:
-            if not identity.may_read(topic) and not await self._decide(identity, topic):
-                message = "one of these topics does not exist, or you may not read it"
-                raise Forbidden(f"topics: {message}", [FieldError("topics", message)])
+        rest = [topic for topic in topics if not identity.may_read(topic) and not await self._decide(identity, topic)]
+        if rest and not (self._authorize is not None and await ask(self._authorize, identity, rest) >= {*rest}):
+            message = "one of these topics does not exist, or you may not read it"
+            raise Forbidden(f"topics: {message}", [FieldError("topics", message)])
 
     async def _decide(self, identity: Identity, topic: str) -> bool:
         kind, _, key = topic.partition(":")

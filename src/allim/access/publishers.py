@@ -19,6 +19,7 @@ from starlette.requests import HTTPConnection
 
 from allim.access.gate import bearer_in, bearer_of
 from allim.errors import Unauthenticated, Unavailable
+from allim.hub import KEY_FORM
 
 CACHE_S = 2.0
 """How long a replica goes by what the store said: a key that is deleted or expires is refused after it."""
@@ -31,7 +32,7 @@ ALL = ("*",)
 """The grants of somebody who may publish everything."""
 
 NAME_FORM = r"[A-Za-z0-9._~-]{1,64}"
-TOPIC_GRANT_FORM = r"\*|[a-z][a-z0-9_-]{0,63}(:(\*|[A-Za-z0-9._~-]{1,128}))?"
+TOPIC_GRANT_FORM = rf"\*|[a-z][a-z0-9_-]{{0,63}}(:(\*|{KEY_FORM}))?"
 TYPE_GRANT_FORM = r"\*|[a-z][a-z0-9_.-]{0,127}|[a-z][a-z0-9_.-]{0,125}\.\*"
 _NAME = re.compile(NAME_FORM)
 _TOPIC_GRANT = re.compile(TOPIC_GRANT_FORM)

@@ -14,7 +14,7 @@ import structlog
 from starlette.requests import HTTPConnection
 
 from allim.errors import TooMany, Unavailable
-from allim.hub import Demand, Grant, Holder, Ledger, Quota, Standing, refuse_ended
+from allim.hub import Demand, Grant, Holder, Ledger, Quota, SessionState, refuse_ended
 from allim.networks import Share
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ class Rates:
         self.refused = refused
         self._uncounted, self._warn_at = 0, 0.0
 
-    async def take(
+    async def charge(
         self, connection: HTTPConnection, *wanted: tuple[Policy, str], cost: int = 1, holder: Holder | None = None
     ) -> None:
         """Charge every policy, or none, and add the `RateLimit` headers to the answer.
@@ -61,8 +61,8 @@ class Rates:
         if the session cannot be checked now.
         """
         grant = await self._ask([policy.demand(caller, cost) for policy, caller in wanted], holder)
-        refuse_ended(grant.standing)
-        self.tell(connection, tuple([policy for policy, _ in wanted]), grant.quotas)
+        refuse_ended(grant.state)
+        self.report(connection, tuple([policy for policy, _ in wanted]), grant.quotas)
 
     def check(self, policies: Sequence[Policy], quotas: Sequence[Quota]) -> None:
         """Raises: TooMany if a quota was not granted."""
@@ -73,34 +73,36 @@ class Rates:
             wait_s = max(1, math.ceil(max(quota.retry_after_s for _, quota in over)))
             raise TooMany("There were too many of these calls; wait a little.", wait_s)
 
-    async def settle(self, connection: HTTPConnection, policy: Policy, caller: str, quotas: Sequence[Quota]) -> None:
+    async def report_or_count(
+        self, connection: HTTPConnection, policy: Policy, caller: str, quotas: Sequence[Quota]
+    ) -> None:
         """Report the quotas of a demand that another call has charged. If it charged none, count here.
 
         Raises: TooMany.
         """
         if not quotas:
             quotas = (await self._count_here([policy.demand(caller)], "the ledger takes no write")).quotas
-        self.tell(connection, (policy,), quotas)
+        self.report(connection, (policy,), quotas)
 
-    def tell(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
+    def report(self, connection: HTTPConnection, policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> None:
         """Add the headers of these quotas to those of an earlier charge.
 
         Raises: TooMany.
         """
         headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
-        for name, value in told(policies, quotas).items():
+        for name, value in ratelimit_headers(policies, quotas).items():
             headers[name] = f"{headers[name]}, {value}" if name in headers else value  # both are lists
         self.check(policies, quotas)
 
     async def _ask(self, demands: Sequence[Demand], holder: Holder | None) -> Grant:
         try:
             async with asyncio.timeout(PATIENCE_S if holder is None else SESSION_PATIENCE_S):
-                grant = await self._ledger.take(demands, holder)
+                grant = await self._ledger.charge(demands, holder)
         except (Unavailable, TimeoutError) as error:
             if holder is not None:
                 raise Unavailable("The session cannot be checked at the moment.") from error
             return await self._count_here(demands, str(error) or type(error).__name__)
-        if grant.standing is Standing.GOOD and not grant.quotas:
+        if grant.state is SessionState.GOOD and not grant.quotas:
             return await self._count_here(demands, "the ledger takes no write")
         return grant
 
@@ -109,10 +111,10 @@ class Rates:
         if (now := time.monotonic()) >= self._warn_at:
             log.warning("rates are counted by this replica alone", error=why, questions=self._uncounted)
             self._warn_at, self._uncounted = now + WARN_EVERY_S, 0
-        return await self._substitute.take(demands)
+        return await self._substitute.charge(demands)
 
 
-def told(policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> dict[str, str]:
+def ratelimit_headers(policies: tuple[Policy, ...], quotas: Sequence[Quota]) -> dict[str, str]:
     """Return the `RateLimit` headers for these quotas. Shape: one quota per policy, in order."""
     return {"ratelimit-policy": _policies(policies), "ratelimit": ", ".join(map(_left, policies, quotas))}
 

@@ -1,52 +1,41 @@
-"""Session tokens (JWT): issued here, or by a service that holds the secret, or by one outside issuer.
+"""Session tokens (JWT): issued here, or by one of the trusted issuers.
 
-Owns keys, signatures and claims. Knows no request and no cookie, and not who was signed out since.
+Owns allim's keys, and decides which issuer judges a token. Knows no request, no cookie and no ended session.
 Source: RFC 7515 (JWS), RFC 7519 (JWT), RFC 8725 (what goes wrong with them), OpenID Connect Core 2 (`auth_time`).
 """
 
-import base64
 import hashlib
 import hmac
-import json
 import math
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from joserfc import jws, jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
-from joserfc.jws import CompactSignature, JWSRegistry
+import structlog
+from joserfc import jwt
+from joserfc.jwk import OctKey
+from joserfc.jws import CompactSignature
 from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
-from allim.access.jwks import Jwks
+from allim.access.claims import began_at, check_times, identity_of, is_meant_for
+from allim.access.issuers import Issuer, by_name
+from allim.access.signatures import (
+    ALGORITHMS,
+    MAX_TOKEN_CHARS,
+    MIN_SECRET_CHARS,
+    SHARED,
+    bad_token,
+    claims_in,
+    is_signed,
+    opened,
+)
 from allim.errors import Invalid, Unauthenticated
-from allim.identity import CLOCK_LEEWAY_S, OPERATOR, USER, Identity
+from allim.identity import ALLIM, USER, Identity
 
-OURS = "HS256"
-THEIRS = ("RS256", "ES256", "EdDSA")
+log = structlog.get_logger(__name__)
 
-_MIN_SECRET_BYTES = 32  # RFC 7518, 3.2
-_MAX_TOKEN_CHARS = 8192
-_MAX_TOPICS = 256
-_SUBJECT = re.compile(r"[A-Za-z0-9._~-]{1,128}")
-_GRANT = re.compile(r"[a-z][a-z0-9_-]*(:(\*|[A-Za-z0-9._~-]{1,128}))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Issuer:
-    """An outside issuer whose tokens are taken as ours: it says who somebody is, what they may read, and their role.
-
-    Shape: `name` is its tokens' `iss`, to the letter; `audience` is what their `aud` must be or contain.
-    """
-
-    name: str
-    jwks: Jwks
-    audience: str
+_OUR_ALGORITHM = ALGORITHMS.get_alg(SHARED)
 
 
 class Life(NamedTuple):
@@ -61,9 +50,9 @@ class Life(NamedTuple):
 
 
 class Tokens:
-    """Issues, renews and verifies tokens. The algorithm decides whose key may have signed, and nothing else does.
+    """Issues, renews and verifies tokens. The issuer that a token names decides which keys may have signed it.
 
-    HS256: one of our keys. RS256, ES256, EdDSA: a key of the outside issuer. Anything else: nobody.
+    Allim's own tokens name `allim`. Tokens from before that name no issuer, but one of allim's keys.
     """
 
     def __init__(
@@ -73,22 +62,27 @@ class Tokens:
         *,
         audience: str = "allim",
         max_s: int = 30 * 86400,
-        issuer: Issuer | None = None,
+        issuers: Sequence[Issuer] = (),
+        named_only: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         """The first key signs, all verify: a new one is put first, the old one stays until its tokens have expired.
 
+        Shape: until 1.0 a service that holds one of `secret_keys` may sign with it: a token without `iss`, and,
+        unless `named_only`, one with an unknown `iss`. Its `aud`, if there is one, must name `audience`.
         Units: `max_s` is how long after its sign-in a session may be renewed.
-        Raises: ValueError when a key is short, or there twice, or there is none.
+        Raises: ValueError when a key is short, or there twice, or there is none; the errors of `by_name`.
         """
         self._keys = {_kid(secret): _imported(secret) for secret in secret_keys}
         if not self._keys or len(self._keys) < len(secret_keys):
             raise ValueError("there must be a secret key, and none of them twice")
         self._written = {_encoded({}, kid, key).partition(".")[0]: key for kid, key in self._keys.items()}
+        self._issuers = by_name(issuers, secret_keys)
+        self._named_only = named_only
+        self._shares_key = False  # whether a token was seen that another service signed with allim's key
         self.lifetime_s = lifetime_s
         self._audience = audience
         self.max_s = max_s
-        self._issuer = issuer
         self._now = now
 
     def issue(
@@ -122,23 +116,22 @@ class Tokens:
         Where `auth_time` is missing, `iat` counts as the sign-in; where both are, the first renewal does.
 
         Raises: Unauthenticated when it is expired or not valid, or its session has lasted `max_s`; Invalid when it is
-        an outside issuer's, who alone can renew it.
+        another issuer's, which alone can renew it.
         """
         claims, identity = self._renewable(token)
         kept: dict[str, object] = {name: claims[name] for name in ("sub", "role", "topics", "aud") if name in claims}
         lifetime_s = self._lifetime_s(identity)
-        return self._signed({**kept, "sid": identity.session}, _began_at(claims), lifetime_s, after_kick)
+        return self._signed({**kept, "sid": identity.session}, began_at(claims), lifetime_s, after_kick)
 
-    def life(self, token: str, identity: Identity) -> Life:
-        """Return how long a token is still valid, whose identity has been verified."""
+    def life(self, token: str | None, identity: Identity) -> Life:
+        """Return how long a verified identity is still valid, and whether its token is to be renewed."""
         now = self._now()
         left_s, lifetime_s = identity.expires_at - now, self._lifetime_s(identity)
-        try:
-            claims, _ = self._renewable(token)
-        except Invalid:  # its issuer alone can renew it
+        if token is None or identity.issuer != ALLIM:  # its issuer alone can renew it
             return Life(left_s, lifetime_s, renewal_due=False)
-        began_at = _began_at(claims)
-        longest_s = self.max_s if began_at is None else began_at + self.max_s - now
+        claims, _ = self._renewable(token)
+        began = began_at(claims)
+        longest_s = self.max_s if began is None else began + self.max_s - now
         gained_s = min(lifetime_s, longest_s) - left_s
         return Life(left_s, lifetime_s, renewal_due=left_s < lifetime_s / 2 and gained_s > 1)
 
@@ -155,38 +148,61 @@ class Tokens:
         return self._renewable(token)[1]
 
     def _renewable(self, token: str) -> tuple[Mapping[str, object], Identity]:
-        envelope = _opened(token)
-        if self._issuer and envelope.protected["alg"] in THEIRS:
-            raise Invalid.field("token", "was not issued here; get a new one from its issuer")
-        claims = self._claims_by_us(envelope)
-        return claims, self._identity(token, claims)
+        claims = self._claims_as_written(token)
+        if claims is None:
+            envelope = opened(token)
+            claims = claims_in(envelope.payload)
+            if self._issuer_of(envelope, claims) is not None:
+                raise Invalid.field("token", "was not issued here; get a new one from its issuer")
+            self._check_ours(envelope, claims)
+        return claims, check_times(identity_of(token, claims), claims, self._now())
 
     async def verify(self, token: str) -> Identity:
-        """Who the token speaks for. It waits for an outside issuer's keys alone, and only when one is not known.
-
-        A token without `sid` is a session of its own, named by what is signed in it, so that it can be revoked.
+        """Return the token's identity. It waits for an issuer's keys alone, and only when one is not known.
 
         Raises: Unauthenticated, in the same words whatever is wrong, except that an expired token is named;
         Unavailable when the issuer's keys cannot be read.
         """
-        return self._identity(token, await self._signed_claims(token))
+        identity, claims = await self._read(token)
+        return check_times(identity, claims, self._now())
 
     async def verify_signature(self, token: str) -> Identity:
         """Return the token's identity by its signature; its times are not judged.
 
         Raises: as `verify`.
         """
-        return _identity_of(token, await self._signed_claims(token))
+        return (await self._read(token))[0]
 
-    async def _signed_claims(self, token: str) -> Mapping[str, object]:
+    async def close(self) -> None:
+        """Stop reading the issuers' keys."""
+        for issuer in self._issuers.values():
+            await issuer.keys.close()
+
+    async def _read(self, token: str) -> tuple[Identity, Mapping[str, object]]:
+        """Return the identity for which the token's issuer signed, and the claims."""
         claims = self._claims_as_written(token)
-        if claims is not None:
-            return claims
-        envelope = _opened(token)
-        if envelope.protected["alg"] == OURS:
-            return self._claims_by_us(envelope)
-        # A `kick` of the outside issuer has another meaning.
-        return {**await self._claims_by_issuer(envelope), "kick": None}
+        if claims is None:
+            envelope = opened(token)
+            claims = claims_in(envelope.payload)
+            issuer = self._issuer_of(envelope, claims)
+            if issuer is not None:
+                return await issuer.identity(token, envelope, claims), claims
+            self._check_ours(envelope, claims)
+        return identity_of(token, claims), claims
+
+    def _issuer_of(self, envelope: CompactSignature, claims: Mapping[str, object]) -> Issuer | None:
+        """Return the issuer that judges the token, None for allim itself. Nothing of the token is believed yet.
+
+        Raises: Unauthenticated when its issuer is not known here.
+        """
+        name = claims.get("iss")
+        if name == ALLIM or (name is None and envelope.protected.get("kid") in self._keys):
+            return None
+        issuer = self._issuers.get(name) if name is None or isinstance(name, str) else None
+        shares_key = not self._named_only and envelope.protected["alg"] == SHARED
+        if issuer is None and name is not None and not shares_key:
+            raise bad_token("issuer")
+        return issuer
 
     def _signed(
         self, claims: Mapping[str, object], auth_time: float | None, lifetime_s: float, after_kick: float | None
@@ -197,93 +213,56 @@ class Tokens:
         expires_at = round(min(issued_at + lifetime_s, auth_time + self.max_s), 3)
         if expires_at <= issued_at:
             raise Unauthenticated("The session has lasted as long as it may; sign in again.", reason="session_max")
-        times = {"iat": issued_at, "exp": expires_at, "auth_time": auth_time}
+        signed = {"iss": ALLIM, **claims, "iat": issued_at, "exp": expires_at, "auth_time": auth_time}
         if after_kick is not None:
-            times["kick"] = after_kick
+            signed["kick"] = after_kick
         kid, key = next(iter(self._keys.items()))
-        return _encoded({**claims, **times}, kid, key)
+        return _encoded(signed, kid, key)
 
     def _claims_as_written(self, token: str) -> dict[str, object] | None:
-        """The claims of a good token whose header is, to the letter, as we write it: to judge that anew each time is
-        half of a token's cost. None for any other, to be judged from the start.
+        """Return the claims of a good token whose header is, to the letter, as we write it: to judge that anew each
+        time is half of a token's cost. None for any other, to be judged from the start.
         """
         signed, _, signature = token.rpartition(".")
         header, _, payload = signed.partition(".")
         key = self._written.get(header)
-        if key is None or len(token) > _MAX_TOKEN_CHARS:
+        if key is None or len(token) > MAX_TOKEN_CHARS:
             return None
         try:
             ours = urlsafe_b64encode(_OUR_ALGORITHM.sign(signed.encode(), key))
             if not hmac.compare_digest(ours, signature.encode()):
                 return None
-            claims = _claims(urlsafe_b64decode(payload.encode()))
+            claims = claims_in(urlsafe_b64decode(payload.encode()))
         except ValueError:
             return None
-        return self._meant_for_us(claims)
+        if claims.get("iss", ALLIM) != ALLIM:
+            return None
+        self._check_audience(claims)
+        return claims
 
-    def _claims_by_us(self, envelope: CompactSignature) -> dict[str, object]:
+    def _check_ours(self, envelope: CompactSignature, claims: Mapping[str, object]) -> None:
+        """Raises: Unauthenticated unless one of allim's keys signed the token."""
+        if envelope.protected["alg"] != SHARED:
+            raise bad_token("algorithm")
         kid = envelope.protected.get("kid")
         if kid is not None and kid not in self._keys:
-            raise _bad_token("key")
+            raise bad_token("key")
         keys = self._keys.values() if kid is None else [self._keys[kid]]
-        if not any(_is_signed(envelope, key) for key in keys):
-            raise _bad_token("signature")
-        return self._meant_for_us(_claims(envelope.payload))
+        if not any(is_signed(envelope, key) for key in keys):
+            raise bad_token("signature")
+        self._check_audience(claims)
+        if not self._shares_key and claims.get("iss") != ALLIM and kid is None:
+            self._shares_key = True
+            log.warning("token signed elsewhere with ALLIM_SECRET_KEY", issuer=claims.get("iss"))
 
-    def _meant_for_us(self, claims: dict[str, object]) -> dict[str, object]:
-        if self._issuer and claims.get("iss") == self._issuer.name:
-            raise _bad_token("issuer")  # its tokens are signed with keys that we do not hold
-        if "aud" in claims and not _is_meant_for(self._audience, claims):
-            raise _bad_token("audience")
-        return claims
-
-    async def _claims_by_issuer(self, envelope: CompactSignature) -> dict[str, object]:
-        header, claims = envelope.protected, _claims(envelope.payload)
-        if self._issuer is None or header["alg"] not in THEIRS:
-            raise _bad_token("algorithm")
-        if claims.get("iss") != self._issuer.name:
-            raise _bad_token("issuer")  # first of all: such a token is no reason to ask this issuer for its keys
-        key = await self._issuer.jwks.key(header.get("kid"), header["alg"])
-        if key is None:
-            raise _bad_token("key")
-        if not _is_signed(envelope, key):
-            raise _bad_token("signature")
-        if not _is_meant_for(self._issuer.audience, claims):
-            raise _bad_token("audience")
-        return claims
-
-    def _identity(self, token: str, claims: Mapping[str, object]) -> Identity:
-        now, identity = self._now(), _identity_of(token, claims)
-        if identity.expires_at <= now:
-            raise Unauthenticated("The token has expired; sign in again.", reason="expired")
-        latest = now + CLOCK_LEEWAY_S
-        if _seconds("nbf", claims.get("nbf", 0)) > latest:
-            raise _bad_token("not_before")
-        # A later `iat` would be out of a kick's reach, unless the token names its last kick.
-        if identity.after_kick is None and identity.issued_at > latest:
-            raise _bad_token("issued_at")
-        return identity
-
-
-class Algorithms(JWSRegistry):
-    """The signatures that are known here."""
-
-    # Divergence: `EdDSA` leaves the curve open, of which joserfc warns at every use; here it means Ed25519 alone.
-    # It may go when issuers write `Ed25519` (RFC 9864).
-    algorithms = {  # noqa: RUF012 - as the class above declares it
-        **{name: JWSRegistry.algorithms[name] for name in (OURS, "RS256", "ES256")},
-        "EdDSA": JWSRegistry.algorithms["Ed25519"],
-    }
-
-
-# Header parameters that we do not know are ignored (RFC 7515, 4); those we must not ignore say so by `crit`.
-_ALGORITHMS = Algorithms(algorithms=[OURS, *THEIRS], strict_check_header=False)
-_OUR_ALGORITHM = _ALGORITHMS.get_alg(OURS)
+    def _check_audience(self, claims: Mapping[str, object]) -> None:
+        if "aud" in claims and not is_meant_for(self._audience, claims):
+            raise bad_token("audience")
 
 
 def _imported(secret: str) -> OctKey:
-    if len(secret.encode()) < _MIN_SECRET_BYTES:
-        raise ValueError(f"a secret key must have at least {_MIN_SECRET_BYTES} bytes")
+    if len(secret.encode()) < MIN_SECRET_CHARS:
+        raise ValueError(f"a secret key must have at least {MIN_SECRET_CHARS} bytes")
     return OctKey.import_key(secret.encode())
 
 
@@ -293,99 +272,4 @@ def _kid(secret: str) -> str:
 
 
 def _encoded(claims: Mapping[str, object], kid: str, key: OctKey) -> str:
-    return jwt.encode({"alg": OURS, "kid": kid}, {**claims}, key, registry=_ALGORITHMS)
-
-
-def _opened(token: str) -> CompactSignature:
-    """The token's parts, of which nothing is to be believed yet, but that the header has the right types."""
-    if len(token) > _MAX_TOKEN_CHARS:
-        raise _bad_token("too_long")
-    try:
-        envelope = jws.extract_compact(token.encode(), registry=_ALGORITHMS)
-        _ALGORITHMS.check_header(envelope.protected)
-    except (JoseError, ValueError, TypeError, RecursionError):
-        raise _bad_token("malformed") from None
-    if "crit" in envelope.protected:
-        raise _bad_token("critical")  # an extension that must be understood, and we understand none
-    return envelope
-
-
-def _is_signed(envelope: CompactSignature, key: OctKey | RSAKey | ECKey | OKPKey) -> bool:
-    """Whether this key signed it, by the header's algorithm, which must be one for keys of this type."""
-    try:
-        return jws.validate_compact(envelope, key, registry=_ALGORITHMS)
-    except (JoseError, ValueError):
-        return False
-
-
-def _claims(payload: bytes) -> dict[str, object]:
-    try:
-        claims = json.loads(payload.decode())
-    except (ValueError, RecursionError):
-        raise _bad_token("claims") from None
-    if not isinstance(claims, dict):
-        raise _bad_token("claims")
-    return claims
-
-
-def _own_session(token: str) -> str:
-    # Of what is signed, without the signature: anybody can turn an ECDSA signature into another that fits (n - s for
-    # s), and with it would get out of a revoked session.
-    signed, _, _ = token.rpartition(".")
-    return "t." + base64.urlsafe_b64encode(hashlib.sha256(signed.encode()).digest()).decode()[:22]
-
-
-def _is_meant_for(audience: str, claims: Mapping[str, object]) -> bool:
-    named = claims.get("aud")
-    return audience in named if isinstance(named, list) else audience == named
-
-
-def _identity_of(token: str, claims: Mapping[str, object]) -> Identity:
-    """Return the identity in the claims, without judging their times."""
-    return Identity(
-        subject=_matching("sub", _SUBJECT, claims.get("sub")),
-        session=_matching("sid", _SUBJECT, claims["sid"]) if "sid" in claims else _own_session(token),
-        expires_at=_seconds("exp", claims.get("exp")),
-        topics=_topics(claims.get("topics", [])),
-        role=_role(claims.get("role", USER)),
-        issued_at=_seconds("iat", claims.get("iat", 0)),
-        after_kick=None if claims.get("kick") is None else _seconds("kick", claims["kick"]),
-    )
-
-
-def _seconds(name: str, claim: object) -> float:
-    if type(claim) is float and math.isfinite(claim):
-        return claim
-    if type(claim) is int:
-        with suppress(OverflowError):
-            return float(claim)
-    raise _bad_token(f"claim_{name}")
-
-
-def _began_at(claims: Mapping[str, object]) -> float | None:
-    """Return when the session began, in Unix seconds; None if its token does not say."""
-    return next((_seconds(name, claims[name]) for name in ("auth_time", "iat") if name in claims), None)
-
-
-def _topics(claim: object) -> tuple[str, ...]:
-    if not isinstance(claim, list) or len(claim) > _MAX_TOPICS:
-        raise _bad_token("claim_topics")
-    return tuple(_matching("topics", _GRANT, topic) for topic in claim)
-
-
-def _role(claim: object) -> str:
-    if claim == OPERATOR:
-        return OPERATOR
-    if claim == USER:
-        return USER
-    raise _bad_token("claim_role")
-
-
-def _matching(name: str, form: re.Pattern[str], claim: object) -> str:
-    if not isinstance(claim, str) or not form.fullmatch(claim):
-        raise _bad_token(f"claim_{name}")
-    return claim
-
-
-def _bad_token(reason: str) -> Unauthenticated:
-    return Unauthenticated("The token is not valid; sign in again.", reason=reason)
+    return jwt.encode({"alg": SHARED, "kid": kid}, {**claims}, key, registry=ALGORITHMS)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import GenerateJsonSchema
 
-_KEY = r"[A-Za-z0-9._~-]"
+_KEY = r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})"
 _PLACE = re.compile(r"\{([a-z][A-Za-z0-9_]*)\}", re.ASCII)
 _TOPIC = re.compile(rf"([a-z][a-z0-9_-]{{0,63}})(?::((?:{_KEY}|{_PLACE.pattern}){{1,128}}))?", re.ASCII)
 

@@ -19,18 +19,20 @@ from allim.brokers.redis.reach import explain
 from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.server import RedisServer, ask
 from allim.catalogue import load
-from allim.credentials import publish_keys_of, tokens_of
+from allim.credentials import issuers_of, publish_keys_of, tokens_of, webhook_of
 from allim.doctor.finding import Finding
 from allim.doctor.stream import examine_compression, examine_stream
 from allim.doctor.token import examine_token
-from allim.errors import AllimError, Unavailable, Unusable
+from allim.errors import AllimError, AuthorizeUnavailable, Unavailable, Unusable
 from allim.hub.clock import SKEW_S
+from allim.identity import Identity
 from allim.selection import Selection, select
 from allim.settings import Settings, SettingsError, load_settings, naming, unknown_settings, warnings
 from allim.storage import open_engine, usable, writable
 
 TIMEOUT_S = 5.0
 USER = "allim-doctor"
+PROBE = "allim-doctor:probe"  # a topic that no application knows
 TOKEN_S, DAY_S = 120, 86_400
 OLDEST_REDIS = (7, 0)
 
@@ -43,7 +45,7 @@ async def examine(environ: Mapping[str, str], url: str | None, token: str | None
     try:
         settings = load_settings(environ)
         publish_keys_of(settings)
-        tokens_of(settings, None)
+        await tokens_of(settings, issuers_of(settings)).close()
         selection = select(settings)
         with naming("CATALOGUE", Unusable):
             load(selection.events(), settings.catalogue)
@@ -52,6 +54,7 @@ async def examine(environ: Mapping[str, str], url: str | None, token: str | None
         return [Finding("settings", False, str(error), advice)]
     findings = [_settings(settings, environ), await _database(settings, selection)]
     findings += await _redis(settings)
+    findings += await _authorize(settings)
     if token is not None:
         findings += await examine_token(token, settings)
     if url is not None:
@@ -59,6 +62,28 @@ async def examine(environ: Mapping[str, str], url: str | None, token: str | None
         if findings[-1].ok:
             findings.append(await examine_compression(url, token or _token(settings)))
     return findings
+
+
+async def _authorize(settings: Settings) -> list[Finding]:
+    """Ask the application for a topic of the doctor's own: any answer of the right form is good."""
+    webhook = webhook_of(settings)
+    if webhook is None:
+        return []
+    started = time.monotonic()
+    try:
+        granted = await webhook(Identity.of(USER), [PROBE])
+    except AuthorizeUnavailable as error:
+        return [Finding("authorize", False, f"{error.detail} {webhook.failure}", _AUTHORIZE_ADVICE)]
+    finally:
+        await webhook.close()
+    took_ms = (time.monotonic() - started) * 1000
+    advice = "it grants a topic that it cannot know to a user that it cannot know" if granted else ""
+    return [Finding("authorize", not granted, f"answers in {took_ms:.1f} ms", advice)]
+
+
+_AUTHORIZE_ADVICE = (
+    "see that ALLIM_AUTHORIZE_URL is right, and that the application verifies with the same ALLIM_AUTHORIZE_SECRET"
+)
 
 
 def _settings(settings: Settings, environ: Mapping[str, str]) -> Finding:

@@ -3,20 +3,23 @@
 import asyncio
 import json
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from joserfc.util import urlsafe_b64decode
 
-from allim.access.tokens import OURS, THEIRS
+from allim.access.claims import value_at
+from allim.access.issuers import Issuer, JwksKeys
+from allim.access.signatures import SHARED
 from allim.brokers.redis import RedisLedger
 from allim.brokers.redis.rights import Rights
-from allim.credentials import issuer_of, tokens_of
+from allim.credentials import issuers_of, tokens_of
 from allim.doctor.finding import Finding
 from allim.errors import Unauthenticated, Unavailable
 from allim.http.refused import REASONS
-from allim.hub import Standing
-from allim.identity import CLOCK_LEEWAY_S, Identity
+from allim.hub import SessionState
+from allim.identity import ALLIM, CLOCK_LEEWAY_S, Identity
 from allim.settings import Settings
 
 TIMEOUT_S = 5.0
@@ -26,11 +29,14 @@ _CLOCK = "set the clocks of the issuer's machine and of this one, by NTP"
 _ADVICE = {
     "too_long": "grant fewer topics",
     "malformed": "give the token alone, as it stands behind `Bearer`; a cookie's value, without its name",
-    "key": "let the issuer sign with a key of ALLIM_SECRET_KEY or ALLIM_OLD_SECRET_KEYS, or drop `kid`; "
-    "for an outside issuer, see its ALLIM_JWT_JWKS_URL",
-    "signature": "give issuer and replicas the same ALLIM_SECRET_KEY; an old key goes into ALLIM_OLD_SECRET_KEYS",
-    "issuer": "write ALLIM_JWT_ISSUER to the letter as the token has it, also a slash at its end",
-    "audience": "let the issuer write ALLIM_JWT_AUDIENCE into `aud`, or set ALLIM_JWT_AUDIENCE",
+    "key": "see that the issuer's `jwksUrl` lists this `kid`; of allim's own: ALLIM_SECRET_KEY has changed, and the "
+    "old key is not in ALLIM_OLD_SECRET_KEYS",
+    "signature": "give the issuer's entry in ALLIM_ISSUERS the key that it signs with; of allim's own: an old key "
+    "goes into ALLIM_OLD_SECRET_KEYS",
+    "issuer": "list the issuer in ALLIM_ISSUERS, to the letter as the token has it, also a slash at its end; "
+    '`"issuer": null` is for tokens without `iss`',
+    "audience": "write what the token has in `aud` as `audience` into the issuer's entry in ALLIM_ISSUERS",
+    "algorithm": "let the issuer sign by an algorithm for which its entry in ALLIM_ISSUERS has keys",
     "expired": f"sign in again, or renew earlier; if it is new: {_CLOCK}",
     "not_before": _CLOCK,
     "issued_at": _CLOCK,
@@ -40,25 +46,19 @@ _ADVICE = {
 
 async def examine_token(token: str, settings: Settings) -> list[Finding]:
     """Return the token's claims, the check that refuses it, and whether its session was ended."""
-    findings = [_says(token), _wants(settings)]
-    issuer = issuer_of(settings)
+    issuers = issuers_of(settings)
+    findings = [_says(token), _wants(token, settings, issuers)]
+    tokens = tokens_of(settings, issuers)
     try:
-        identity = await tokens_of(settings, issuer).verify(token)
+        identity = await tokens.verify(token)
     except Unauthenticated as error:
         advice = _ADVICE.get(error.reason, "let the issuer write the claim in this form")
-        if error.reason == "algorithm":
-            advice = _advice_on_algorithm(token, settings)
         return [*findings, Finding("token check", False, f"{error.reason}: {REASONS[error.reason]}", advice)]
     except Unavailable as error:
-        said = issuer.jwks.failure if issuer else ""
-        detail = f"{error.detail} {settings.jwt_jwks_url}: {said}"
-        return [
-            *findings,
-            Finding("token check", False, detail, "see that ALLIM_JWT_JWKS_URL answers with a JWK set"),
-        ]
+        advice = "see that the issuer's `jwksUrl` answers with a JWK set"
+        return [*findings, Finding("token check", False, f"{error.detail} {_not_read(issuers)}", advice)]
     finally:
-        if issuer is not None:
-            await issuer.jwks.close()
+        await tokens.close()
     left_s = identity.expires_at - time.time()
     topics = ", ".join([*identity.own_topics(), *identity.topics])
     check = Finding("token check", True, f"good for {_span(left_s)}; reads {topics}; role {identity.role}")
@@ -77,16 +77,39 @@ def _says(token: str) -> Finding:
     return Finding("token says", True, "; ".join(told))
 
 
-def _wants(settings: Settings) -> Finding:
-    """Return the limits of the server."""
-    told = [f"{OURS} by {1 + len(settings.old_secret_keys)} secret key(s)"]
-    if settings.jwt_issuer is not None:
-        told.append(f"{', '.join(THEIRS)} by keys of {settings.jwt_jwks_url}, with iss {settings.jwt_issuer}")
-    told += [
-        f"aud {settings.jwt_audience}",
-        f"clocks within {CLOCK_LEEWAY_S:.0f} s; here it is {_moment(time.time())}",
-    ]
+def _wants(token: str, settings: Settings, issuers: Sequence[Issuer]) -> Finding:
+    """Return the tokens that the server takes from this token's issuer, or the issuers that it knows."""
+    name = (_part(token, 1) or {}).get("iss")
+    entry = next((issuer for issuer in issuers if issuer.name == name), None)
+    if entry is not None:
+        told = _entry(entry, _part(token, 1) or {})
+    elif name is None or name == ALLIM:
+        told = [f"{SHARED} by {1 + len(settings.old_secret_keys)} secret key(s) of allim itself"]
+    else:
+        told = [f"tokens of {', '.join([ALLIM, *(_named(issuer.name) for issuer in issuers)])}"]
+    told.append(f"clocks within {CLOCK_LEEWAY_S:.0f} s; here it is {_moment(time.time())}")
     return Finding("token server", True, "takes " + "; ".join(told))
+
+
+def _entry(issuer: Issuer, claims: Mapping[str, object]) -> list[str]:
+    where = f" by keys of {issuer.keys.jwks.url}" if isinstance(issuer.keys, JwksKeys) else ""
+    names = issuer.names
+    says = {"subject": names.subject, "topics": names.topics, "role": names.role}
+    return [
+        f"{', '.join(issuer.keys.algorithms)}{where} of {_named(issuer.name)}",
+        f"aud {issuer.audience}" if issuer.audience else "no aud",
+        *(f"{name} in {path}: {_value('', value_at(claims, path))}" for name, path in says.items() if path),
+    ]
+
+
+def _named(name: str | None) -> str:
+    return "tokens without iss" if name is None else name
+
+
+def _not_read(issuers: Sequence[Issuer]) -> str:
+    """Return why the keys of issuers could not be read."""
+    sets = [issuer.keys.jwks for issuer in issuers if isinstance(issuer.keys, JwksKeys)]
+    return "; ".join(f"{jwks.url}: {jwks.failure}" for jwks in sets if jwks.failure)
 
 
 async def _session(identity: Identity, settings: Settings) -> Finding:
@@ -97,23 +120,16 @@ async def _session(identity: Identity, settings: Settings) -> Finding:
     ledger = RedisLedger(settings.redis_url, "doctor", prefix=settings.redis_prefix, rights=rights)
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            [standing] = await ledger.standings([identity])
+            [state] = await ledger.session_states([identity])
     except (Unavailable, TimeoutError) as error:
         return Finding(
             "token session", False, f"Redis does not tell whether it was ended: {error}", "see redis above"
         )
     finally:
         await ledger.close()
-    if standing is Standing.GOOD:
+    if state is SessionState.GOOD:
         return Finding("token session", True, "not ended")
-    return Finding("token session", False, f"{standing}: {REASONS[standing]}", "sign in again")
-
-
-def _advice_on_algorithm(token: str, settings: Settings) -> str:
-    alg = (_part(token, 0) or {}).get("alg")
-    if alg in THEIRS and settings.jwt_issuer is None:
-        return "set ALLIM_JWT_ISSUER and ALLIM_JWT_JWKS_URL for this issuer"
-    return f"let the issuer sign by {OURS} with ALLIM_SECRET_KEY, or by {', '.join(THEIRS)} with a key of its own"
+    return Finding("token session", False, f"{state}: {REASONS[state]}", "sign in again")
 
 
 def _part(token: str, number: int) -> dict[str, Any] | None:

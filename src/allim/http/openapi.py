@@ -59,8 +59,8 @@ Bodies are JSON in UTF-8; unknown members and parameters are refused. Times are 
 `Problem` (RFC 9457). Beside the answers that are listed, any call may answer 500, and a user's call with the header
 `Allim-User` 409 when it names another user than the one who has signed in.
 """
+_IN_BROWSER = "A user in a browser, signed in."
 _SECURITY_SCHEMES = {
-    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A user in a browser, signed in."},
     "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A user."},
     "ticket": {"type": "apiKey", "in": "query", "name": "ticket", "description": "A user, for one stream."},
     "publishKey": {"type": "http", "scheme": "bearer", "description": "A service that publishes."},
@@ -118,10 +118,10 @@ class Problem(BaseModel):
     request_id: str = Field(default_factory=str)
 
 
-def routes(described: Sequence[BaseRoute], catalogue: Catalogue = NO_TYPES) -> list[Resource]:
+def routes(described: Sequence[BaseRoute], catalogue: Catalogue = NO_TYPES, cookie: str = COOKIE) -> list[Resource]:
     """Return `/api/openapi.json` for these routes and its own.
 
-    Shape: `catalogue` has the types of events on streams.
+    Shape: `catalogue` has the types of events on streams; `cookie` is the name of the session's cookie.
     """
 
     @operation(answers={200: Answer("An OpenAPI 3.2 document.", dict[str, Any])})
@@ -137,16 +137,18 @@ def routes(described: Sequence[BaseRoute], catalogue: Catalogue = NO_TYPES) -> l
 
     @lru_cache(maxsize=1)  # it is mounted in one place
     def content(root: str) -> bytes:
-        return json.dumps(document([*described, *own], root, catalogue), ensure_ascii=False).encode()
+        return json.dumps(document([*described, *own], root, catalogue, cookie), ensure_ascii=False).encode()
 
     return own
 
 
-def document(described: Iterable[BaseRoute], root: str = "", catalogue: Catalogue = NO_TYPES) -> dict[str, Any]:
+def document(
+    described: Iterable[BaseRoute], root: str = "", catalogue: Catalogue = NO_TYPES, cookie: str = COOKIE
+) -> dict[str, Any]:
     """Return the OpenAPI document of all operations that are declared, whose paths are seen from `root`."""
     schemas = _Schemas(catalogue)
     paths = {
-        resource.path: {
+        resource.path_format: {
             method.lower(): _operation(schemas, resource, method, declared)
             for method, declared in operations(resource)
         }
@@ -159,7 +161,10 @@ def document(described: Iterable[BaseRoute], root: str = "", catalogue: Catalogu
         **({"servers": [{"url": root}]} if root else {}),
         "paths": {path: item for path, item in paths.items() if item},
         "components": {
-            "securitySchemes": _SECURITY_SCHEMES,
+            "securitySchemes": {
+                "session": {"type": "apiKey", "in": "cookie", "name": cookie, "description": _IN_BROWSER},
+                **_SECURITY_SCHEMES,
+            },
             "headers": {
                 name: {"description": description, "schema": schemas.of(type_, "serialization")}
                 for name, (description, type_) in HEADERS.items()

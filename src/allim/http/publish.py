@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from allim.access.publishers import Publisher, Publishers
-from allim.access.rates import Policy, Rates, told
+from allim.access.rates import Policy, Rates, ratelimit_headers
 from allim.errors import Conflict, FieldError, Forbidden, Invalid, TooLarge, TooMany
 from allim.http.bodies import Body, form, parse, parse_json, read_json
 from allim.http.fast_path import Judged, Pending, RawHeaders, Success
@@ -24,7 +24,7 @@ from allim.hub import TOPIC_FORM, TYPE_FORM, Draft, Entry, Hub, Outcome, Publish
 ACCEPTED, JSON = 202, "application/json"
 MAX_BATCH = 1000
 MAX_BODY_BYTES = 2 * 1024 * 1024
-MAX_NAME_CHARS = 256  # longer than any well-formed name, so that "too long" and "malformed" are different errors
+MAX_NAME_CHARS = 3200  # longer than any well-formed name, so that "too long" and "malformed" are different errors
 
 _KEY_FORM = r"[\x21-\x7e]{1,256}"
 _IDEMPOTENCY_KEY = re.compile(_KEY_FORM + r"\Z", re.ASCII)
@@ -73,8 +73,8 @@ def routes(
         """Start to store. Returns the outcome to come and the charged policies."""
         demand, kept = limit.demand(publisher.name, len(entries)), memory()
         if kept is None:
-            return hub.store(entries, key, demand), (limit,)
-        return hub.store(entries, key, demand, kept.demand(publisher.name)), (limit, kept)
+            return hub.start_publish(entries, key, demand), (limit,)
+        return hub.start_publish(entries, key, demand, kept.demand(publisher.name)), (limit, kept)
 
     @operation(
         caller=Caller.PUBLISHER,
@@ -104,12 +104,12 @@ def routes(
             entries = _entries(hub, publisher, body)
         except (Forbidden, Invalid, TooLarge, UnsupportedMediaType):
             # A refused body costs as much time as a stored one, so it is charged too.
-            await rates.take(request, (limit, publisher.name), cost=_events_in(body))
+            await rates.charge(request, (limit, publisher.name), cost=_events_in(body))
             raise
         storing, limits = store(publisher, entries, _scoped(publisher, key))
         outcome = await storing
-        rates.tell(request, limits[: len(outcome.quotas)], outcome.quotas)
-        return Response(_stored(hub.stored(outcome), body), ACCEPTED, media_type=JSON)
+        rates.report(request, limits[: len(outcome.quotas)], outcome.quotas)
+        return Response(_stored(hub.finish_publish(outcome), body), ACCEPTED, media_type=JSON)
 
     def publish_fast(fields: RawHeaders, content: bytes) -> Pending | None:
         """Publish on the fast path, for a publisher whose key is known without a lookup."""
@@ -125,10 +125,10 @@ def routes(
 
         def answer(outcome: Outcome) -> Success | Judged:
             policies = limits[: len(outcome.quotas)]
-            headers = told(policies, outcome.quotas)
+            headers = ratelimit_headers(policies, outcome.quotas)
             try:
                 rates.check(policies, outcome.quotas)
-                return Success(ACCEPTED, JSON, _stored(hub.stored(outcome), body), headers)
+                return Success(ACCEPTED, JSON, _stored(hub.finish_publish(outcome), body), headers)
             except (Conflict, TooMany) as error:
                 return Judged(error, headers)
 

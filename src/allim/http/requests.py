@@ -52,7 +52,7 @@ _FRAMING = (b"connection: ", b"content-length: ", b"transfer-encoding: ")
 _CONTROL = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 
 
-class Standing:
+class FixedHeaders:
     """Headers that are the same in every response.
 
     Shape: `lines` are the encoded header lines.
@@ -64,8 +64,8 @@ class Standing:
         self.lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
 
 
-_PLAIN = Standing(SECURITY_HEADERS)
-_SECURE = Standing({**SECURITY_HEADERS, "strict-transport-security": "max-age=31536000"})
+_PLAIN = FixedHeaders(SECURITY_HEADERS)
+_SECURE = FixedHeaders({**SECURITY_HEADERS, "strict-transport-security": "max-age=31536000"})
 """For a year, without subdomains, which may belong to other services. Over http, browsers must ignore it."""
 
 
@@ -80,7 +80,7 @@ class Requests:
 
     Shape: `scope["state"]["answer_headers"]` is a dict with lower-case names. Its headers are added to the response,
     unless the response sets them itself (`vary` is merged). It holds the request ID from the start. Code that writes
-    response headers itself must add these, and the fixed headers in `standing`. `answer_at_once` writes a complete
+    response headers itself must add these, and those in `fixed_headers`. `answer_at_once` writes a complete
     response in one call; it returns False, having written nothing, if the regular path must send it. A server
     provides that in the scope extension `WRITE_AT_ONCE`: called with the connection's own `send`, it returns a
     `WriteAtOnce`.
@@ -96,8 +96,8 @@ class Requests:
             return
         fields = fields_of(scope)
         name = name_for(fields.get("x-request-id"))
-        wishes = {"x-request-id": name}
-        same = standing(scope)
+        extra_headers = {"x-request-id": name}
+        fixed = fixed_headers(scope)
         started_at = scope.get(STARTED_AT) or time.perf_counter()
         status: int | None = None
         offered = scope.get("extensions", {}).get(WRITE_AT_ONCE)
@@ -107,7 +107,7 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _joined(message["headers"], same.headers | wishes)
+                message["headers"] = _joined(message["headers"], fixed.headers | extra_headers)
                 if self.leaving():
                     MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
@@ -116,20 +116,20 @@ class Requests:
             nonlocal status
             if write_at_once is None or self.leaving():
                 return False
-            fields = _joined(response.raw_headers, wishes)
-            if not same.names.isdisjoint([name for name, _ in fields]):
+            fields = _joined(response.raw_headers, extra_headers)
+            if not fixed.names.isdisjoint([name for name, _ in fields]):
                 return False
             body = bytes(response.body)
             lines = sound_lines(fields, body)
-            if lines is None or not write_at_once(response.status_code, lines + same.lines, body):
+            if lines is None or not write_at_once(response.status_code, lines + fixed.lines, body):
                 return False
             status = response.status_code
             return True
 
         scope.setdefault("state", {}).update(
             request_id=name,
-            answer_headers=wishes,
-            standing=same,
+            answer_headers=extra_headers,
+            fixed_headers=fixed,
             answer_at_once=answer_at_once,
         )
         refusal = _refusal(scope, fields)
@@ -139,7 +139,7 @@ class Requests:
             await app(scope, receive, send_with_headers)
         finally:
             if status is not None:
-                tell(scope, status, started_at)
+                log_request(scope, status, started_at)
             request_id.reset(named)
 
 
@@ -157,7 +157,7 @@ def name_for(asked: str | None) -> str:
     return asked if asked and _REQUEST_ID.match(asked) else f"{random.getrandbits(64):016x}"
 
 
-def tell(scope: Scope, status: int, started_at: float) -> None:
+def log_request(scope: Scope, status: int, started_at: float) -> None:
     """Log the end of a request, unless it is only counted. Units: `started_at` by `time.perf_counter`."""
     path = get_route_path(scope)
     if path in _QUIET:
@@ -177,7 +177,7 @@ def tell(scope: Scope, status: int, started_at: float) -> None:
     )
 
 
-def standing(scope: Scope) -> Standing:
+def fixed_headers(scope: Scope) -> FixedHeaders:
     """Return the headers that every response to this request has."""
     return _SECURE if scope["scheme"] == "https" else _PLAIN
 
@@ -196,11 +196,11 @@ def sound_lines(fields: Sequence[RawField], body: bytes) -> bytes | None:
     return None if len(others) == len(fields) or framed or ends > 2 * len(others) else lines
 
 
-def _joined(said: Sequence[RawField], wishes: Mapping[str, str]) -> list[RawField]:
+def _joined(said: Sequence[RawField], extra_headers: Mapping[str, str]) -> list[RawField]:
     """Return a response's own headers together with the further ones."""
     joined = list(said)
     names = [name for name, _ in said]
-    for name, value in wishes.items():
+    for name, value in extra_headers.items():
         raw = name.encode("latin-1")
         if raw not in names:
             joined.append((raw, value.encode("latin-1")))

@@ -9,16 +9,21 @@ from allim.hub.broker import (
     Publication,
     Reading,
 )
+from allim.hub.catch_up import Start
 from allim.hub.close_reason import CloseReason
-from allim.hub.event import TYPE_FORM, Check, Draft, Entry, Event, check_type
-from allim.hub.hub import Hub, HubSettings, Published, Toll, refuse_ended
-from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, Standing, is_kicked
+from allim.hub.event import TYPE_FORM, Check, Draft, Entry, Event, Framing, Run, check_type, encode
+from allim.hub.hub import Charge, Hub, Published
+from allim.hub.ledger import Admission, Demand, Grant, Holder, Ledger, Quota, SessionState, is_kicked, refuse_ended
 from allim.hub.position import ZERO, Position
+from allim.hub.resume import ResetReason
+from allim.hub.sessions import Sessions
+from allim.hub.settings import HubSettings
 from allim.hub.stream import Backlog, Opening, Stream
-from allim.hub.topic import MAX_TOPICS, TOPIC_FORM, check_topic
+from allim.hub.topic import KEY_FORM, MAX_TOPICS, TOPIC_FORM, check_topic
 
 __all__ = [
     "IDEMPOTENCY_WINDOW_S",
+    "KEY_FORM",
     "MAX_TOPICS",
     "TOPIC_FORM",
     "TYPE_FORM",
@@ -26,12 +31,14 @@ __all__ = [
     "Admission",
     "Backlog",
     "Broker",
+    "Charge",
     "Check",
     "CloseReason",
     "Demand",
     "Draft",
     "Entry",
     "Event",
+    "Framing",
     "Grant",
     "Heads",
     "Holder",
@@ -46,11 +53,15 @@ __all__ = [
     "Published",
     "Quota",
     "Reading",
-    "Standing",
+    "ResetReason",
+    "Run",
+    "SessionState",
+    "Sessions",
+    "Start",
     "Stream",
-    "Toll",
     "check_topic",
     "check_type",
+    "encode",
     "is_kicked",
     "refuse_ended",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from allim.hub.event import Event
+from allim.hub.event import Event, Run
 from allim.hub.position import Position
 from allim.hub.registry import Topic
 from allim.hub.stream import Stream
@@ -46,14 +46,14 @@ def _leave_turns(go_on: Callable[[], None], turns: int, until: float) -> None:
 class _Due:
     """An event that is being written.
 
-    Shape: it is done when the turn `until` is reached; so many streams had been written to `before` it came, and so
-    many were given it by itself; `pulse` is the newest that came after it.
+    Shape: it is done when the turn `until` is reached; `before` streams had got everything due when it came; `apart`
+    streams got it, but not everything that was due with it; `pulse` is the newest that came after it.
     """
 
     event: Event
     until: int
     before: int
-    by_itself: int = 0
+    apart: int = 0
     pulse: Position | None = None
 
 
@@ -68,12 +68,13 @@ class _Broadcast:
     the streams round after round, `turn` counts them, `writes` counts the streams that got everything due.
     """
 
-    __slots__ = ("due", "name", "size", "streams", "topic", "turn", "turns", "wire", "writes")
+    __slots__ = ("_run", "due", "name", "size", "streams", "topic", "turn", "turns", "writes")
 
     def __init__(self, event: Event, topic: Topic) -> None:
         self.name = event.topic
         self.topic = topic
         self.due: deque[_Due] = deque()
+        self._run: Run | None = None
         self.size = self.turn = self.writes = 0
         self.streams: tuple[Stream, ...] | None = None
         self.turns: Iterator[Stream] = iter(())
@@ -89,16 +90,14 @@ class _Broadcast:
 
     def join(self, event: Event) -> None:
         self.due.append(_Due(event, self.turn + len(self.streams or ()), self.writes))
-        self.size += len(event.wire)
-        if self.streams is not None:
-            self._gather()
+        self.size += len(event.lines)
+        self._run = None
 
     def begin(self) -> None:
         self.streams = self.topic.streams
         self.turns = cycle(self.streams)
         for due in self.due:
             due.until = len(self.streams)
-        self._gather()
 
     def go_on(self, ends_at: float, done: Callable[[Event, int, Position | None], None]) -> bool:
         """Write until the time `ends_at`. Returns True when nothing is due any more."""
@@ -109,36 +108,42 @@ class _Broadcast:
                 if time.perf_counter() >= ends_at:
                     return False
             self.due.popleft()
-            self.size -= len(oldest.event.wire)
-            self._gather()
-            done(oldest.event, self.writes - oldest.before + oldest.by_itself, oldest.pulse)
+            self.size -= len(oldest.event.lines)
+            self._run = None
+            done(oldest.event, self.writes - oldest.before + oldest.apart, oldest.pulse)
         return True
 
     def _write(self, streams: int) -> None:
         """Give the next `streams` streams their turn. If writing to one fails, its turn is counted too."""
-        wire, first, last = self.wire, self.due[0].event.position, self.due[-1].event.position
+        run = self._gathered()
+        every = len(run.events)
         turns = writes = 0
         try:
             for stream in islice(self.turns, streams):
                 turns += 1
-                if stream.backlog is None and stream.last < first and stream.close_reason is None:
-                    stream.last = last
-                    writes += 1
-                    stream.write(wire)
-                else:
-                    self.settle(stream)
+                if stream.close_reason is None:
+                    written = stream.deliver(run)
+                    if written == every:
+                        writes += 1
+                    elif written:
+                        self._note_apart(written)
         finally:
             self.turn += turns
             self.writes += writes
 
-    def settle(self, stream: Stream) -> None:
-        """Write those of these events that the stream does not have yet."""
+    def write_now(self, stream: Stream) -> None:
+        """Write those of these events that the stream does not have yet, before its turn."""
         if not stream.ended:
-            for due in self.due:
-                due.by_itself += stream.deliver([due.event], due.event.wire)
+            self._note_apart(stream.deliver(self._gathered()))
 
-    def _gather(self) -> None:
-        self.wire = b"".join([due.event.wire for due in self.due])
+    def _note_apart(self, written: int) -> None:
+        for due in islice(reversed(self.due), written):
+            due.apart += 1
+
+    def _gathered(self) -> Run:
+        if self._run is None:
+            self._run = Run([due.event for due in self.due])
+        return self._run
 
 
 class Broadcasts:
@@ -152,8 +157,8 @@ class Broadcasts:
         self._written = written
         self._heard = heard
         self._waiting: deque[_Broadcast] = deque()  # the first has begun
-        self._room = asyncio.Event()
-        self._room.set()
+        self._writable = asyncio.Event()
+        self._writable.set()
 
     def add(self, event: Event, topic: Topic) -> None:
         """Write the event to the topic's streams, in later turns of the loop."""
@@ -165,7 +170,7 @@ class Broadcasts:
         if len(waiting) == 1:
             after_others(self._begin)
         elif len(waiting) >= MAX_WAITING:
-            self._room.clear()
+            self._writable.clear()
 
     def __bool__(self) -> bool:
         """Return whether anything waits."""
@@ -178,15 +183,15 @@ class Broadcasts:
         else:
             self._heard(pulse)
 
-    def settle(self, stream: Stream) -> None:
+    def write_now(self, stream: Stream) -> None:
         """Write the waiting events of this stream, so that something newer can follow."""
         for broadcast in self._waiting:
             if broadcast.name in stream.topics:
-                broadcast.settle(stream)
+                broadcast.write_now(stream)
 
-    async def room(self) -> None:
+    async def writable(self) -> None:
         """Return when more may be announced."""
-        await self._room.wait()
+        await self._writable.wait()
 
     def _begin(self) -> None:
         """Start the first broadcast. Events published together with its first event have arrived by now."""
@@ -199,7 +204,7 @@ class Broadcasts:
             while self._waiting and self._waiting[0].go_on(ends_at, self._done):
                 self._waiting.popleft()
                 if len(self._waiting) < MAX_WAITING:  # the link brings more than one at a time
-                    self._room.set()
+                    self._writable.set()
                 if self._waiting:
                     self._waiting[0].begin()
                 if time.perf_counter() >= ends_at:

@@ -100,7 +100,7 @@ class Listener(Protocol):
     def link_up(self) -> None:
         """Every subscribed topic is subscribed again; missed events must be read from history."""
 
-    async def room(self) -> None:
+    async def writable(self) -> None:
         """Return when more may be read from the link: it is read no faster than the streams are written."""
 
 

@@ -17,7 +17,7 @@ from allim.errors import Unavailable
 from allim.hub.broadcasts import JOINED_BYTES
 from allim.hub.broker import Broker, Reading
 from allim.hub.close_reason import CloseReason
-from allim.hub.event import Event
+from allim.hub.event import Event, Run
 from allim.hub.position import ZERO, Position
 from allim.hub.reads import Reads
 from allim.hub.resume import judge, parse_last_event_id
@@ -107,7 +107,7 @@ class CatchUp:
 
     async def follow(self, stream: Stream, start: Start, seen: Seen) -> None:
         """Write the pages from the first to the last and go live. Returns early when the stream ends meanwhile."""
-        stream.last = start.opening.position
+        stream.pass_to(start.opening.position)
         known = dict.fromkeys(stream.topics, start.reading.until)  # the verdict covers gaps up to there
         await self._go_on(stream, Chain(known, ZERO), start.reading, seen)
 
@@ -152,7 +152,7 @@ class CatchUp:
             chain.told(lost)
             written = await self._write_page(stream, chain, first)
         while not stream.ended:
-            await stream.drained()  # also before it goes live: a full buffer would never be seen to be full
+            await stream.writable()  # also before it goes live: a full buffer would never be seen to be full
             if not (complete and backlog.whole):
                 backlog.clear()  # its events are announced, so they are in the page read next
                 chain.since = stream.last
@@ -168,9 +168,9 @@ class CatchUp:
                 written += await self._write_page(stream, chain, reading)
             elif stream.last < backlog.floor and (told is None or told < backlog.floor):
                 self._tell(stream, chain, stream.topics, "origin")
-                stream.last = backlog.floor
+                stream.pass_to(backlog.floor)
             elif backlog.events:
-                written += await self._write(stream, chain, backlog.take())
+                written += await self._write(stream, chain, backlog.pop_all())
             elif missing := chain.never_read(stream, seen()):
                 self._tell(stream, chain, missing, "trimmed")
             else:
@@ -182,34 +182,34 @@ class CatchUp:
     async def _write_page(self, stream: Stream, chain: Chain, reading: Reading) -> int:
         chain.note_read(reading.until)
         written = await self._write(stream, chain, reading.events)
-        stream.last = max(stream.last, reading.until)
+        stream.pass_to(reading.until)
         return written
 
     async def _write(self, stream: Stream, chain: Chain, events: Sequence[Event]) -> int:
         """Write events, several in one write where possible, because each write is a system call."""
         chained = bool(chain.seen)
-        written = 0
-        wires: list[bytes] = []
-        size = 0
+        written = size = 0
+        run: list[Event] = []
+        last = stream.last  # with the run that is not written yet
         for event in events:
             broken, control = chained and chain.breaks_before(stream, event), event.control
-            if wires and (broken or control is not None or size >= JOINED_BYTES):
-                stream.write(b"".join(wires))
-                wires, size = [], 0
-                await stream.drained()
+            if run and (broken or control is not None or size >= JOINED_BYTES):
+                stream.deliver_missed(Run(run))
+                run, size = [], 0
+                await stream.writable()
             if broken:
                 self._tell(stream, chain, [event.topic], "trimmed")
-            if chained and (event.position > stream.last or stream.has_read(event.position)):
+            if chained and (event.position > last or stream.has_read(event.position)):
                 chain.note(event)  # an event that came late is neither: `never_read` finds it
             if control is not None:
                 stream.obey(control)
-            elif event.position > stream.last and stream.close_reason is None:
-                wires.append(event.wire)
-                size += len(event.wire)
-                stream.last = event.position
+            elif event.position > last and stream.close_reason is None:
+                run.append(event)
+                size += len(event.lines)
+                last = event.position
                 written += 1
-        if wires:
-            stream.write(b"".join(wires))
+        if run:
+            stream.deliver_missed(Run(run))
         return written
 
     def _tell(self, stream: Stream, chain: Chain, topics: Sequence[str], reason: str) -> None:

@@ -12,11 +12,13 @@ from functools import partial
 import structlog
 
 from allim.errors import Unavailable
+from allim.hub.audit import Audit
 from allim.hub.broadcasts import JOINED_BYTES, Broadcasts
 from allim.hub.broker import Broker
 from allim.hub.catch_up import CatchUp
-from allim.hub.event import Control, Event
+from allim.hub.event import Control, Event, Run
 from allim.hub.position import ZERO, Position
+from allim.hub.pulse import Pulse
 from allim.hub.registry import Registry, Topic
 from allim.hub.stream import Stream
 from allim.telemetry import Metrics
@@ -31,9 +33,9 @@ AT_ONCE = 128  # streams that an event is written to without looking at the cloc
 class Dispatcher:
     """Listens to the link and writes to the streams.
 
-    Shape: `alive` is called when a pulse arrives; `beat` when everything before the pulse has been dispatched or is
-    being caught up; `repaired` when every stream that is behind has been put into catch-up. `stood_up` is set
-    whenever a new link is up. `hinted` is called with the name of each hint.
+    It tells the pulse when the link is up, when a pulse arrives, and when everything before that pulse has been
+    dispatched or is being caught up. It asks for an audit when a repair has put every stream that is behind into
+    catch-up. `hinted` is called with the name of each hint.
     """
 
     def __init__(
@@ -42,17 +44,15 @@ class Dispatcher:
         registry: Registry,
         catch_up: CatchUp,
         metrics: Metrics,
-        alive: Callable[[], None],
-        beat: Callable[[Position], None],
-        repaired: Callable[[], None],
+        pulse: Pulse,
+        audit: Audit,
     ) -> None:
         self._broker = broker
         self._registry = registry
         self._catch_up = catch_up
         self._metrics = metrics
-        self._alive = alive
-        self._beat = beat
-        self._repaired = repaired
+        self._pulse = pulse
+        self._audit = audit
         self._broadcasts = Broadcasts(metrics.dispatched, self._hear)
         self._in_doubt = False  # something may be missing: nothing is written directly, pulses prove nothing
         self._late_pulse = ZERO
@@ -60,7 +60,6 @@ class Dispatcher:
         self._heard = ZERO  # the last own pulse: everything before it has been dispatched
         self._newest = ZERO  # of all that the link brought
         self._repair: asyncio.Task[None] | None = None
-        self.stood_up = asyncio.Event()
         self.hinted: Callable[[str], None] = _ignore
 
     # The broker's listener ------------------------------------------------------------------------------------
@@ -93,7 +92,7 @@ class Dispatcher:
             topic.last = event.position
             if control is None:
                 run.append(event)
-                size += len(event.wire)
+                size += len(event.lines)
             else:
                 self._obey(control, topic)
         if run:
@@ -101,7 +100,7 @@ class Dispatcher:
         self._newest = max(self._newest, events[-1].position)
 
     def on_pulse(self, position: Position) -> None:
-        self._alive()
+        self._pulse.arrived()
         self._newest = max(self._newest, position)
         if self._in_doubt:
             self._late_pulse = position
@@ -122,7 +121,7 @@ class Dispatcher:
         self._in_doubt = True
 
     def link_up(self) -> None:
-        self.stood_up.set()
+        self._pulse.link_up()
         for stream in self._registry:
             if stream.backlog is not None:
                 stream.backlog.spoil()
@@ -131,8 +130,25 @@ class Dispatcher:
             self.stop()
             self._repair = asyncio.create_task(self._run_repair(), name="allim link repair")
 
-    async def room(self) -> None:
-        await self._broadcasts.room()
+    async def writable(self) -> None:
+        await self._broadcasts.writable()
+
+    # The hub's side -------------------------------------------------------------------------------------------
+
+    def joined(self, stream: Stream, until: Position) -> None:
+        """Note that the stream has read its topics' history up to a position: the first known one of a topic that no
+        other stream here has joined.
+
+        Other streams that are joining such a topic may have read an older page, and the link will not show them the
+        difference: they read on.
+        """
+        for name in stream.topics:
+            topic = self._registry.topic(name)
+            if topic is not None and topic.last is None:
+                topic.last = until
+                for other in topic.streams:
+                    if other is not stream and other.backlog is not None:
+                        other.backlog.spoil()
 
     def bring_back(self, stream: Stream) -> None:
         """Put a live stream whose buffer is full back into catch-up."""
@@ -162,37 +178,37 @@ class Dispatcher:
 
     def _obey(self, control: Control, topic: Topic) -> None:
         for stream in topic.streams:
-            self._broadcasts.settle(stream)
+            self._broadcasts.write_now(stream)
             stream.obey(control)
 
-    def _dispatch(self, run: Sequence[Event], topic: Topic) -> None:
+    def _dispatch(self, events: Sequence[Event], topic: Topic) -> None:
         streams = topic.streams
         if len(streams) > AT_ONCE:
-            for event in run:
+            for event in events:
                 self._broadcasts.add(event, topic)
             return
         if self._broadcasts:
             for stream in streams:
-                self._broadcasts.settle(stream)
-        wire = run[0].wire if len(run) == 1 else b"".join([event.wire for event in run])
-        delivered = [stream.deliver(run, wire) for stream in streams]
-        if len(run) == 1:
-            self._metrics.dispatched(run[0].position.ms, sum(delivered))
+                self._broadcasts.write_now(stream)
+        run = Run(events)
+        delivered = [stream.deliver(run) for stream in streams]
+        if len(events) == 1:
+            self._metrics.dispatched(run.first.ms, sum(delivered))
             return
-        for left, event in zip(range(len(run), 0, -1), run, strict=True):
+        for left, event in zip(range(len(events), 0, -1), events, strict=True):
             self._metrics.dispatched(event.position.ms, sum(count >= left for count in delivered))
 
     def _hear(self, position: Position) -> None:
         self._heard = position
-        self._beat(position)
+        self._pulse.heard(position)
 
     def _tell_origin(self) -> None:
         for stream in self._registry:
             if stream.backlog is not None:
                 stream.backlog.floor = self._floor
             elif stream.last < self._floor:
-                self._broadcasts.settle(stream)
-                stream.last = self._floor
+                self._broadcasts.write_now(stream)
+                stream.pass_to(self._floor)
                 self._metrics.gap("origin")
                 stream.gap(stream.topics, "origin")
 
@@ -209,7 +225,7 @@ class Dispatcher:
         self._tell_origin()
         if self._late_pulse > self._heard:
             self._broadcasts.hear(self._late_pulse)
-        self._repaired()
+        self._audit.request()
         log.info("link repaired", topics=len(names), streams_behind=behind)
 
     async def _compare_patiently(self, names: Sequence[str]) -> int:

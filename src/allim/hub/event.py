@@ -1,13 +1,13 @@
 """Events: validation and encoding.
 
-An event is encoded once in the whole cluster, by the replica that publishes it, into the lines of `text/event-stream`
-(WHATWG HTML, 9.2.5). History keeps these lines and a replica only puts `id:` before them, so no byte is
-made per stream. The lines are the stored form; nothing here opens a connection.
+An event is encoded once in the whole cluster, by the replica that publishes it, into two lines: its type and its
+data as JSON. Brokers store and announce these lines. A transport makes of them the bytes that it writes, once per
+event and framing, so no byte is made per stream.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ TYPE_FORM = rf"(?!stream\.|heartbeat){_ANY_TYPE}"
 # A control entry is announced and kept like an event, so it is ordered and survives a link repair like one.
 # A stream carries it out and never writes it to a reader.
 _CONTROL = "stream.control"
-_CONTROL_PREFIX = f"event: {_CONTROL}\ndata: ".encode()
+_TYPE_AT, _DATA_AT = len("event: "), b"\ndata: "
+_CONTROL_PREFIX = b"event: %b%b" % (_CONTROL.encode(), _DATA_AT)
 
 
 # The encoder that `json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",",
@@ -75,12 +76,11 @@ class Control(NamedTuple):
 class Event:
     """One event at its position.
 
-    Shape: `prev` is the position of the topic's event before it, `lines` ends with an empty line,
-    `wire` holds the bytes that every stream writes: `id: <position>` and the lines. `control` is the order that a
-    control entry carries, None for any other event.
+    Shape: `prev` is the position of the topic's event before it; `lines` is the stored form, as `encode` makes it.
+    `control` is the order that a control entry carries, None for any other event.
     """
 
-    __slots__ = ("control", "lines", "position", "prev", "topic", "wire")
+    __slots__ = ("_frames", "control", "lines", "position", "prev", "topic")
 
     def __init__(self, topic: str, position: Position, prev: Position, lines: bytes) -> None:
         """Raises: ValueError when it carries an unknown order."""
@@ -88,15 +88,64 @@ class Event:
         self.position = position
         self.prev = prev
         self.lines = lines
-        self.wire = b"id: %d-%d\n%b" % (position.ms, position.seq, lines)
+        self._frames: dict[Callable[[Event], bytes], bytes] = {}
         ordered = lines.startswith(_CONTROL_PREFIX)
         self.control = _control(json.loads(lines[len(_CONTROL_PREFIX) :])) if ordered else None
 
+    @property
+    def type(self) -> bytes:
+        return self.lines[_TYPE_AT : self.lines.index(b"\n")]
+
+    @property
+    def data(self) -> bytes:
+        """The data as JSON, on one line."""
+        return self.lines[self.lines.index(b"\n") + len(_DATA_AT) : -2]
+
+    def framed(self, frame: "Callable[[Event], bytes]") -> bytes:
+        """Return the event's bytes as `frame` makes them, once for all streams that are written this way."""
+        made = self._frames.get(frame)
+        if made is None:
+            made = self._frames[frame] = frame(self)
+        return made
+
+
+Framing = Callable[[Sequence[Event]], bytes]
+"""Makes the bytes of events that a transport writes together. A transport has one for all its streams: the bytes are
+kept by framing."""
+
+
+class Run:
+    """Events in order, at least one, that are written together.
+
+    Shape: `first` and `last` are the positions at its ends.
+    """
+
+    __slots__ = ("_framed", "events", "first", "last")
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+        self.first = events[0].position
+        self.last = events[-1].position
+        self._framed: dict[Framing, bytes] = {}
+
+    def after(self, position: Position) -> "Run | None":
+        """Return the events after a position, None if there is none."""
+        events = [event for event in self.events if event.position > position]
+        return Run(events) if events else None
+
+    def framed(self, framing: Framing) -> bytes:
+        """Return the bytes of all events in a framing. They are made once, and every stream gets the same object."""
+        made = self._framed.get(framing)
+        if made is None:
+            made = self._framed[framing] = framing(self.events)
+        return made
+
 
 def encode(type_: str, data: object) -> bytes:
-    """Return the lines of one event: `event:`, `data:` and an empty line.
+    """Return the lines of one event: `event: <type>`, `data: <JSON>` and an empty line.
 
-    Shape: UTF-8; data is one line, because JSON escapes every line end.
+    Shape: UTF-8, as in `text/event-stream`; data is one line, because JSON escapes every line end.
+    Source: WHATWG HTML, 9.2.5.
     Raises: ValueError when `data` is no JSON value, or not encodable (a lone surrogate, NaN, too deep).
     """
     try:

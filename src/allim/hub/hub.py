@@ -2,86 +2,49 @@
 
 import asyncio
 import hashlib
-import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import structlog
 
 from allim.deadlines import TimeLimit
-from allim.errors import (
-    Conflict,
-    FieldError,
-    Invalid,
-    Kicked,
-    SignedOut,
-    TooLarge,
-    TooMany,
-    Unauthenticated,
-    Unavailable,
-)
-from allim.hub.broadcasts import SLICE_S, after_others
+from allim.errors import Conflict, FieldError, Invalid, TooLarge, Unavailable
+from allim.hub.audit import Audit
 from allim.hub.broker import IDEMPOTENCY_WINDOW_S, Broker, Outcome, Publication
+from allim.hub.capacity import Capacity
 from allim.hub.catch_up import CatchUp, Start
 from allim.hub.clock import SharedClock
 from allim.hub.close_reason import CloseReason
 from allim.hub.dispatcher import Dispatcher
-from allim.hub.event import Check, Control, Draft, Entry, encode_control, encode_draft
-from allim.hub.ledger import Demand, Holder, Ledger, Quota, Standing
-from allim.hub.load import Load
+from allim.hub.event import Check, Draft, Entry, encode_draft
+from allim.hub.ledger import Demand, Ledger, Quota, refuse_ended
+from allim.hub.lifetimes import Lifetimes
 from allim.hub.position import Position
+from allim.hub.pulse import Pulse
 from allim.hub.registry import Registry
+from allim.hub.sessions import Sessions
+from allim.hub.settings import HubSettings
 from allim.hub.stream import Backlog, Stream
-from allim.hub.wheel import SLOT_S, Wheel
-from allim.identity import CLOCK_LEEWAY_S, Ticket, user_topic
-from allim.networks import Places
+from allim.identity import Ticket
 from allim.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
-Answer = TypeVar("Answer")
-
-LINK_PATIENCE = 2.4  # pulses unheard after which the link is replaced: 12 s at the default of 5 s
-DRAIN_SHARE = 0.6  # of the drain time for ending streams; the rest is for readers to read that
 JOIN_TIMEOUT_S = 5.0  # how long a new stream waits for its subscription and its first page
-LEDGER_TIMEOUT_S = 2.0  # for a call of the ledger by itself
-EXPIRING_S = 60.0  # before its token expires a stream is told
-AUDIT_STREAMS = 500  # streams whose sessions are looked up in one step of an audit
-AUDIT_RETRY_S = 0.5
-ADDRESS_RETRY_S = 30  # after a refusal because of too many streams from one address
-LONGEST_S = 10 * 365 * 86400.0  # for which the end of a session is kept at most
 SURE_S = 60.0  # after the lifetime of a stream, when it has certainly ended
 
 
-@dataclass(frozen=True, slots=True)
-class HubSettings:
-    """Units: as the names say. Meanings in docs/operations.md."""
-
-    heartbeat_s: float = 15
-    pulse_s: float = 5
-    max_event_bytes: int = 65536
-    stream_buffer_bytes: int = 262144
-    stream_lifetime_s: float = 900
-    drain_s: float = 20
-    streams_per_user: int = 100
-    streams_per_address: int = 500
-    streams_per_replica: int = 0
-    memory_max_bytes: int = 0
-    revocation_s: float = 30 * 86400
-
-
-class Toll(NamedTuple):
-    """The rate-limit charges for opening a stream. `settle` is called with the quotas, with none if they were not
+class Charge(NamedTuple):
+    """The rate-limit charges for opening a stream. `report` is called with the quotas, with none if they were not
     counted, and raises TooMany if they were not granted.
     """
 
     demands: Sequence[Demand]
-    settle: Callable[[Sequence[Quota]], Awaitable[None]]
+    report: Callable[[Sequence[Quota]], Awaitable[None]]
 
 
 class Published(NamedTuple):
@@ -92,14 +55,19 @@ class Published(NamedTuple):
 
 
 class Hub:
-    """Publishes, opens streams, and keeps their heartbeats and deadlines."""
+    """Publishes events and opens streams.
+
+    It connects its parts: `Sessions` ends and extends sessions; `Dispatcher` and `CatchUp` write events to streams;
+    `Pulse` watches the link and writes heartbeats; `Lifetimes` ends streams in time; `Audit` checks sessions after a
+    repair; `Capacity` limits the streams of this replica.
+    """
 
     def __init__(
         self,
         broker: Broker,
         ledger: Ledger,
         metrics: Metrics,
-        settings: HubSettings | None = None,
+        settings: HubSettings,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -109,55 +77,39 @@ class Hub:
         """Shape: `clock` is monotonic, `wall` gives Unix seconds by this machine's clock, `checks` has the check of
         each declared type of events.
         """
-        self.settings = settings or HubSettings()
+        self.settings = settings
         self._broker = broker
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
-        self._wall = wall
         self.shared_clock = SharedClock(wall, clock)
-        self._rng = rng or random.Random()
         self._checks = checks or {}
         self._registry = Registry()
         metrics.count_topics(self._registry.count_topics)
-        self._places = Places(self.settings.streams_per_address)
         self._join_limit = TimeLimit(JOIN_TIMEOUT_S)
-        self._load = Load(self.settings.memory_max_bytes)
-        self._wheel = Wheel()
+        self._capacity = Capacity(settings, metrics)
+        self._lifetimes = Lifetimes(settings, self._capacity, clock, wall, rng or random.Random())
+        self._pulse = Pulse(broker, self._registry, metrics, settings, self.shared_clock, clock)
+        self._audit = Audit(ledger, self._registry)
+        self.sessions = Sessions(broker, ledger, settings.revocation_s, wall)
         self._catch_up = CatchUp(broker, metrics, self.new_backlog)
-        self._dispatcher = Dispatcher(
-            broker,
-            self._registry,
-            self._catch_up,
-            metrics,
-            self._link_alive,
-            self._heard,
-            self._repaired,
-        )
+        self._dispatcher = Dispatcher(broker, self._registry, self._catch_up, metrics, self._pulse, self._audit)
         self._dispatcher.hinted = self._hinted
         self._hint_handlers: dict[str, Callable[[], None]] = {}
-        self._audit_due = asyncio.Event()
-        self._beats = math.ceil(self.settings.heartbeat_s / self.settings.pulse_s)
-        self._beat = 0
-        self._beat_served = True
-        self._heard_at = self._link_at = clock()
-        self._ever_heard = False
-        self._pulse_sent_at = 0.0
         self._failed: str | None = None
-        self.draining = False
         self._empty = asyncio.Event()  # of streams, and no new ones come
 
     # Life -----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start the broker, the pulse and the wheel; stop them at the end."""
-        self._heard_at = self._link_at = self._clock()
+        """Start the broker and the background loops; stop them at the end."""
+        self._pulse.start()
         await self._broker.start(self._dispatcher)
         loops = [
-            asyncio.create_task(self._guard("pulse", self._pulse_loop)),
-            asyncio.create_task(self._guard("wheel", self._wheel_loop)),
-            asyncio.create_task(self._guard("audit", self._audit_loop)),
+            asyncio.create_task(self._guard("pulse", self._pulse.run)),
+            asyncio.create_task(self._guard("lifetimes", self._lifetimes.run)),
+            asyncio.create_task(self._guard("audit", self._audit.run)),
         ]
         try:
             yield
@@ -172,15 +124,15 @@ class Hub:
             await self._broker.close()
             await self._ledger.close()
 
+    @property
+    def draining(self) -> bool:
+        return self._lifetimes.draining
+
     def drain(self) -> None:
         """Take no new streams and end the present ones at random moments. Idempotent."""
-        if self.draining:
-            return
-        self.draining = True
-        for stream in self._registry:
-            stream.ends_at = self._clock() + self._moment_of_drain_s()
-            self._wheel.bring_forward(stream, stream.ends_at)
-        self._note_empty()
+        if not self.draining:
+            self._lifetimes.drain(self._registry)
+            self._note_empty()
 
     async def drained(self) -> None:
         """Return when every stream has ended."""
@@ -195,10 +147,15 @@ class Hub:
             raise Unavailable(self._failed)
         if self.draining:
             raise Unavailable("draining")
-        if not self._ever_heard:
-            raise Unavailable("no pulse heard yet")
-        if (silent_s := self._silent_s()) > self._patience_s():
-            raise Unavailable(f"no pulse heard for {silent_s:.0f} s")
+        self._pulse.check()
+
+    async def _guard(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop that must not end. If it dies, the replica is not ready any more."""
+        try:
+            await loop()
+        except Exception:
+            log.exception("a background loop died", loop=name)
+            self._failed = f"the {name} loop died"
 
     # Publish --------------------------------------------------------------------------------------------------
 
@@ -219,7 +176,7 @@ class Hub:
         known key with other drafts; Unavailable when the store did not confirm.
         """
         entries = [self.encode(draft, f"[{index}]" if indexed else "") for index, draft in enumerate(drafts)]
-        return self.stored(await self.store(entries, key, keep_s=keep_s))
+        return self.finish_publish(await self.start_publish(entries, key, keep_s=keep_s))
 
     def encode(self, draft: Draft, under: str = "") -> Entry:
         """Check and encode a draft. Shape: `under` is its path, such as `[3]`, if there are several.
@@ -237,7 +194,7 @@ class Hub:
             fields = [FieldError(f"{under}.{field}", text) for field, text in error.fields]
             raise type(error)("; ".join(f"{field}: {text}" for field, text in fields), fields) from error
 
-    def store(
+    def start_publish(
         self,
         entries: Sequence[Entry],
         key: str | None,
@@ -245,7 +202,8 @@ class Hub:
         memory: Demand | None = None,
         keep_s: int = IDEMPOTENCY_WINDOW_S,
     ) -> "asyncio.Future[Outcome]":
-        """Charge the demands, store encoded drafts, all or none, and announce them; `stored` reads the outcome.
+        """Charge the demands, store encoded drafts, all or none, and announce them; `finish_publish` reads
+        the outcome.
 
         Raises: Unavailable when the store did not confirm.
         """
@@ -253,7 +211,7 @@ class Hub:
         outcome = self._broker.publish(publication)
         return outcome if isinstance(outcome, asyncio.Future) else asyncio.ensure_future(outcome)
 
-    def stored(self, outcome: Outcome) -> Published:
+    def finish_publish(self, outcome: Outcome) -> Published:
         """Count and return the stored events. The demand, if there was one, has been granted.
 
         Raises: Conflict for a known key with other drafts.
@@ -282,57 +240,6 @@ class Hub:
         if handler is not None:
             handler()
 
-    # Sessions -------------------------------------------------------------------------------------------------
-    # An order is published on the user's topic, so it reaches exactly the replicas with streams of the user, in
-    # order, and also those whose link is being repaired. The ledger is written before, so it refuses later requests.
-
-    async def sign_out(self, holder: Holder) -> None:
-        """End a session and its streams on every replica.
-
-        Raises: Unavailable.
-        """
-        # For as long as a machine whose clock is behind ours accepts the token.
-        left_s = min(holder.expires_at - self._wall() + CLOCK_LEEWAY_S, LONGEST_S)
-        await _in_time(self._ledger.sign_out(holder, max(left_s, self.settings.revocation_s)))
-        await self._order(Control(holder.subject, CloseReason.SIGNED_OUT, session=holder.session))
-
-    async def kick(self, subject: str) -> None:
-        """End every session a user has until now, and all their streams on every replica.
-
-        Raises: Unavailable.
-        """
-        moment = await _in_time(self._ledger.kick(subject, self.settings.revocation_s, self._wall()))
-        await self._order(Control(subject, CloseReason.KICKED, issued_until=moment))
-
-    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
-        """Return for each session whether it has ended.
-
-        Raises: Unavailable.
-        """
-        return await _in_time(self._ledger.standings(holders))
-
-    async def last_kick(self, subject: str) -> float | None:
-        """Return the moment of the user's last kick, for a token that is issued now; 0 when there was none, None when
-        the ledger does not answer: the token is then compared with later kicks by its time of issue.
-        """
-        try:
-            return await _in_time(self._ledger.last_kick(subject))
-        except Unavailable as error:
-            log.warning("a token names no kick", user=subject, error=error.detail)
-            return None
-
-    async def extend(self, holder: Holder, expires_at: float) -> None:
-        """Extend the live streams of a session until `expires_at`.
-
-        Units: Unix seconds.
-        Raises: Unavailable.
-        """
-        await self._order(Control(holder.subject, expires_at=expires_at, session=holder.session))
-
-    async def _order(self, control: Control) -> None:
-        entry = encode_control(user_topic(control.subject), control)
-        await self._broker.publish(Publication([entry], None, "", vital=True))
-
     # Streams --------------------------------------------------------------------------------------------------
 
     def new_stream_id(self) -> str:
@@ -342,7 +249,7 @@ class Hub:
         return Backlog(self.settings.stream_buffer_bytes)
 
     async def join(
-        self, stream: Stream, last_event_id: str | None, ticket: Ticket | None = None, toll: Toll | None = None
+        self, stream: Stream, last_event_id: str | None, ticket: Ticket | None = None, charge: Charge | None = None
     ) -> Start:
         """Subscribe a stream's topics, read its first page, charge its limits and spend its ticket. Writes nothing.
 
@@ -350,15 +257,15 @@ class Hub:
         address has too many streams, or its user opens too often; Unauthenticated (SignedOut, Kicked) when its
         session has ended or its ticket was used. The stream is removed then.
         """
-        self.check_room(stream.address)
+        self.check_capacity(stream.address)
         self._registry.add(stream)
-        self._places.enter(stream.address)
+        self._capacity.enter(stream.address)
         try:
             with self._join_limit:
                 await self._broker.subscribe(stream.topics)
-                begin = await self._catch_up.start(stream, last_event_id)
+                start = await self._catch_up.start(stream, last_event_id)
                 # Last: a later order reaches the subscribed stream, and a ticket is spent only if the stream opens.
-                await self._admit(stream, ticket, toll)
+                await self._admit(stream, ticket, charge)
         except TimeoutError as error:
             self._forget(stream)
             raise Unavailable("the broker does not answer") from error
@@ -366,62 +273,50 @@ class Hub:
             self._forget(stream)
             raise
         if stream not in self._registry:  # it ended before it was noted
-            self._ledger.leave(stream.subject, stream.id)
-        for name in stream.topics:
-            topic = self._registry.topic(name)
-            if topic is not None and topic.last is None:
-                topic.last = begin.reading.now
-                for other in topic.streams:  # their page may be older, and they get no announcement of the difference
-                    if other is not stream and other.backlog is not None:
-                        other.backlog.spoil()
-        return begin
+            self._ledger.remove_stream(stream.subject, stream.id)
+        self._dispatcher.joined(stream, start.reading.now)
+        return start
 
-    def check_room(self, address: str) -> None:
+    def check_capacity(self, address: str) -> None:
         """Check that one more stream from this address fits on this replica now.
 
         Raises: Unavailable, TooMany.
         """
         if self.draining:
             raise Unavailable("this replica is draining")
-        settings = self.settings
-        excess = self._load.excess()
-        if settings.streams_per_replica and len(self._registry) >= settings.streams_per_replica:
-            excess = "streams_per_replica"
-        if excess is not None:
-            self._metrics.refused(excess)
-            raise Unavailable("this replica has no room for another stream")
-        if not self._places.has_room(address):
-            self._metrics.refused("streams_per_address")
-            raise TooMany("There are too many streams from this address.", ADDRESS_RETRY_S)
+        self._capacity.check(len(self._registry), address)
 
-    async def _admit(self, stream: Stream, ticket: Ticket | None, toll: Toll | None) -> None:
+    async def _admit(self, stream: Stream, ticket: Ticket | None, charge: Charge | None) -> None:
         """Admit the stream in the ledger, and end the user's oldest streams that exceed the limit."""
         settings = self.settings
         keep_s = settings.stream_lifetime_s + SURE_S
-        demands = toll.demands if toll else ()
+        demands = charge.demands if charge else ()
         admission = await self._ledger.admit(stream, stream.id, settings.streams_per_user, keep_s, ticket, demands)
-        refuse_ended(admission.standing)
-        if toll:
-            await toll.settle(admission.quotas)
+        refuse_ended(admission.state)
+        if charge:
+            await charge.report(admission.quotas)
         if admission.displaced:
             for _ in admission.displaced:
                 self._metrics.refused("streams_per_user")
             try:
-                await self._order(Control(stream.subject, CloseReason.REPLACED, streams=tuple(admission.displaced)))
+                await self.sessions.replace(stream.subject, admission.displaced)
             except Unavailable as error:  # they live on until their lifetime is over; this one is admitted
                 log.warning("displaced streams not told", streams=admission.displaced, error=error.detail)
 
-    async def follow(self, stream: Stream, begin: Start) -> None:
+    async def follow(self, stream: Stream, start: Start) -> None:
         """Write the first frame and the missed events, then let the stream go live.
 
         Returns early, without an error, if the reader leaves meanwhile.
         """
         if stream not in self._registry:
             return
-        self._begin(stream)
-        stream.open(begin.opening)
+        self._lifetimes.begin(stream)
+        stream.beat = self._pulse.beat
+        self._metrics.opened()
+        log.info("stream opened", stream=stream.id, user=stream.subject, topics=stream.topics)
+        stream.open(start.opening)
         try:
-            await self._catch_up.follow(stream, begin, partial(self._dispatcher.seen, stream))
+            await self._catch_up.follow(stream, start, partial(self._dispatcher.seen, stream))
         except asyncio.CancelledError:
             stream.close(CloseReason.CLIENT_LEFT)
             raise
@@ -451,206 +346,20 @@ class Hub:
             lasted_s=round(lasted_s, 3),
         )
 
-    def _begin(self, stream: Stream) -> None:
-        now = self._clock()
-        stream.opened_at = now
-        stream.unix_s = self._wall() - now
-        stream.beat = self._beat
-        # A stream that was joining when the drain began is drained like the others.
-        rotation_s = self.settings.stream_lifetime_s * self._rng.uniform(0.8, 1)
-        stream.ends_at = now + (self._moment_of_drain_s() if self.draining else rotation_s)
-        self._plan(stream)
-        self._metrics.opened()
-        log.info("stream opened", stream=stream.id, user=stream.subject, topics=stream.topics)
-
-    def _moment_of_drain_s(self) -> float:
-        return self._rng.uniform(0, self.settings.drain_s * DRAIN_SHARE)
-
     def _forget(self, stream: Stream) -> None:
         """Remove a stream. May be called twice: a stream may end while it joins, and its join then fails as well."""
         if stream not in self._registry:
             return
-        self._wheel.forget(stream)
+        self._lifetimes.forget(stream)
         for name in self._registry.remove(stream):
             self._broker.unsubscribe(name)
-        self._places.leave(stream.address)
-        self._ledger.leave(stream.subject, stream.id)
+        self._capacity.leave(stream.address)
+        self._ledger.remove_stream(stream.subject, stream.id)
         self._note_empty()
 
     def _note_empty(self) -> None:
         if self.draining and not self._registry:
             self._empty.set()
-
-    # Pulse and heartbeat --------------------------------------------------------------------------------------
-
-    async def _pulse_loop(self) -> None:
-        """Send a pulse per beat, and one over each new link at once, because readiness and repair wait for it."""
-        period_s = self.settings.heartbeat_s / self._beats
-        loop = asyncio.get_running_loop()
-        while True:
-            next_at = loop.time() + period_s
-            self._turn_beat()
-            while loop.time() < next_at:
-                await self._watch_link()
-                self._dispatcher.stood_up.clear()
-                try:
-                    async with asyncio.timeout(min(next_at - loop.time(), self._patience_left_s())):
-                        await self._send_pulse()
-                        await self._dispatcher.stood_up.wait()
-                except TimeoutError:
-                    pass
-
-    async def _send_pulse(self) -> None:
-        self._pulse_sent_at = self._clock()
-        try:
-            broker_s = await self._broker.pulse()
-        except Unavailable as error:
-            log.warning("pulse not sent", error=error.detail)
-        else:
-            self._metrics.clock_skew(self.shared_clock.set(broker_s, self._pulse_sent_at))
-
-    async def _watch_link(self) -> None:
-        """Replace a link that brings no pulse: it is dead even if its socket is open. A new link gets the same
-        time.
-        """
-        if self._patience_left_s() <= 0:
-            log.warning("no pulse heard, replacing the link", silent_s=round(self._silent_s(), 1))
-            self._link_at = self._clock()
-            await self._broker.replace_link()
-
-    def _link_alive(self) -> None:
-        self._link_at = self._clock()
-
-    def _turn_beat(self) -> None:
-        """Start the next round. Streams that got no heartbeat in the last one, for want of a pulse, get it now."""
-        if not self._beat_served:
-            self._send_heartbeats(None)
-        self._beat = (self._beat + 1) % self._beats
-        self._beat_served = False
-
-    def _heard(self, position: Position) -> None:
-        self._heard_at = self._clock()
-        self._ever_heard = True
-        self._metrics.pulse_heard(position.ms, self._pulse_sent_at)
-        if not self._beat_served:
-            self._beat_served = True
-            self._send_heartbeats(position)
-
-    def _send_heartbeats(self, position: Position | None) -> None:
-        self._write_heartbeats(
-            iter([stream for stream in self._registry if stream.opened_at and stream.beat == self._beat]), position
-        )
-
-    def _write_heartbeats(self, due: Iterator[Stream], position: Position | None) -> None:
-        """Write heartbeats in slices, like a broadcast, so that the loop is free between them."""
-        ends_at = time.perf_counter() + SLICE_S
-        for stream in due:
-            # A stream that was written to since may be past this pulse: ids never go back.
-            if position is not None and stream.live and position > stream.last:
-                stream.last = position
-                stream.heartbeat(position)
-            else:
-                stream.heartbeat(None)
-            if time.perf_counter() >= ends_at:
-                after_others(partial(self._write_heartbeats, due, position))
-                return
-
-    def _patience_left_s(self) -> float:
-        return self._link_at + self._patience_s() - self._clock()
-
-    def _silent_s(self) -> float:
-        return self._clock() - self._heard_at
-
-    def _patience_s(self) -> float:
-        return LINK_PATIENCE * self.settings.heartbeat_s / self._beats
-
-    # Deadlines ------------------------------------------------------------------------------------------------
-
-    async def _wheel_loop(self) -> None:
-        while True:
-            slept_at = time.perf_counter()  # uvloop's own clock stands still within a turn
-            await asyncio.sleep(SLOT_S)
-            self._load.note(time.perf_counter() - slept_at - SLOT_S)
-            for stream in self._wheel.due(self._clock()):
-                self._look_after(stream)
-
-    def _plan(self, stream: Stream) -> None:
-        """Set when to look at the stream again: the end of its lifetime or token, or the warning before that."""
-        left_s = self._left_s(stream)
-        if not stream.warned:
-            left_s = max(0, left_s - EXPIRING_S)
-        self._wheel.set(stream, min(stream.ends_at, self._clock() + left_s))
-
-    def _look_after(self, stream: Stream) -> None:
-        left_s = self._left_s(stream)
-        if left_s <= 2 * SLOT_S:
-            stream.close(CloseReason.TOKEN_EXPIRED)
-        elif stream.ends_at <= self._clock() + SLOT_S:
-            stream.close(CloseReason.DRAIN if self.draining else CloseReason.ROTATE)
-        else:
-            if left_s <= EXPIRING_S + 2 * SLOT_S and not stream.warned:
-                stream.warned = True
-                stream.expiring(left_s)
-            self._plan(stream)
-
-    def _left_s(self, stream: Stream) -> float:
-        """Return the seconds until its token expires, unaffected by steps of the wall clock since the stream
-        opened.
-        """
-        return stream.expires_at - stream.unix_s - self._clock()
-
-    # Audit ----------------------------------------------------------------------------------------------------
-
-    def _repaired(self) -> None:
-        self._audit_due.set()
-
-    async def _audit_loop(self) -> None:
-        """After each repair of the link, check all sessions in the ledger: an order to end one may have been lost."""
-        while True:
-            await self._audit_due.wait()
-            self._audit_due.clear()
-            streams = list(self._registry)
-            for at in range(0, len(streams), AUDIT_STREAMS):
-                await self._audit(streams[at : at + AUDIT_STREAMS])
-
-    async def _audit(self, streams: Sequence[Stream]) -> None:
-        while True:
-            try:
-                standings = await self._ledger.standings(streams)
-                break
-            except Unavailable as error:
-                log.warning("audit waits for the ledger", error=error.detail)
-                await asyncio.sleep(AUDIT_RETRY_S)
-        for stream, standing in zip(streams, standings, strict=True):
-            if standing is not Standing.GOOD:
-                stream.close(CloseReason(standing))
-
-    async def _guard(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run a loop that must not end. If it dies, the replica is not ready any more."""
-        try:
-            await loop()
-        except Exception:
-            log.exception("a background loop died", loop=name)
-            self._failed = f"the {name} loop died"
-
-
-async def _in_time(answer: Awaitable[Answer]) -> Answer:
-    """Raises: Unavailable."""
-    try:
-        async with asyncio.timeout(LEDGER_TIMEOUT_S):
-            return await answer
-    except TimeoutError:
-        raise Unavailable("the ledger does not answer") from None
-
-
-def refuse_ended(standing: Standing) -> None:
-    """Raises: SignedOut, Kicked or Unauthenticated."""
-    if standing is Standing.SIGNED_OUT:
-        raise SignedOut("The session has ended; sign in again.")
-    if standing is Standing.KICKED:
-        raise Kicked("The session was ended; sign in again.")
-    if standing is Standing.SPENT:
-        raise Unauthenticated("The ticket was used before; get a new one.", reason="ticket_used")
 
 
 def _fingerprint(entries: Sequence[Entry]) -> str:

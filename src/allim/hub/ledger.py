@@ -11,16 +11,27 @@ from collections.abc import Awaitable, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from allim.errors import Kicked, SignedOut, Unauthenticated
 from allim.identity import Ticket
 
 
-class Standing(StrEnum):
+class SessionState(StrEnum):
     """The state of a session or a ticket: it may be used (`GOOD`), or the reason why not."""
 
     GOOD = "good"
     SIGNED_OUT = "signed_out"
     KICKED = "kicked"
     SPENT = "spent"
+
+
+def refuse_ended(state: SessionState) -> None:
+    """Raises: SignedOut, Kicked or Unauthenticated."""
+    if state is SessionState.SIGNED_OUT:
+        raise SignedOut("The session has ended; sign in again.")
+    if state is SessionState.KICKED:
+        raise Kicked("The session was ended; sign in again.")
+    if state is SessionState.SPENT:
+        raise Unauthenticated("The ticket was used before; get a new one.", reason="ticket_used")
 
 
 class Holder(Protocol):
@@ -98,12 +109,12 @@ class Grant(NamedTuple):
     store can be read but takes no writes at the moment.
     """
 
-    standing: Standing
+    state: SessionState
     quotas: Sequence[Quota]
 
     @property
     def granted(self) -> bool:
-        return self.standing is Standing.GOOD and all(quota.granted for quota in self.quotas)
+        return self.state is SessionState.GOOD and all(quota.granted for quota in self.quotas)
 
 
 class Admission(NamedTuple):
@@ -111,7 +122,7 @@ class Admission(NamedTuple):
     the IDs of the user's oldest streams that exceed the limit.
     """
 
-    standing: Standing
+    state: SessionState
     quotas: Sequence[Quota] = ()
     displaced: Sequence[str] = ()
 
@@ -136,7 +147,7 @@ class Ledger(Protocol):
         """Return the moment of the user's last remembered kick, 0 when there is none."""
         ...
 
-    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...
+    async def session_states(self, holders: Sequence[Holder]) -> Sequence[SessionState]: ...
 
     def admit(
         self,
@@ -150,16 +161,17 @@ class Ledger(Protocol):
         """Record a stream of the user and spend its ticket, if both are good and the demands are granted. If the user
         then has more than `most` streams, the oldest are displaced.
 
-        Units: `keep_s` is the time after which the stream has certainly ended, even if `leave` was never called.
+        Units: `keep_s` is the time after which the stream has certainly ended, even if `remove_stream` was never
+        called.
         """
         ...
 
-    def leave(self, subject: str, stream: str) -> None:
+    def remove_stream(self, subject: str, stream: str) -> None:
         """Remove an ended stream. Returns at once; if the store cannot be reached, the stream counts until
         `keep_s`.
         """
 
-    def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Awaitable[Grant]:
+    def charge(self, demands: Sequence[Demand], holder: Holder | None = None) -> Awaitable[Grant]:
         """Grant all demands or none; none to a holder whose session has ended. A demand that costs more than its
         limit is granted if nothing of the limit is used.
         """

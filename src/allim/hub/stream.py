@@ -4,11 +4,11 @@ A stream is either catching up (arriving events go to its backlog) or live (arri
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 from allim.hub.close_reason import CloseReason
-from allim.hub.event import Control, Event
+from allim.hub.event import Control, Event, Run
 from allim.hub.ledger import is_kicked
 from allim.hub.position import ZERO, Position
 from allim.hub.resume import Verdict
@@ -50,13 +50,14 @@ class Backlog:
             return  # it is read from history, with the events before it
         if self.events and event.position <= self.events[-1].position:
             return  # a broadcast put it here before its turn, because something newer arrived
-        self.size += len(event.wire)
+        self.size += len(event.lines)
         if self.size <= self.max_bytes:
             self.events.append(event)
         else:
             self.spoil()
 
-    def take(self) -> list[Event]:
+    def pop_all(self) -> list[Event]:
+        """Remove and return the events."""
         events = self.events
         self.events, self.size = [], 0
         return events
@@ -80,6 +81,7 @@ class Stream(ABC):
     """
 
     __slots__ = (
+        "_last",
         "address",
         "after_kick",
         "backlog",
@@ -92,7 +94,6 @@ class Stream(ABC):
         "expires_at",
         "id",
         "issued_at",
-        "last",
         "opened_at",
         "session",
         "subject",
@@ -116,31 +117,50 @@ class Stream(ABC):
         self.unix_s = 0.0
         self.topics = topics
         self.backlog: Backlog | None = backlog
-        self.last = ZERO
+        self._last = ZERO
         self.covered_from = self.covered = ZERO
         self.beat = 0
         self.opened_at = 0.0
         self.deadline = 0
         self.close_reason: CloseReason | None = None
 
-    def deliver(self, run: Sequence[Event], wire: bytes) -> int:
-        """Take events from the dispatcher, in order. Returns how many of them, the last ones, were written at once.
+    @property
+    def last(self) -> Position:
+        return self._last
 
-        Shape: `wire` holds the bytes of all of them, the same for every stream.
+    def deliver(self, run: Run) -> int:
+        """Write announced events, or put them into the backlog while the stream catches up. Returns how many of them,
+        the last ones, were written.
+
         Events that the stream already has are dropped here, so its positions strictly rise.
         """
         if self.backlog is not None:
-            for event in run:
+            for event in run.events:
                 self.backlog.put(event)
             return 0
-        if run[0].position <= self.last:
-            run = [event for event in run if event.position > self.last]
-            if not run:
+        if run.first <= self._last:
+            rest = run.after(self._last)
+            if rest is None:
                 return 0
-            wire = b"".join([event.wire for event in run])
-        self.last = run[-1].position
-        self.write(wire)
-        return len(run)
+            run = rest
+        self._last = run.last
+        self.write(run)
+        return len(run.events)
+
+    def deliver_missed(self, run: Run) -> None:
+        """Write events that the stream missed, all newer than its position, while it catches up."""
+        self._last = run.last
+        self.write(run)
+
+    def pass_to(self, position: Position) -> bool:
+        """Note that everything up to this position was written or told as lost.
+
+        Returns False, having done nothing, if the stream is at this position or after it.
+        """
+        if position <= self._last:
+            return False
+        self._last = position
+        return True
 
     def obey(self, control: Control) -> None:
         """Carry out an order that may concern this stream."""
@@ -179,8 +199,11 @@ class Stream(ABC):
         return self.close_reason is not None
 
     @abstractmethod
-    def write(self, wire: bytes) -> None:
-        """Give bytes to the connection. Returns at once. A live stream whose buffer is full goes back to catch-up."""
+    def write(self, run: Run) -> None:
+        """Give events to the connection. Returns at once.
+
+        A live stream whose buffer is full goes back to catch-up.
+        """
 
     @abstractmethod
     def open(self, opening: Opening) -> None:
@@ -203,5 +226,5 @@ class Stream(ABC):
         """End the connection; tell the reader the reason if `reason.told`. Idempotent."""
 
     @abstractmethod
-    async def drained(self) -> None:
+    async def writable(self) -> None:
         """Return when the connection takes more bytes or has ended. Ends a reader that reads nothing."""

@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from allim.errors import Unavailable
 from allim.http.fast_path import OUTCOME, FastHandler, Judged, Pending, RawHeaders, Success
-from allim.http.requests import STARTED_AT, WriteAtOnce, name_for, standing, tell
+from allim.http.requests import STARTED_AT, WriteAtOnce, fixed_headers, log_request, name_for
 from allim.telemetry import request_id
 
 _KNOWN_HEADERS = frozenset(
@@ -115,8 +115,8 @@ class FastPath:
         name = name_for(fields.get(b"x-request-id", b"").decode("latin-1"))
         said = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
         lines = f"content-type: {answer.media_type}\r\nx-request-id: {name}\r\n{self._lines}{said}".encode()
-        if self._leaving() or not write_at_once(answer.status, lines + standing(scope).lines, answer.body):
+        if self._leaving() or not write_at_once(answer.status, lines + fixed_headers(scope).lines, answer.body):
             return False
         request_id.set(name)  # for this call alone: the loop runs each callback in a context of its own
-        tell(scope, answer.status, started_at)
+        log_request(scope, answer.status, started_at)
         return True

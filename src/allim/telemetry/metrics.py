@@ -45,7 +45,10 @@ class Metrics:
             "allim_credentials_refused_total", "Tokens, tickets, keys and passwords refused", ["reason"], registry=r
         )
         self._issuer_failures = Counter(
-            "allim_issuer_key_failures_total", "Times the outside issuer's keys could not be read", registry=r
+            "allim_issuer_key_failures_total", "Times an issuer's keys could not be read", registry=r
+        )
+        self._authorized = Counter(
+            "allim_authorize_total", "Questions for topics to the application, by outcome", ["outcome"], registry=r
         )
         self._repairs = Counter("allim_link_repairs_total", "Broker links made anew", registry=r)
         self._bad_entries = Counter(
@@ -114,6 +117,9 @@ class Metrics:
 
     def issuer_keys_not_read(self) -> None:
         self._issuer_failures.inc()
+
+    def authorized(self, outcome: str) -> None:
+        self._authorized.labels(outcome).inc()
 
     def link_repaired(self) -> None:
         self._repairs.inc()

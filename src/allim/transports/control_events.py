@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from allim.catalogue import EventData, EventType
-from allim.hub import CloseReason
-from allim.hub.resume import ResetReason
+from allim.hub import CloseReason, ResetReason
 
 _TOLD = tuple(str(reason) for reason in CloseReason if reason.told)
 

@@ -79,7 +79,7 @@ class Site:
         ]
         passwords = accounts.Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         hub = RecordingHub()
-        service = accounts.Service(engine, TOKENS, passwords, self.snapshots, hub)
+        self.service = service = accounts.Service(engine, TOKENS, passwords, self.snapshots, hub)
         gate = gate_of(None, **limits)
         flows = accounts.Flows(keys, self.clock)
         self.routes: list[BaseRoute] = [
@@ -184,7 +184,7 @@ def assert_back(response: httpx.Response, outcome: str) -> None:
 
 async def test_those_with_id_and_secret_are_named(sqlite: AsyncEngine, double: ProviderDouble) -> None:
     async with Site(sqlite, double, "google", "kakao") as site, site.browser() as browser:
-        assert (await browser.get(PATH)).json() == {"providers": ["google", "kakao"]}
+        assert (await browser.get(PATH)).json() == {"providers": ["google", "kakao"], "registration": "open"}
         assert_problem(await browser.get(f"{PATH}/naver"), 404, "not_found")
         assert_problem(await browser.get(f"{PATH}/naver/callback"), 404, "not_found")
 
@@ -645,6 +645,16 @@ async def test_an_address_with_a_password_is_not_taken_over(both: Site) -> None:
     assert len(both.snapshots.requested) == 1
 
 
+async def test_where_registration_is_closed_a_provider_makes_no_account_and_known_persons_sign_in(both: Site) -> None:
+    async with both.browser() as known, both.browser() as again, both.browser() as stranger:
+        await sign_in(known)
+        both.service.registration = "closed"
+        assert (await sign_in(again)).headers["location"] == "/"
+        both.double.person |= {"sub": "somebody-new", "email": "new@example.com"}
+        assert_back(await sign_in(stranger), "closed")
+    assert (await both.count("accounts"), await both.count("identities")) == (1, 1)
+
+
 async def test_an_account_without_a_password_is_not_signed_in_to_with_one(both: Site) -> None:
     async with both.browser() as browser:
         await sign_in(browser)
@@ -806,7 +816,7 @@ async def test_over_a_real_replica_a_browser_ends_with_a_session_and_a_stream(do
         ) as running,
         httpx.Client(follow_redirects=True, base_url=running.url) as browser,
     ):
-        assert browser.get(PATH).json() == {"providers": ["google"]}
+        assert browser.get(PATH).json() == {"providers": ["google"], "registration": "open"}
         home = browser.get(f"{PATH}/google")
         account = browser.get("/api/accounts/me").json()
         async with await Reader.open(running.url, browser.cookies["allim_session"]) as stream:

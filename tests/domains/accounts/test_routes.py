@@ -82,6 +82,20 @@ async def test_registering_stores_signs_in_and_asks_for_the_first_snapshot(
     assert snapshots.requested == [account["id"]]
 
 
+async def test_where_registration_is_closed_no_account_is_made_and_those_there_are_sign_in(
+    engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots, client: httpx.AsyncClient
+) -> None:
+    await client.post("/api/accounts", json=JIWOO)
+    service = accounts.Service(engine, TOKENS, accounts.Passwords(CHEAP), snapshots, hub, registration="closed")
+    async with client_of(accounts.routes(service, gate_of(), TOKENS, AMPLE)) as closed:
+        refused = await closed.post("/api/accounts", json={**JIWOO, "email": "new@example.com"})
+        known = await closed.post("/api/session", json={"email": JIWOO["email"], "password": JIWOO["password"]})
+
+    assert_problem(refused, 403, "registration_closed")
+    assert known.status_code == 200
+    assert await count(engine) == 1
+
+
 async def test_an_address_makes_so_many_accounts(
     engine: AsyncEngine, hub: RecordingHub, snapshots: FirstSnapshots
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.streams import hub_settings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
@@ -13,7 +14,7 @@ from allim.access.publishers import CACHE_S, Publishers, SettingsKeys, digest_of
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.domains import keys
 from allim.http import publish
-from allim.hub import Hub, HubSettings
+from allim.hub import Hub
 from allim.identity import OPERATOR
 from allim.storage import reading
 from allim.telemetry import Metrics
@@ -35,7 +36,7 @@ class Replica:
 
     def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
         service = keys.Service(engine, clock)
-        hub = Hub(MemoryBroker(), MemoryLedger(), Metrics(), HubSettings())
+        hub = Hub(MemoryBroker(), MemoryLedger(), Metrics(), hub_settings())
         publishers = Publishers(SettingsKeys([], {}), service.publisher, clock)
         self.client = client_of(
             [*keys.routes(service, gate_of()), *publish.routes(hub, publishers, rates_of(), AMPLE, lambda: ROOMY)]

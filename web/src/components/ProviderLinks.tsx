@@ -1,5 +1,6 @@
 import { useEffect, useState } from "react";
 import { api, providerUrl } from "../api";
+import type { SignInWays } from "../api";
 
 const NAMES = new Map([
   ["google", "Google"],
@@ -8,8 +9,7 @@ const NAMES = new Map([
 ]);
 
 /** Other ways to sign in, as many as the server has. Links: the browser leaves the page and comes back. */
-export function ProviderLinks() {
-  const providers = useProviders();
+export function ProviderLinks({ providers }: { providers: readonly string[] }) {
   if (providers.length === 0) return null;
   return (
     <ul className="providers" aria-label="Other ways to sign in" data-testid="providers">
@@ -24,16 +24,14 @@ export function ProviderLinks() {
   );
 }
 
-function useProviders(): readonly string[] {
-  const [providers, setProviders] = useState<readonly string[]>([]);
+/** The ways to sign in that the server has. Until it answers: by password, in an account that can be made. */
+export function useSignInWays(): SignInWays {
+  const [ways, setWays] = useState<SignInWays>({ providers: [] });
   useEffect(() => {
     const leave = new AbortController();
     // Without an answer the form is still there, and is enough.
-    api.providers(leave.signal).then(
-      ({ providers }) => setProviders(providers),
-      () => {},
-    );
+    api.providers(leave.signal).then(setWays, () => {});
     return () => leave.abort();
   }, []);
-  return providers;
+  return ways;
 }

@@ -4,7 +4,7 @@ import type { Account } from "../api";
 import { AccountForm } from "./AccountForm";
 import type { FieldName, Typed } from "./AccountForm";
 import { Brand } from "./Brand";
-import { ProviderLinks } from "./ProviderLinks";
+import { ProviderLinks, useSignInWays } from "./ProviderLinks";
 
 interface WelcomeProps {
   notice: string | null;
@@ -17,7 +17,10 @@ const NEW_PASSWORD = { name: "password", label: "Password", type: "password", au
 const PASSWORD = { ...NEW_PASSWORD, autoComplete: "current-password" } as const;
 
 export function Welcome({ notice, onSignedIn }: WelcomeProps) {
-  const [isNew, setNew] = useState(notice === null);
+  const { providers, registration } = useSignInWays();
+  const [wantsNew, setNew] = useState(notice === null);
+  const isOpen = registration !== "closed";
+  const isNew = wantsNew && isOpen;
   // Kept here, so that switching between the forms loses nothing.
   const [typed, setTyped] = useState<Typed>({ email: "", name: "", password: "" });
   const form = {
@@ -71,13 +74,15 @@ export function Welcome({ notice, onSignedIn }: WelcomeProps) {
             {...form}
           />
         )}
-        <ProviderLinks />
-        <p className="welcome-switch">
-          {isNew ? "You have an account?" : "No account yet?"}{" "}
-          <button type="button" className="link" data-testid={isNew ? "show-signin" : "show-signup"} onClick={() => setNew(!isNew)}>
-            {isNew ? "Sign in" : "Create one"}
-          </button>
-        </p>
+        <ProviderLinks providers={providers} />
+        {isOpen && (
+          <p className="welcome-switch">
+            {isNew ? "You have an account?" : "No account yet?"}{" "}
+            <button type="button" className="link" data-testid={isNew ? "show-signin" : "show-signup"} onClick={() => setNew(!isNew)}>
+              {isNew ? "Sign in" : "Create one"}
+            </button>
+          </p>
+        )}
       </section>
     </main>
   );

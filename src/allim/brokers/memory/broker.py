@@ -26,6 +26,7 @@ from allim.hub import (
 )
 
 TOPIC_BYTES, EVENT_BYTES, KEY_BYTES, POSITION_BYTES = 4400, 100, 400, 20  # as in publish.lua
+NAME_BYTES = 256  # of a topic's name that are in TOPIC_BYTES
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ class MemoryBroker:
 
     async def publish(self, publication: Publication) -> Outcome:
         if self._listener is not None:
-            await self._listener.room()
+            await self._listener.writable()
         known = None if publication.key is None else self._known(publication.key, publication.keep_s)
         quotas = await self._charge(publication, 0 if known else self._added_bytes(publication))
         if not all(quota.granted for quota in quotas):
@@ -147,14 +148,14 @@ class MemoryBroker:
         demands = [publication.demand]
         if publication.memory is not None and added:
             demands.append(publication.memory._replace(cost=added))
-        return (await self._ledger.take(demands)).quotas
+        return (await self._ledger.charge(demands)).quotas
 
     def _added_bytes(self, publication: Publication) -> int:
         """Return the bytes that this publish adds to the store, as `publish.lua` counts them."""
         added = 0
         for topic, entries in groupby(sorted(publication.entries), key=attrgetter("topic")):
             kept = len(self._history[topic].events) if topic in self._history else 0
-            added += 0 if kept else TOPIC_BYTES
+            added += 0 if kept else TOPIC_BYTES + 2 * max(0, len(topic) - NAME_BYTES)
             added += sum(EVENT_BYTES + len(entry.lines) for entry in islice(entries, self._history_events - kept))
         if publication.key is not None and publication.memory is not None:
             periods = publication.keep_s / publication.memory.period_s

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from allim.hub import Admission, Demand, Grant, Holder, Quota, Standing, is_kicked
+from allim.hub import Admission, Demand, Grant, Holder, Quota, SessionState, is_kicked
 from allim.identity import Ticket
 
 SWEEP_S = 60.0
@@ -39,8 +39,8 @@ class MemoryLedger:
     async def last_kick(self, subject: str) -> float:
         return self._kicked[subject] if self._is_kept(("kicked", subject)) else 0.0
 
-    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
-        return [self._standing(holder) for holder in holders]
+    async def session_states(self, holders: Sequence[Holder]) -> Sequence[SessionState]:
+        return [self._state(holder) for holder in holders]
 
     async def admit(
         self,
@@ -51,14 +51,14 @@ class MemoryLedger:
         ticket: Ticket | None = None,
         demands: Sequence[Demand] = (),
     ) -> Admission:
-        standing = self._standing(holder)
-        if standing is Standing.GOOD and ticket is not None and self._is_kept(("spent", ticket.id)):
-            standing = Standing.SPENT
-        if standing is not Standing.GOOD:
-            return Admission(standing)
-        grant = await self.take(demands)
+        state = self._state(holder)
+        if state is SessionState.GOOD and ticket is not None and self._is_kept(("spent", ticket.id)):
+            state = SessionState.SPENT
+        if state is not SessionState.GOOD:
+            return Admission(state)
+        grant = await self.charge(demands)
         if not grant.granted:
-            return Admission(standing, grant.quotas)
+            return Admission(state, grant.quotas)
         if ticket is not None:
             self._keep(("spent", ticket.id), ticket.keep_s)
         known = self._streams.get(holder.subject, {})
@@ -68,18 +68,18 @@ class MemoryLedger:
         for oldest in displaced:
             del streams[oldest]
         self._streams[holder.subject] = streams
-        return Admission(standing, grant.quotas, displaced)
+        return Admission(state, grant.quotas, displaced)
 
-    def leave(self, subject: str, stream: str) -> None:
+    def remove_stream(self, subject: str, stream: str) -> None:
         streams = self._streams.get(subject, {})
         streams.pop(stream, None)
         if not streams:
             self._streams.pop(subject, None)
 
-    async def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
-        standing = Standing.GOOD if holder is None else self._standing(holder)
-        if standing is not Standing.GOOD:
-            return Grant(standing, ())
+    async def charge(self, demands: Sequence[Demand], holder: Holder | None = None) -> Grant:
+        state = SessionState.GOOD if holder is None else self._state(holder)
+        if state is not SessionState.GOOD:
+            return Grant(state, ())
         now = self._now()
         used = [max(0.0, self._until.get(("rate", demand.name), 0.0) - now) for demand in demands]
         after = [
@@ -91,14 +91,14 @@ class MemoryLedger:
             for demand, after_s in zip(demands, after, strict=True):
                 self._keep(("rate", demand.name), after_s)
         left = after if all(granted) else used  # a refusal charges none of them
-        return Grant(standing, [_quota(*one) for one in zip(demands, granted, used, after, left, strict=True)])
+        return Grant(state, [_quota(*one) for one in zip(demands, granted, used, after, left, strict=True)])
 
-    def _standing(self, holder: Holder) -> Standing:
+    def _state(self, holder: Holder) -> SessionState:
         if self._is_kept(("signed out", holder.subject, holder.session)):
-            return Standing.SIGNED_OUT
+            return SessionState.SIGNED_OUT
         if self._is_kept(("kicked", holder.subject)) and is_kicked(holder, self._kicked[holder.subject]):
-            return Standing.KICKED
-        return Standing.GOOD
+            return SessionState.KICKED
+        return SessionState.GOOD
 
     def _keep(self, key: tuple[str, ...], keep_s: float) -> None:
         now = self._now()

@@ -85,7 +85,7 @@ class RedisBroker:
         self._writes = ScriptCalls(self._server, self._context, confirmed, PUBLISH_TIMEOUT_S)
         self._reads = ScriptCalls(self._server, self._context)
         self._memory = MemoryWatch(self._reads, metrics.redis_memory)
-        self._link = Link(self._server, self._greet, self._hear, self._room, self._link_down, self._link_up)
+        self._link = Link(self._server, self._greet, self._hear, self._writable, self._link_down, self._link_up)
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
@@ -265,9 +265,9 @@ class RedisBroker:
             for message in messages:
                 self._listener.on_origin(_position(message))
 
-    async def _room(self) -> None:
+    async def _writable(self) -> None:
         assert self._listener is not None
-        await self._listener.room()
+        await self._listener.writable()
 
     def _event(self, topic: str, position: bytes, prev: bytes, lines: bytes) -> Event | None:
         """Return the event, or None for an unreadable entry: one that another program wrote must not end streams."""

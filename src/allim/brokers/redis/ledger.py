@@ -12,8 +12,8 @@ from allim.brokers.redis.rights import Rights
 from allim.brokers.redis.scripts import Script, ScriptCalls
 from allim.brokers.redis.server import RedisServer
 from allim.errors import Unavailable
-from allim.hub import Admission, Demand, Grant, Holder, Quota, Standing
-from allim.identity import CLOCK_LEEWAY_S, Ticket
+from allim.hub import Admission, Demand, Grant, Holder, Quota, SessionState
+from allim.identity import CLOCK_LEEWAY_S, Ticket, topic_key
 
 log = structlog.get_logger(__name__)
 
@@ -28,12 +28,12 @@ class RedisLedger:
     def __init__(self, url: str, replica: str, *, prefix: str = "allim", rights: Rights | None = None) -> None:
         """Raises: ValueError when the URL is malformed or of an unknown scheme."""
         self._keys = Keys(prefix)
-        self._standings = Script("standings", "standing")
+        self._session_states = Script("session_states", "session_state")
         self._kick = Script("kick", "time", vital=True)
         self._last_kick = Script("last_kick")
-        self._admit = Script("admit", "time", "standing", "quotas")
-        self._leave = Script("leave")
-        self._charge = Script("charge", "time", "standing", "quotas")
+        self._admit = Script("admit", "time", "session_state", "quotas")
+        self._remove_stream = Script("remove_stream")
+        self._charge = Script("charge", "time", "session_state", "quotas")
         self._sign_out = Script("sign_out", vital=True)
         self._server = RedisServer(url, f"allim-{replica}", rights or Rights(prefix))
         self._calls = ScriptCalls(self._server, lambda _run_id: ())
@@ -58,10 +58,10 @@ class RedisLedger:
     async def last_kick(self, subject: str) -> float:
         return float(await self._call(self._last_kick, [self._keys.kicked + subject], []))
 
-    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]:
+    async def session_states(self, holders: Sequence[Holder]) -> Sequence[SessionState]:
         keys = [key for holder in holders for key in self._session_keys(holder)]
-        found = await self._call(self._standings, keys, [_issued(holder) for holder in holders])
-        return [Standing(standing.decode()) for standing in found]
+        found = await self._call(self._session_states, keys, [_issued(holder) for holder in holders])
+        return [SessionState(state.decode()) for state in found]
 
     def admit(
         self,
@@ -80,12 +80,12 @@ class RedisLedger:
         args += _limits(demands)
         return self._call(self._admit, keys, args, read=_admission)
 
-    def leave(self, subject: str, stream: str) -> None:
+    def remove_stream(self, subject: str, stream: str) -> None:
         self._left.append((self._keys.streams + subject, stream))
         if self._leaver is None:
             self._leaver = asyncio.create_task(self._note_left(), name="allim ended streams")
 
-    def take(self, demands: Sequence[Demand], holder: Holder | None = None) -> asyncio.Future[Grant]:
+    def charge(self, demands: Sequence[Demand], holder: Holder | None = None) -> asyncio.Future[Grant]:
         keys = [*(() if holder is None else self._session_keys(holder)), *self._rate_keys(demands)]
         args = ["" if holder is None else _issued(holder), *_limits(demands)]
         return self._call(self._charge, keys, args, read=_grant)
@@ -94,7 +94,8 @@ class RedisLedger:
         return [self._keys.used + demand.digest for demand in demands]
 
     def _session_keys(self, holder: Holder) -> tuple[str, str]:
-        return f"{self._keys.signed_out}{holder.subject}/{holder.session}", self._keys.kicked + holder.subject
+        signed_out = f"{self._keys.signed_out}{topic_key(holder.subject)}/{holder.session}"
+        return signed_out, self._keys.kicked + holder.subject
 
     async def _note_left(self) -> None:
         """Remove ended streams until none is left."""
@@ -102,7 +103,7 @@ class RedisLedger:
             while self._left:
                 some, self._left = self._left[:MAX_LEAVING], self._left[MAX_LEAVING:]
                 keys, streams = zip(*some, strict=True)
-                await self._call(self._leave, keys, streams)
+                await self._call(self._remove_stream, keys, streams)
         except Unavailable as error:
             log.warning("ended streams not noted; they will be in time", error=error.detail)
         finally:
@@ -110,18 +111,18 @@ class RedisLedger:
 
 
 def _issued(holder: Holder) -> str:
-    """Return the moment at which the holder's token was issued, in the form that standing.lua reads."""
+    """Return the moment at which the holder's token was issued, in the form that session_state.lua reads."""
     return str(holder.issued_at) if holder.after_kick is None else f"kick {holder.after_kick}"
 
 
 def _admission(reply: Sequence[Any]) -> Admission:
-    standing, quotas, *displaced = reply
-    return Admission(Standing(standing.decode()), _quotas(quotas), [other.decode() for other in displaced])
+    state, quotas, *displaced = reply
+    return Admission(SessionState(state.decode()), _quotas(quotas), [other.decode() for other in displaced])
 
 
 def _grant(reply: Sequence[Any]) -> Grant:
-    standing, *quotas = reply
-    return Grant(Standing(standing.decode()), _quotas(quotas))
+    state, *quotas = reply
+    return Grant(SessionState(state.decode()), _quotas(quotas))
 
 
 def _limits(demands: Sequence[Demand]) -> list[int]:

@@ -31,8 +31,8 @@ class Link:
     """Keeps one subscribed connection, replaces it when it breaks, and reports both.
 
     Shape: `greet(connected)` is awaited on each new connection, before it subscribes; `hear(channel, messages)` gets
-    the messages in order, at most `TOGETHER` consecutive ones of one channel; nothing more is read before `room()`
-    returns. `stands` is True while every wanted channel is confirmed.
+    the messages in order, at most `TOGETHER` consecutive ones of one channel; nothing more is read before
+    `writable()` returns. `stands` is True while every wanted channel is confirmed.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Link:
         server: RedisServer,
         greet: Callable[[Connected], Awaitable[None]],
         hear: Callable[[bytes, Sequence[bytes]], None],
-        room: Callable[[], Awaitable[None]],
+        writable: Callable[[], Awaitable[None]],
         down: Callable[[], None],
         up: Callable[[], None],
     ) -> None:
         self._server = server
         self._greet = greet
         self._hear = hear
-        self._room = room
+        self._writable = writable
         self._down = down
         self._up = up
         self._wanted: set[str] = set()
@@ -208,7 +208,7 @@ class Link:
                 if clock() > turn_ends_at:
                     await asyncio.sleep(0)
                     turn_ends_at = clock() + TURN_S
-            await self._room()
+            await self._writable()
 
 
 async def _first_to_end(*coroutines: Coroutine[None, None, None]) -> None:

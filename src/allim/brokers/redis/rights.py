@@ -55,7 +55,7 @@ SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
     "pulse": ("PUBLISH @pulse:r 1-0",),
     "origin": (),
     "replicas": ("HGETALL @replicas", "HSET @replicas r card", "HDEL @replicas r", "PEXPIRE @replicas 1"),
-    "standing": ("EXISTS @signed_out:u/s", "GET @kicked:u"),
+    "session_state": ("EXISTS @signed_out:u/s", "GET @kicked:u"),
     "quotas": ("GET @used:r", "SET @used:r 1"),
     "admit": (
         "EXISTS @ticket:t",
@@ -68,9 +68,9 @@ SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
         "ZREVRANGE @streams:u 0 0",
     ),
     "kick": ("GET @kicked:u", "SET @kicked:u 1"),
-    "leave": ("ZREM @streams:u s",),
+    "remove_stream": ("ZREM @streams:u s",),
     "sign_out": ("SET @signed_out:u/s 1", "PEXPIRE @signed_out:u/s 1"),
-    "standings": (),
+    "session_states": (),
     "charge": (),
 }
 CONNECTIONS = (

@@ -33,7 +33,16 @@ __all__ = [
 @asynccontextmanager
 async def _open(host: Host[AccountSettings]) -> AsyncIterator[Opened]:
     settings = host.settings
-    service = Service(host.engine, host.tokens, Passwords(), host.signals, host.hub, settings.operators, now=host.now)
+    service = Service(
+        host.engine,
+        host.tokens,
+        Passwords(),
+        host.signals,
+        host.hub.sessions,
+        settings.operators,
+        settings.registration,
+        now=host.now,
+    )
     async with back_channel() as http:
         providers = _providers(host, http)
         flows = Flows(host.secret_keys)

@@ -1,13 +1,16 @@
 """The bodies of requests and answers."""
 
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from allim.domains.accounts.store import Account, SessionRow
 from allim.http.bodies import Body, Instant
 from allim.times import utc
+
+Registration = Literal["open", "closed"]
+"""Whether accounts can be made."""
 
 _EMAIL_MAX = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
 _LOCAL_MAX = 64
@@ -153,9 +156,10 @@ class SignedIn(Body):
 
 
 class ProviderNames(Body):
-    """The providers over which one can sign in here."""
+    """The providers over which one can sign in here, and whether accounts can be made."""
 
     providers: list[str]
+    registration: Registration
 
 
 class Renewed(Body):

@@ -10,12 +10,12 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from allim.access.gate import Gate, set_cookie
+from allim.access.gate import Gate
 from allim.domains.accounts.devices import device_of
 from allim.domains.accounts.models import ProviderNames
 from allim.domains.accounts.providers import FLOW_LIFETIME_S, Cancelled, Flows, Provider, Stale
 from allim.domains.accounts.service import Service
-from allim.errors import AllimError, Conflict, NotFound, TooMany, Unavailable
+from allim.errors import AllimError, Conflict, NotFound, RegistrationClosed, TooMany, Unavailable
 from allim.http.routing import Answer, Parameter, Resource, operation, route
 
 log = structlog.get_logger(__name__)
@@ -29,6 +29,7 @@ _OUTCOMES = {
     Stale: "expired",
     Cancelled: "cancelled",
     Conflict: "email_taken",
+    RegistrationClosed: "closed",
     TooMany: "unavailable",
     Unavailable: "unavailable",
 }
@@ -50,8 +51,9 @@ def provider_routes(
 
     @operation(answers={200: Answer("Their names.", ProviderNames)})
     async def provider_names(_: Request) -> Response:
-        """List the providers to sign in over."""
-        return JSONResponse(ProviderNames.model_construct(providers=list(by_name)).model_dump())
+        """List the providers to sign in over, and whether accounts can be made."""
+        names = ProviderNames.model_construct(providers=list(by_name), registration=service.registration)
+        return JSONResponse(names.model_dump())
 
     @operation(
         parameters=[_NAME],
@@ -95,7 +97,7 @@ def provider_routes(
             response = RedirectResponse(f"{home}?sign_in={outcome}", 303)
         else:
             response = RedirectResponse(home, 303)
-            set_cookie(request, response, session.token, session_lifetime_s)
+            gate.set_cookie(request, response, session.token, session_lifetime_s)
         response.headers["Cache-Control"] = "no-store"
         if sealed:
             _set_flow(request, response, cookie, "", 0)

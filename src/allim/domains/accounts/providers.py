@@ -48,7 +48,7 @@ from joserfc.jwe import JWERegistry
 from joserfc.jwk import OctKey
 
 from allim.access.jwks import Jwks
-from allim.access.tokens import THEIRS, Algorithms
+from allim.access.signatures import PUBLIC, Algorithms
 from allim.domains.accounts.models import clean_name, normal_email
 from allim.errors import AllimError, Invalid, Unauthenticated, Unavailable
 from allim.http.bodies import parse_json
@@ -57,7 +57,7 @@ from allim.identity import CLOCK_LEEWAY_S
 FLOW_LIFETIME_S = 600
 TIMEOUT_S = 5.0
 
-_SIGNATURES = Algorithms(algorithms=THEIRS, strict_check_header=False)
+_SIGNATURES = Algorithms(algorithms=PUBLIC, strict_check_header=False)
 _METADATA_AGE_S = 3600.0
 _MAX_ANSWER_BYTES = 256 * 1024
 _MAX_SUBJECT_CHARS = 255  # OpenID Connect Core, 2
@@ -310,7 +310,7 @@ class Provider:
         with _judging_the_id_token():
             header = jws.extract_compact(id_token.encode(), registry=_SIGNATURES).protected
             _SIGNATURES.check_header(header)
-        if header["alg"] not in THEIRS:
+        if header["alg"] not in PUBLIC:
             raise Unauthenticated("The ID token is signed in a way that is not accepted.")
         key = await metadata.jwks.key(header.get("kid"), header["alg"])
         if key is None:

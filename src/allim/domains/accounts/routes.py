@@ -5,7 +5,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from allim.access.gate import Gate, clear_cookie, set_cookie, token_of
+from allim.access.gate import Gate
 from allim.access.rates import Policy
 from allim.access.tokens import Tokens
 from allim.domains.accounts.devices import device_of
@@ -26,7 +26,7 @@ from allim.domains.accounts.service import Service, Session
 from allim.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from allim.http.bodies import parse, read_json_or_nothing, read_model
 from allim.http.routing import Answer, Caller, Parameter, Resource, operation, route
-from allim.identity import Identity
+from allim.identity import ALLIM, Identity
 from allim.times import utc
 
 _MAX_BODY_BYTES = 16 * 1024
@@ -48,8 +48,9 @@ def routes(service: Service, gate: Gate, tokens: Tokens, new_accounts: Policy) -
     async def register(request: Request) -> Response:
         """Create an account and sign in.
 
-        Its first snapshot is requested in the same step.
+        Its first snapshot is requested in the same step. 403 where registration is closed.
         """
+        service.check_registration()
         await gate.stop_guessing(request)
         new = await read_model(request, NewAccount, _MAX_BODY_BYTES)
         await gate.limit_address(request, new_accounts)  # each leaves rows, events and keys behind
@@ -103,7 +104,7 @@ def routes(service: Service, gate: Gate, tokens: Tokens, new_accounts: Policy) -
         await stop_guessing_own(request, identity)
         await service.delete(identity, body.password, partial(gate.hashing, request))
         response = Response(status_code=204)
-        clear_cookie(request, response)
+        gate.clear_cookie(request, response)
         return response
 
     @operation(caller=Caller.USER, answers={200: Answer("The sessions.", SessionList)})
@@ -130,7 +131,7 @@ def routes(service: Service, gate: Gate, tokens: Tokens, new_accounts: Policy) -
         await service.end_session(identity.subject, session_id)
         response = Response(status_code=204)
         if session_id == identity.session:
-            clear_cookie(request, response)
+            gate.clear_cookie(request, response)
         return response
 
     @operation(caller=Caller.USER, answers={200: Answer("The session.", SessionLife)})
@@ -141,7 +142,7 @@ def routes(service: Service, gate: Gate, tokens: Tokens, new_accounts: Policy) -
         """
         identity = await gate.identify(request)
         await service.seen(identity, device_of(request))
-        life = tokens.life(token_of(request), identity)
+        life = tokens.life(gate.token_in(request), identity)
         shown = SessionLife.model_construct(
             user=identity.subject,
             expires_in_s=round(life.expires_in_s, 3),
@@ -182,7 +183,7 @@ def routes(service: Service, gate: Gate, tokens: Tokens, new_accounts: Policy) -
         else:
             await service.sign_out(identity)
         response = Response(status_code=204)
-        clear_cookie(request, response)
+        gate.clear_cookie(request, response)
         return response
 
     @operation(
@@ -195,11 +196,17 @@ def routes(service: Service, gate: Gate, tokens: Tokens, new_accounts: Policy) -
 
         The session's open streams live on with it. 422 for a token of another issuer.
         """
-        renewal = await service.renew(token_of(request), partial(gate.identify, request), device_of(request))
+        renewal = await service.renew(gate.token_of(request), partial(check_own, request), device_of(request))
         view = Renewed.model_construct(token=renewal.token, expires_at=utc(renewal.expires_at))
         response = JSONResponse(view.model_dump(), 200, {"Cache-Control": "no-store"})
-        set_cookie(request, response, renewal.token, tokens.lifetime_s)
+        gate.set_cookie(request, response, renewal.token, tokens.lifetime_s)
         return response
+
+    async def check_own(request: Request) -> None:
+        """Check the session of a token that was issued here."""
+        identity = await gate.identify(request)
+        if identity.issuer != ALLIM:  # the application vouches for the caller, and the token does not count
+            raise Invalid.field("token", "was not issued here; get a new one from its issuer")
 
     async def stop_guessing_own(request: Request, identity: Identity) -> None:
         """Count a password that is sent with a session like one that is sent to sign in."""
@@ -210,7 +217,7 @@ def routes(service: Service, gate: Gate, tokens: Tokens, new_accounts: Policy) -
         content = SignedIn.model_construct(account=session.account, token=session.token)
         headers = {"Cache-Control": "no-store", **(headers or {})}
         response = JSONResponse(content.model_dump(), status, headers)
-        set_cookie(request, response, session.token, tokens.lifetime_s)
+        gate.set_cookie(request, response, session.token, tokens.lifetime_s)
         return response
 
     return [

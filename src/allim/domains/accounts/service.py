@@ -14,13 +14,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from allim.access.tokens import Tokens
 from allim.domains.accounts import store
 from allim.domains.accounts.devices import Device
-from allim.domains.accounts.models import AccountView, NewAccount, normal_email, view
+from allim.domains.accounts.models import AccountView, NewAccount, Registration, normal_email, view
 from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account, SessionRow
 from allim.domains.signals import ACCOUNT_CREATED, ACCOUNT_DELETED, Signals
-from allim.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unauthenticated, Unavailable
-from allim.hub import Holder, Standing
+from allim.errors import (
+    Conflict,
+    FieldError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    RegistrationClosed,
+    Unauthenticated,
+    Unavailable,
+)
+from allim.hub import Holder, SessionState
 from allim.identity import OPERATOR, USER, Identity
 from allim.storage import reading, writing
 
@@ -48,7 +57,7 @@ class Sessions(Protocol):
 
     async def last_kick(self, subject: str) -> float | None: ...
 
-    async def standings(self, holders: Sequence[Holder]) -> Sequence[Standing]: ...
+    async def session_states(self, holders: Sequence[Holder]) -> Sequence[SessionState]: ...
 
 
 class Session(NamedTuple):
@@ -79,6 +88,7 @@ class Service:
         signals: Signals,
         hub: Sessions,
         operators: Collection[str] = (),
+        registration: Registration = "open",
         now: Callable[[], float] = time.time,
     ) -> None:
         """Shape: `signals` tells other domains, in the same transaction, of accounts that are created or deleted."""
@@ -88,13 +98,20 @@ class Service:
         self._signals = signals
         self._hub = hub
         self._operators = frozenset(operators)
+        self.registration = registration
         self._now = now
+
+    def check_registration(self) -> None:
+        """Raises: RegistrationClosed where no accounts are made."""
+        if self.registration == "closed":
+            raise RegistrationClosed("Accounts are not made here.")
 
     async def register(self, new: NewAccount, turn: Turn = nullcontext, device: Device = UNKNOWN) -> Session:
         """Store the account, with all that other domains add to a new one, and sign in.
 
-        Raises: Conflict naming `email`; the errors of `turn`.
+        Raises: RegistrationClosed; Conflict naming `email`; the errors of `turn`.
         """
+        self.check_registration()
         async with turn():
             async with reading(self._engine) as connection:
                 if await store.by_email(connection, new.email):  # hashing is dear; most repeats end here
@@ -134,8 +151,9 @@ class Service:
     async def sign_in_as(self, person: Person, device: Device = UNKNOWN) -> Session:
         """A new session of the account that this person signs in to. The first time makes it, as `register` does.
 
-        Raises: Conflict naming `email` when the address belongs to another account. The two are not joined: to
-        have an address at a provider does not prove to be the one who registered it here.
+        Raises: RegistrationClosed when it would make one; Conflict naming `email` when the address belongs to another
+        account. The two are not joined: to have an address at a provider does not prove to be the one who registered
+        it here.
         """
         while True:
             account = await self._known(person)
@@ -306,8 +324,8 @@ class Service:
 
     async def _good(self, rows: list[SessionRow]) -> list[SessionRow]:
         """Return those that have not ended."""
-        standings = await self._hub.standings(rows) if rows else ()
-        return [row for row, standing in zip(rows, standings, strict=True) if standing is Standing.GOOD]
+        states = await self._hub.session_states(rows) if rows else ()
+        return [row for row, state in zip(rows, states, strict=True) if state is SessionState.GOOD]
 
     async def _remove(self, connection: AsyncConnection, account_id: str) -> None:
         await self._signals.send(connection, ACCOUNT_DELETED, account_id)
@@ -327,6 +345,7 @@ class Service:
 
     async def _welcome(self, person: Person, device: Device) -> Session | None:
         """Make the person's account; None, if it is there by now."""
+        self.check_registration()
         account = Account(
             id=secrets.token_urlsafe(16),
             email=person.email,

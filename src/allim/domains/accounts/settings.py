@@ -1,6 +1,6 @@
 """The settings of accounts, and of the providers that sign in to them."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -12,12 +12,13 @@ _Issuer = Annotated[str, AfterValidator(http_url)]
 
 
 class AccountSettings(DomainSettings):
-    """`ALLIM_ACCOUNTS_PER_HOUR`, `ALLIM_OPERATORS`, and three variables for each provider.
+    """`ALLIM_ACCOUNTS_PER_HOUR`, `ALLIM_ACCOUNTS_REGISTRATION`, `ALLIM_OPERATORS`; three variables for each provider.
 
     Shape: `public_url` is the origin under which browsers know the service.
     """
 
     per_hour: int = Field(1000, ge=1, le=1_000_000, json_schema_extra=EQUAL)
+    registration: Literal["open", "closed"] = Field("open", json_schema_extra=EQUAL)
     public_url: str | None = Field(None, json_schema_extra=variable("ALLIM_PUBLIC_URL"))
     operators: Words = Field((), json_schema_extra=variable("ALLIM_OPERATORS"))
     google_client_id: str = Field("", json_schema_extra=variable("ALLIM_GOOGLE_CLIENT_ID"))

@@ -2,6 +2,6 @@
 
 from allim.transports.sse.portable import draining_on_signals
 from allim.transports.sse.routes import routes
-from allim.transports.sse.stream import Speech
+from allim.transports.sse.stream import StreamDefaults
 
-__all__ = ["Speech", "draining_on_signals", "routes"]
+__all__ = ["StreamDefaults", "draining_on_signals", "routes"]

@@ -1,15 +1,14 @@
-"""The frames allim itself writes, as exact bytes. Pure.
+"""The frames of a stream as exact bytes: of events, and those that allim itself writes. Pure.
 
-An event's own lines come ready from the hub; here are the ones around them.
+An event is stored as the lines of its frame, so only its id is put before them.
 Source: WHATWG HTML, 9.2.6 "Interpreting an event stream"; names and data in docs/protocol.md.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from allim.hub import CloseReason, Opening, Position
-from allim.hub.event import encode
+from allim.hub import CloseReason, Event, Opening, Position, encode
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {
@@ -61,6 +60,21 @@ def raw_head(fields: Iterable[tuple[bytes, bytes]], *, chunked: bool) -> bytes:
         lines.append(b"%b: %b\r\n" % (name, value))
     start = _CHUNKED_BARE if chunked else _BARE
     return b"%b%b\r\n" % (start, b"".join(lines))
+
+
+def event(event: Event) -> bytes:
+    """Return the frame of an event."""
+    return b"id: %d-%d\n%b" % (event.position.ms, event.position.seq, event.lines)
+
+
+def plain(events: Sequence[Event]) -> bytes:
+    """Return the frames of events, for a body without chunks, or one of which the server makes the chunks."""
+    return b"".join([each.framed(event) for each in events])
+
+
+def chunked(events: Sequence[Event]) -> bytes:
+    """Return the frames of events as one chunk of a body."""
+    return chunk(plain(events))
 
 
 def chunk(frames: bytes) -> bytes:

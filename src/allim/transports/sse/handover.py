@@ -11,15 +11,14 @@ import socket
 import struct
 import termios
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from allim.hub import CloseReason
-from allim.hub.catch_up import Start
+from allim.hub import CloseReason, Framing, Run, Start
 from allim.transports.sse import frames
-from allim.transports.sse.stream import Proven, SseStream
+from allim.transports.sse.stream import SseStream
 
 EXTENSION = "allim.handover"
 AT_START = "allim.handover_at_start"  # offered where middleware of others sees every message: see HandoverResponse
@@ -38,15 +37,11 @@ class HandedOver(Exception):
 class HandoverStream(SseStream, asyncio.Protocol):
     """A stream that is its connection's protocol. No task, no queue, no timer: the buffer is the transport's.
 
-    Shape: `head` is what is written first and not sent yet. The body is `chunked`, so that its reader can tell the
-    end of the stream from the end of the replica.
+    Shape: `head` is what is written first and not sent yet. The `framing` is `frames.chunked`, so that the reader can
+    tell the end of the stream from the end of the replica; for clients that speak HTTP/1.0 it is `frames.plain`.
     """
 
-    __slots__ = ("chunked", "connections", "head", "transport", "waiter")
-
-    newest: ClassVar[tuple[bytes, bytes]] = (b"", b"")
-    """The frames that any stream wrote last, and their chunk, which streams that write the same frames share. One
-    value, so that streams of two threads cannot mix them up."""
+    __slots__ = ("connections", "framing", "head", "transport", "waiter")
 
     transport: asyncio.Transport | None
 
@@ -55,7 +50,7 @@ class HandoverStream(SseStream, asyncio.Protocol):
         self.transport = None
         self.connections: set[Any] = set()
         self.head = b""
-        self.chunked = True
+        self.framing: Framing = frames.chunked
         self.waiter: asyncio.Future[None] | None = None
 
     def attach(self, transport: asyncio.Transport, connections: set[Any], head: bytes) -> None:
@@ -64,29 +59,35 @@ class HandoverStream(SseStream, asyncio.Protocol):
         """
         self.head = head
         self.transport = transport
-        asyncio.get_running_loop().call_soon(self.begin)
+        asyncio.get_running_loop().call_soon(self.send_head)
         self.connections = connections
         connections.add(self)
         transport.set_write_buffer_limits(high=self.hub.settings.stream_buffer_bytes)
 
     # The hub's side -------------------------------------------------------------------------------------------
 
-    def write(self, wire: bytes) -> None:
+    def write(self, run: Run) -> None:
         if self.close_reason is None and self.transport is not None:
-            if self.chunked:
-                newest = HandoverStream.newest
-                if wire is not newest[0]:
-                    newest = HandoverStream.newest = (wire, frames.chunk(wire))
-                wire = newest[1]
+            if self.head or self.proof:
+                self.send(run.framed(frames.plain))
+            else:
+                self.transport.write(run.framed(self.framing))
+
+    def send(self, wire: bytes) -> None:
+        if self.close_reason is None and self.transport is not None:
+            wire = self._in_body(frames.with_proof(wire, self.proof) if self.proof else wire)
             if self.head:
                 self.head += wire
                 if len(self.head) >= FIRST_BYTES:
-                    self.begin()
+                    self.send_head()
             else:
                 self.transport.write(wire)
 
-    def begin(self) -> None:
-        """Send the head, and what was written with it."""
+    def _in_body(self, wire: bytes) -> bytes:
+        return frames.chunk(wire) if self.framing is frames.chunked else wire
+
+    def send_head(self) -> None:
+        """Send the head, and everything that was written with it."""
         if self.head and self.transport is not None:
             first, self.head = self.head, b""
             self.transport.write(first)
@@ -99,8 +100,8 @@ class HandoverStream(SseStream, asyncio.Protocol):
         if last is None:
             _reset(transport)
             return
-        self.head += frames.chunk(last) + frames.LAST_CHUNK if self.chunked else last
-        self.begin()
+        self.head += self._in_body(last) + (frames.LAST_CHUNK if self.framing is frames.chunked else b"")
+        self.send_head()
         transport.close()
         if transport.get_write_buffer_size():
             grace_s = CLOSE_GRACE_S if self.close_reason is None or self.close_reason.reconnect else FINAL_GRACE_S
@@ -110,7 +111,7 @@ class HandoverStream(SseStream, asyncio.Protocol):
         if self.transport is not None:
             _reset(self.transport)
 
-    async def drained(self) -> None:
+    async def writable(self) -> None:
         while (waiter := self.waiter) is not None:
             before = _unread(self.transport)
             await asyncio.wait([waiter], timeout=READ_PATIENCE_S)
@@ -137,7 +138,7 @@ class HandoverStream(SseStream, asyncio.Protocol):
         """The stream's buffer is full: from here on the reader gets history, at its own pace."""
         if self.waiter is None and not self.ended:
             self.waiter = asyncio.get_running_loop().create_future()
-            _end_unacknowledged(self.transport, 0)  # `drained` judges: the kernel would end a slow reader as well
+            _end_unacknowledged(self.transport, 0)  # `writable` judges: the kernel would end a slow reader as well
             if self.live:
                 self.hub.bring_back(self)
 
@@ -152,12 +153,6 @@ class HandoverStream(SseStream, asyncio.Protocol):
         waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-
-class ProvenHandoverStream(Proven, HandoverStream):
-    """A handed-over stream that a ticket opened."""
-
-    __slots__ = ("proof",)
 
 
 def _unread(transport: asyncio.Transport | None) -> int:
@@ -195,18 +190,18 @@ class HandoverResponse(Response):
     background = None
 
     def __init__(
-        self, stream: HandoverStream, begin: Start, headers: Mapping[str, str], lines: bytes, *, chunked: bool
+        self, stream: HandoverStream, start: Start, headers: Mapping[str, str], lines: bytes, *, chunked: bool
     ) -> None:
         self.stream = stream
-        self.begin = begin
+        self.start = start
         self.head = frames.head(headers, lines, chunked=chunked)
-        stream.chunked = chunked
+        stream.framing = frames.chunked if chunked else frames.plain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream, extensions = self.stream, scope["extensions"]
         if AT_START in extensions:
             if await self._handed_over_at_start(extensions[AT_START], scope, receive, send):
-                await stream.hub.follow(stream, self.begin)
+                await stream.hub.follow(stream, self.start)
             return
         hand_over: Callable[[HandoverStream, bytes], bool] = extensions[EXTENSION]
         if not hand_over(stream, self.head):
@@ -214,7 +209,7 @@ class HandoverResponse(Response):
             # Nobody hears it, but uvicorn would log a missing answer as a defect.
             await Response(status_code=CLIENT_GONE)(scope, receive, send)
             return
-        await stream.hub.follow(stream, self.begin)
+        await stream.hub.follow(stream, self.start)
 
     async def _handed_over_at_start(
         self, take: "Callable[[HandoverStream], asyncio.Future[bool]]", scope: Scope, receive: Receive, send: Send

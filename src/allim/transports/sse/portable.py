@@ -18,10 +18,9 @@ from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from allim.hub import CloseReason
-from allim.hub.catch_up import Start
+from allim.hub import CloseReason, Start
 from allim.transports.sse import frames
-from allim.transports.sse.stream import Proven, SseStream
+from allim.transports.sse.stream import SseStream
 
 SEND_TIMEOUT_S = 20.0  # sse-starlette waits for ever by default
 
@@ -61,23 +60,25 @@ def draining_on_signals(drain: Callable[[], None]) -> Iterator[None]:
 class PortableStream(SseStream):
     """A stream over a queue bounded by bytes."""
 
-    __slots__ = ("chunks", "room", "size", "something")
+    __slots__ = ("chunks", "has_room", "size", "something")
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.chunks: deque[bytes] = deque()
         self.size = 0
         self.something = asyncio.Event()
-        self.room = asyncio.Event()
+        self.has_room = asyncio.Event()
 
-    def write(self, wire: bytes) -> None:
+    def send(self, wire: bytes) -> None:
         if self.ended:
             return
+        if self.proof:
+            wire = frames.with_proof(wire, self.proof)
         self.chunks.append(wire)
         self.size += len(wire)
         self.something.set()
         if self.size > self.hub.settings.stream_buffer_bytes:
-            self.room.clear()
+            self.has_room.clear()
             if self.live:
                 self.hub.bring_back(self)
 
@@ -88,12 +89,12 @@ class PortableStream(SseStream):
         if last is not None:
             self.chunks.append(last)
         self.something.set()
-        self.room.set()
+        self.has_room.set()
         self.hub.leave(self, self.close_reason)  # the response may take until SEND_TIMEOUT_S to notice
 
-    async def drained(self) -> None:
+    async def writable(self) -> None:
         if self.size > self.hub.settings.stream_buffer_bytes:
-            await self.room.wait()
+            await self.has_room.wait()
 
     async def wires(self) -> AsyncIterator[bytes]:
         """What is to be sent, until the stream has ended."""
@@ -102,18 +103,12 @@ class PortableStream(SseStream):
                 wire = self.chunks.popleft()
                 self.size -= len(wire)
                 if self.size <= self.hub.settings.stream_buffer_bytes:
-                    self.room.set()
+                    self.has_room.set()
                 yield wire
             if self.ended:
                 return
             self.something.clear()
             await self.something.wait()
-
-
-class ProvenPortableStream(Proven, PortableStream):
-    """A portable stream that a ticket opened."""
-
-    __slots__ = ("proof",)
 
 
 class PortableResponse(Response):
@@ -123,17 +118,17 @@ class PortableResponse(Response):
     and a grace period it leaves that to us, and the hub spreads the endings.
     """
 
-    def __init__(self, stream: PortableStream, begin: Start) -> None:
+    def __init__(self, stream: PortableStream, start: Start) -> None:
         super().__init__()
         self.stream = stream
-        self.begin = begin
+        self.start = start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = self.stream
         shutdown = anyio.Event()
 
         async def feed() -> None:
-            await stream.hub.follow(stream, self.begin)
+            await stream.hub.follow(stream, self.start)
             await shutdown.wait()
             stream.hub.drain()
 

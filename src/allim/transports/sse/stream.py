@@ -5,13 +5,13 @@ from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from allim.hub import CloseReason, Hub, Opening, Position, Stream
+from allim.hub import CloseReason, Hub, Opening, Position, Run, Stream
 from allim.identity import Visitor
 from allim.transports.sse import frames
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class StreamDefaults:
     """What every stream of this replica says the same.
 
     Units: `retry_ms` is the mean; each frame draws between half and one and a half of it.
@@ -27,52 +27,48 @@ class Speech:
 
 
 class SseStream(Stream):
-    """A stream as `text/event-stream`. Subclasses carry the bytes."""
+    """A stream as `text/event-stream`. Subclasses carry the bytes.
 
-    __slots__ = ("hub", "speech")
+    Shape: `proof` is put behind each id of a stream that a ticket opened, so that only its own reader can resume it.
+    Its bytes are made for it alone. It is empty for all other streams, which share theirs.
+    """
 
-    def __init__(self, hub: Hub, speech: Speech, visitor: Visitor, topics: tuple[str, ...]) -> None:
+    __slots__ = ("defaults", "hub", "proof")
+
+    def __init__(self, hub: Hub, defaults: StreamDefaults, visitor: Visitor, topics: tuple[str, ...]) -> None:
         super().__init__(hub.new_stream_id(), visitor.identity, topics, hub.new_backlog(), visitor.address)
         self.hub = hub
-        self.speech = speech
+        self.defaults = defaults
+        self.proof = b"~" + visitor.proof.encode() if visitor.proof else b""
+
+    def write(self, run: Run) -> None:
+        self.send(run.framed(frames.plain))
 
     def open(self, opening: Opening) -> None:
-        speech = self.speech
-        self.write(frames.opening(self.id, self.subject, speech.replica, opening, speech.heartbeat_s, speech.retry()))
+        defaults = self.defaults
+        self.send(
+            frames.opening(self.id, self.subject, defaults.replica, opening, defaults.heartbeat_s, defaults.retry())
+        )
 
     def heartbeat(self, position: Position | None) -> None:
-        self.write(frames.heartbeat(position))
+        self.send(frames.heartbeat(position))
 
     def gap(self, topics: Collection[str], reason: str) -> None:
-        self.write(frames.gap(topics, reason))
+        self.send(frames.gap(topics, reason))
 
     def expiring(self, left_s: float) -> None:
-        self.write(frames.expiring(left_s))
+        self.send(frames.expiring(left_s))
 
     def close(self, reason: CloseReason) -> None:
         if self.ended:
             return
         self.close_reason = reason
-        self.finish(frames.close(reason, self.speech.retry()) if reason.told else None)
+        self.finish(frames.close(reason, self.defaults.retry()) if reason.told else None)
+
+    @abstractmethod
+    def send(self, frames: bytes) -> None:
+        """Give frames to the connection, with the proof in them. Returns at once."""
 
     @abstractmethod
     def finish(self, last: bytes | None) -> None:
         """End the connection: with this frame, after what has been written; or, with None, at once."""
-
-
-class Proven(SseStream):
-    """A stream that a ticket opened: its ids carry the proof with which its reader, and nobody else, may resume it.
-
-    The one kind of stream for which bytes are made: its own. Goes before the class that writes.
-    """
-
-    __slots__ = ()
-
-    proof: bytes  # in a slot of the whole class: two bases with slots of their own cannot be joined
-
-    def __init__(self, hub: Hub, speech: Speech, visitor: Visitor, topics: tuple[str, ...]) -> None:
-        super().__init__(hub, speech, visitor, topics)
-        self.proof = b"~" + visitor.proof.encode()  # type: ignore[misc]
-
-    def write(self, wire: bytes) -> None:
-        super().write(frames.with_proof(wire, self.proof))  # type: ignore[safe-super]

@@ -2,7 +2,7 @@ import { useState } from "react";
 import { api, ApiError, wordsFor } from "../../api";
 import type { Account } from "../../api";
 import { Field } from "../Field";
-import { ProviderLinks } from "../ProviderLinks";
+import { ProviderLinks, useSignInWays } from "../ProviderLinks";
 import { useSending } from "./useSending";
 
 interface DeletionProps {
@@ -52,7 +52,7 @@ function Confirmation({ account, onDeleted, onCancel }: DeletionProps & { onCanc
         />
       )}
       <div role="alert">{error !== null && !of("password") && <p className="note bad">{wordsFor(error)}</p>}</div>
-      {mustSignIn && <ProviderLinks />}
+      {mustSignIn && <SignInLinks />}
       <div className="account-actions">
         <button type="submit" className="button danger" aria-disabled={isBusy}>
           Delete for good
@@ -63,4 +63,9 @@ function Confirmation({ account, onDeleted, onCancel }: DeletionProps & { onCanc
       </div>
     </form>
   );
+}
+
+/** Only shown when it is needed, so that the server is not asked before. */
+function SignInLinks() {
+  return <ProviderLinks providers={useSignInWays().providers} />;
 }

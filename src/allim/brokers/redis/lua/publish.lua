@@ -10,7 +10,9 @@
 
 local history_events, history_ttl_s, window_s, fingerprint = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local FIRST = 13  -- the argument before the first channel
--- Bytes of Redis' memory, as measured on Redis 7.
+-- Bytes of Redis' memory, as measured on Redis 7. A topic's history and its expiry hold the name of the history: one of
+-- up to NAME_BYTES is in TOPIC_BYTES.
+local NAME_BYTES = 256
 local TOPIC_BYTES, EVENT_BYTES, KEY_BYTES, POSITION_BYTES = 4400, 100, 400, 20
 
 -- Redis does not undo a script that fails half-way. So every step that may fail comes before the first write, and the
@@ -60,8 +62,8 @@ local function added_bytes(period_s)
       added = added + EVENT_BYTES + #ARGV[FIRST + (key - 4) * 2]
     end
   end
-  for _, entry in pairs(newest) do
-    added = added + (entry[1] == '0-0' and TOPIC_BYTES or 0)
+  for history, entry in pairs(newest) do
+    added = added + (entry[1] == '0-0' and TOPIC_BYTES + 2 * math.max(0, #history - NAME_BYTES) or 0)
   end
   if fingerprint ~= '' then
     added = added + math.ceil((KEY_BYTES + POSITION_BYTES * (#KEYS - 4)) * window_s / period_s)

@@ -11,7 +11,7 @@ local function is_kicked(kicked_at, issued)
   return tonumber(issued) <= kicked_at
 end
 
-local function standing(signed_out, kicked, issued)
+local function session_state(signed_out, kicked, issued)
   if redis.call('EXISTS', signed_out) == 1 then
     return 'signed_out'
   end

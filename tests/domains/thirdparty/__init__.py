@@ -1,0 +1,1 @@
+"""A domain as a package of a third party has it."""
