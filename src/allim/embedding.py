@@ -78,7 +78,7 @@ class Embedded:
         Raises: Unavailable; NotRunning.
         """
         self.check_running()
-        await self._hub.kick(subject)
+        await self._hub.sessions.kick(subject)
 
     def check_running(self) -> None:
         """Raises: NotRunning."""
