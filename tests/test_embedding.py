@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
-from harness.replicas import SECRET, bearer, token
+from harness.replicas import ROOT, SECRET, bearer, token
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -50,7 +50,7 @@ def test_import_allim_loads_nothing_else() -> None:
 
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        allim.nothing  # type: ignore[attr-defined] # noqa: B018
+        allim.nothing  # noqa: B018
 
 
 # Publishing --------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ async def test_the_lifespan_of_the_parent_goes_on_inside_that_of_allim(app: Star
 
     async with parent.router.lifespan_context(parent) as state, client_of(parent) as client:
         assert state == {"kept": "state"}
-        assert (await client.get("/notify/readyz")).status_code == 200
+        assert (await client.get("/notify/healthz")).status_code == 200
     assert order == ["began", "ended"]
 
 
@@ -150,7 +150,7 @@ async def test_a_lifespan_may_be_given_to_the_parent_instead(app: Starlette, kin
     parent.mount("/a/b", app)
 
     async with parent.router.lifespan_context(parent), client_of(parent) as client:
-        assert (await client.get("/a/b/readyz")).status_code == 200
+        assert (await client.get("/a/b/healthz")).status_code == 200
         await allim.of(parent).publish("news", "news.posted")
 
 
@@ -203,3 +203,18 @@ async def test_the_cookie_is_kept_for_the_paths_of_allim(app: Starlette, prefix:
         out = await client.delete(f"{prefix}/api/session")
         assert f"; Path={path};" in out.headers["set-cookie"]
         assert (await client.get(f"{prefix}/api/session")).status_code == 401
+
+
+async def test_the_application_that_the_page_shows_publishes_to_its_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALLIM_DATA_DIR", str(tmp_path))
+    code = (ROOT / "docs" / "embedding.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"__name__": "shown"}
+    exec(code, names)
+    parent = names["app"]
+
+    async with parent.router.lifespan_context(parent), client_of(parent) as client:
+        assert (await client.post("/orders/7", params={"user": "42"})).status_code == 200
+        assert (await client.head("/notify/events", headers={"x-user": "42"})).status_code == 200
+        assert (await client.head("/notify/events")).status_code == 401

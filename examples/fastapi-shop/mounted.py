@@ -12,7 +12,7 @@ from shop import COOKIE, claims_of, create_shop
 def authenticate(connection: HTTPConnection) -> Identity | None:
     """Return the shop's user, for allim."""
     claims = claims_of(connection.cookies.get(COOKIE))
-    return claims and Identity.of(str(claims["sub"]), session=claims["sid"], expires_at=claims["exp"])
+    return Identity.of(str(claims["sub"]), session=claims["sid"], expires_at=claims["exp"]) if claims else None
 
 
 async def publish(topic: str, type_: str, data: object, key: str) -> None:
