@@ -37,7 +37,7 @@ def _printed(options: str) -> str:
 
 def _table() -> str:
     rows = (f"| `{name}` | {value:,} | {unit} | {source} |\n" for name, value, unit, source in figures())
-    return "| figure | value | unit | of what |\n|---|---|---|---|\n" + "".join(rows)
+    return "| figure | value | unit | measured for |\n|---|---|---|---|\n" + "".join(rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from harness.compose import PATH, networks, services
 from harness.replicas import ROOT
 
+from allim.domains.builtin import BUILT_IN
 from allim.domains.choice import known
 from allim.domains.settings import variables
 from allim.settings import Settings, load_settings, unknown_settings
@@ -19,7 +20,7 @@ NOT_PASSED_ON = {"data_dir", "drain_s", "log_format", "redis_durable", "server_i
 
 OF_DOMAINS = {
     variable.name.removeprefix(PREFIX).lower()
-    for domain in known([])
+    for domain in known(BUILT_IN)
     for variable in variables(domain.name, domain.settings)
 }
 PASSED_ON = {*Settings.model_fields, *OF_DOMAINS} - NOT_PASSED_ON

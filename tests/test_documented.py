@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from harness.replicas import ROOT
 
+from allim.domains.builtin import BUILT_IN
 from allim.domains.choice import known
 from allim.domains.settings import variables
 from allim.http.refused import REASONS
@@ -18,7 +19,7 @@ from allim.variables import PREFIX
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 OF_DOMAINS = {
     variable.name.removeprefix(PREFIX): info.default
-    for domain in known([])
+    for domain in known(BUILT_IN)
     if domain.settings is not None
     for variable, info in zip(
         variables(domain.name, domain.settings), domain.settings.model_fields.values(), strict=True

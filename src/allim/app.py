@@ -82,7 +82,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.router.lifespan = partial(_told_in_one_line, app.router.lifespan)  # type: ignore[method-assign]
-    app.router.redirect_slashes = False  # its redirects repeat what the client wrote as `Host`
+    app.router.redirect_slashes = False  # its redirects repeat the client's `Host`
     fast_handlers = {
         (method, resource.path): handler
         for resource in resources
@@ -139,7 +139,7 @@ class _Application(Starlette):
         await super().__call__(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Without Starlette's outermost layer, which answers what nobody foresaw: `UnexpectedErrors` has done so."""
+        """Leave out Starlette's outermost layer, which answers unexpected errors: `UnexpectedErrors` does so."""
         outermost = super().build_middleware_stack()
         assert isinstance(outermost, ServerErrorMiddleware)
         return outermost.app

@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 REVOCATION_S = 30 * 86400.0  # how long an ended session is remembered; tokens of ours are shorter-lived
 FILES_KEPT = 256  # open files that are no streams: Redis, the database, REST
-MEMORY_SHARE = 0.8  # of what the process may hold, above which it takes no more streams
+MEMORY_SHARE = 0.8  # of the memory that the process may use, above which it takes no more streams
 WORK_SHARE = 0.5  # of the drain time, for jobs in hand; the others go to another replica
 
 

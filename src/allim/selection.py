@@ -10,6 +10,7 @@ from allim.domains.choice import chosen, in_order
 from allim.domains.domain import Domain
 from allim.domains.settings import DomainSettings, read, variables
 from allim.settings import Settings, SettingsError, naming
+from allim.variables import PREFIX
 
 
 class Selection(NamedTuple):
@@ -33,8 +34,9 @@ class Selection(NamedTuple):
         return {"work": work.MIGRATIONS, **of_domains} if of_domains else {}
 
     def equal(self) -> dict[str, str]:
-        """The settings of domains that must be the same on every replica, by the name of their variable."""
-        return {
+        """The domains, and their settings that must be the same on every replica, by the name of the variable."""
+        names = {f"{PREFIX}DOMAINS": ",".join(sorted(domain.name for domain in self.domains))}
+        return names | {
             variable.name: str(getattr(self.settings[domain.name], variable.field))
             for domain in self.domains
             for variable in variables(domain.name, domain.settings)

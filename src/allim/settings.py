@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from allim import data_folder
 from allim.domains.settings import Variable, variables
 from allim.errors import Unusable
+from allim.origin_names import origin, origins
 from allim.variables import PREFIX, Words, http_url, line
 
 MIN_SECRET_CHARS = 32
@@ -32,16 +33,7 @@ COMMAND_LINE = frozenset({PREFIX + "PUBLISH_KEY", PREFIX + "TOKEN"})  # read by 
 
 # Settings that must be equal on all replicas over one Redis, beside the secret keys. Replicas compare them.
 EQUAL = (
-    *(
-        "domains",
-        "redis_durable",
-        "durability",
-        "heartbeat_s",
-        "pulse_s",
-        "history_events",
-        "history_ttl_s",
-        "max_event_bytes",
-    ),
+    *("redis_durable", "durability", "heartbeat_s", "pulse_s", "history_events", "history_ttl_s", "max_event_bytes"),
     *("session_lifetime_s", "session_max_s", "ticket_lifetime_s", "jwt_audience", "streams_per_user"),
     "cookie_name",
     *("user_calls_per_min", "address_calls_per_min", "sign_in_tries_per_min", "publish_events_per_s"),
@@ -52,7 +44,7 @@ EQUAL = (
 class SettingsError(Exception):
     """One line for the operator, naming each wrong variable.
 
-    Shape: `advice` is what to do, "" where the line says it.
+    Shape: `advice` is a remedy, "" if the line says it.
     """
 
     def __init__(self, detail: str, advice: str = "") -> None:
@@ -102,53 +94,6 @@ def _network(value: str) -> str:
     return str(network.network_address if network.num_addresses == 1 else network)
 
 
-_HOST = r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
-_ORIGIN = re.compile(rf"https://{_HOST}(?!:443$)(?::\d{{1,5}})?|http://{_HOST}(?!:80$)(?::\d{{1,5}})?", re.ASCII)
-
-
-def _origin(value: str | None) -> str | None:
-    if value is not None and not _ORIGIN.fullmatch(value):
-        raise ValueError(
-            "must be an origin as browsers write it, such as https://app.example.org: "
-            "small letters, no path, no default port"
-        )
-    return value
-
-
-_APP_ORIGIN = re.compile(
-    rf"(?:capacitor|ionic|tauri)://{_HOST}"  # an app's own pages, inside the web view that it brings along
-    r"|chrome-extension://[a-p]{32}|(?:moz|safari-web)-extension://[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
-    re.ASCII,
-)
-_WILDCARD = re.compile(r"(https?://)\*\.([a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z][a-z0-9-]*)((?::\d{1,5})?)", re.ASCII)
-
-
-def _listed_origin(value: str) -> str:
-    if value in ("*", "null"):
-        raise ValueError(f"must not be {value}: any site could read its visitors' private streams; name the origins")
-    if _APP_ORIGIN.fullmatch(value):
-        return value
-    if "*" not in value:
-        return _origin(value) or value
-    parts = _WILDCARD.fullmatch(value)
-    if parts is None:
-        raise ValueError("a * stands for the first label of a host, as in https://*.example.com, and nowhere else")
-    if _is_public_suffix(parts[2]):
-        raise ValueError(f"names under {parts[2]} belong to different owners: a * stands before a domain of your own")
-    _origin(f"{parts[1]}label.{parts[2]}{parts[3]}")
-    return value
-
-
-def _is_public_suffix(domain: str) -> bool:
-    from publicsuffixlist import PublicSuffixList  # 0.2 s and 4 MB, which only a wildcard costs
-
-    return bool(PublicSuffixList().is_public(domain))
-
-
-def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(map(_listed_origin, values))
-
-
 _TRACING = ("traceparent", "tracestate", "sentry-trace", "baggage")  # Trace Context, Baggage, Sentry's own
 _FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,64}", re.ASCII)  # RFC 9110, 5.1, without *
 
@@ -191,7 +136,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load_settings` hands in: the environment it was given, and no other."""
+        """Only the values of `load_settings`: the environment it was given, and no other."""
         return (init_settings,)
 
     domains: Words = DEFAULT_DOMAINS
@@ -211,12 +156,12 @@ class Settings(BaseSettings):
     jwt_audience: str = Field("allim", min_length=1, max_length=256)
     jwt_issuer: str | None = None
     jwt_jwks_url: Annotated[str | None, AfterValidator(http_url)] = None
-    public_url: Annotated[str | None, AfterValidator(_origin)] = None
+    public_url: Annotated[str | None, AfterValidator(origin)] = None
     server_id: Annotated[str, AfterValidator(_server_id)] = Field(default_factory=_default_server_id)
     publish_keys: Annotated[Words, AfterValidator(_publish_keys)] = ()
     publish_grants: Words = ()
     catalogue: Path | None = None
-    cors_origins: Annotated[Words, AfterValidator(_origins)] = ()
+    cors_origins: Annotated[Words, AfterValidator(origins)] = ()
     cors_headers: Annotated[Words, AfterValidator(_field_names)] = (
         "traceparent",
         "tracestate",
@@ -276,7 +221,7 @@ class Settings(BaseSettings):
 
 
 _NAMES = tuple(PREFIX + name.upper() for name in Settings.model_fields)
-# What Kubernetes sets in every container when a Service is called `allim`.
+# Kubernetes sets these in every container when a Service is called `allim`.
 _OF_KUBERNETES = re.compile(r"ALLIM_(SERVICE_(HOST|PORT(_\w+)?)=|PORT_\d+_(TCP|UDP)(_\w+)?=|PORT=(tcp|udp)://)")
 
 
@@ -309,10 +254,10 @@ def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
     environ = os.environ if environ is None else environ
     ours = {name for name in environ if name.startswith(PREFIX)} - {*_NAMES, *COMMAND_LINE}
     ours = {name for name in ours if not _OF_KUBERNETES.match(f"{name}={environ[name]}")}
-    known = (
-        {name for variable in _of_domains(environ) for name in (variable.name, variable.former)} if ours else set()
-    )
-    return sorted(ours - known)
+    for every in (False, True):  # domains that are not chosen are imported only if a name is left
+        for variable in _of_domains(environ, every=every) if ours else ():
+            ours -= {variable.name, variable.former}
+    return sorted(ours)
 
 
 def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
@@ -321,10 +266,11 @@ def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
     They stop no start: a setting of a newer version may be there when an older one is started again.
     """
     environ = os.environ if environ is None else environ
-    of_domains = _of_domains(environ)
+    unknown = unknown_settings(environ)
+    of_domains = _of_domains(environ, every=bool(unknown))
     names = (*_NAMES, *(variable.name for variable in of_domains))
     lines = []
-    for name in unknown_settings(environ):
+    for name in unknown:
         near = get_close_matches(name, names, n=1, cutoff=0.75)
         lines.append(f"{name} is no setting, ignored{f'; did you mean {near[0]}?' if near else ''}")
     lines += [
@@ -346,17 +292,20 @@ def warnings(environ: Mapping[str, str] | None = None) -> list[str]:
     return lines
 
 
-def _of_domains(environ: Mapping[str, str]) -> list[Variable]:
-    """Return the variables of all built-in domains, and of the installed ones that are chosen."""
+def _of_domains(environ: Mapping[str, str], *, every: bool) -> list[Variable]:
+    """Return the variables of the chosen domains, and with `every` also those of the other built-in ones."""
+    from allim.domains.builtin import BUILT_IN
     from allim.domains.choice import known  # late: it imports the domains
 
-    chosen = [name.strip() for name in environ.get(DOMAINS, "").split(",")]
-    return [variable for domain in known(chosen) for variable in variables(domain.name, domain.settings)]
+    given = environ.get(DOMAINS)
+    chosen = DEFAULT_DOMAINS if given is None else [name.strip() for name in given.split(",")]
+    found = known([*chosen, *(BUILT_IN if every else ())])
+    return [variable for domain in found for variable in variables(domain.name, domain.settings)]
 
 
 @contextmanager
 def naming(setting: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
-    """What a part finds wrong with its setting, by an error of this kind, is told as that setting's.
+    """Turn an error of this kind, raised inside, into an error of this setting.
 
     Raises: SettingsError.
     """

@@ -92,7 +92,7 @@ def test_a_domain_reads_its_own_variables() -> None:
     selection = select(load_settings(environ), [ORDERS])
 
     assert selection.settings["orders"] == OrderSettings(per_min=7, note="old", shop="corner")
-    assert selection.equal() == {"ALLIM_ORDERS_PER_MIN": "7"}
+    assert selection.equal() == {"ALLIM_DOMAINS": "orders", "ALLIM_ORDERS_PER_MIN": "7"}
 
 
 def test_an_empty_variable_is_as_good_as_none_and_the_present_name_wins() -> None:

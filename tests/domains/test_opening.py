@@ -199,6 +199,20 @@ def test_the_hub_alone_makes_no_file_and_describes_what_is_there(tmp_path: Path)
     assert not folder.exists()
 
 
+def test_the_hub_alone_imports_no_domain() -> None:
+    program = (
+        "import sys; from allim.app import create_app; from allim.settings import warnings\n"
+        "create_app(); assert not warnings()\n"
+        "print(sorted(name for name in sys.modules if name == 'argon2' or name.startswith('allim.domains.')))"
+    )
+    environ = {"ALLIM_DOMAINS": "", "ALLIM_SECRET_KEY": SECRET, "PYTHONPATH": "src"}
+
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+
+    of_contract = ("builtin", "choice", "domain", "settings", "signals")
+    assert done.stdout == f"{[f'allim.domains.{name}' for name in of_contract]}\n"
+
+
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
     """As `pip install` leaves it: the package beside a folder that names its entry point."""
     site = tmp_path / "site"

@@ -1,1 +1,1 @@
-"""Access: which identity a request has, what it may read and publish, and how often. Knows no route."""
+"""Access: the identity of a request, its permission to read and publish, and its rate limits. Knows no route."""

@@ -1,4 +1,4 @@
-"""Whose address a request comes from, as limits count it."""
+"""The address that a request is counted under by limits."""
 
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -8,11 +8,11 @@ from starlette.requests import HTTPConnection
 from allim.networks import SUBSCRIBER_PREFIX
 
 LONGEST = 64  # characters of an address, with its zone
-UNKNOWN = "unknown"  # what a trusted proxy says that forwards no address: all of its clients are one
+UNKNOWN = "unknown"  # of a trusted proxy that forwards no address: all of its clients count as one
 
 
 def network_of(connection: HTTPConnection) -> str:
-    """The client's IPv4 address or IPv6 /64, as a trusted proxy tells it; "" for who is not to be counted.
+    """The client's IPv4 address or IPv6 /64, as a trusted proxy gives it; "" if it is not counted.
 
     The server gives a forwarded client the port 0. A loopback client with a port of its own came without a proxy: it
     is on this machine, and no address at all.

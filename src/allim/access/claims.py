@@ -130,7 +130,7 @@ def _name(name: str, claim: object) -> str:
 
 
 def _own_session(token: str) -> str:
-    # Of what is signed, without the signature: anybody can turn an ECDSA signature into another that fits (n - s for
-    # s), and with it would get out of a revoked session.
+    # Of the signed part, without the signature: any client can turn an ECDSA signature into another valid one (n - s
+    # for s), and would leave a revoked session with it.
     signed, _, _ = token.rpartition(".")
     return "t." + base64.urlsafe_b64encode(hashlib.sha256(signed.encode()).digest()).decode()[:22]

@@ -1,4 +1,4 @@
-"""Who comes in: by session cookie, by bearer token, and to a stream also by ticket.
+"""Authenticates requests: by session cookie, by bearer token, and streams also by ticket.
 
 Source: RFC 6750 (Bearer), RFC 6265bis (cookies).
 """
@@ -22,7 +22,7 @@ from allim.hub import Charge
 from allim.identity import OPERATOR, Identity, Visitor
 from allim.networks import shares_of
 
-HERE = "this machine"  # the address of those who came without a proxy
+HERE = "this machine"  # the address of requests without a proxy
 COOKIE = "allim_session"
 USER_HEADER = "Allim-User"  # the user that a page shows, percent-encoded; another one may have signed in since
 HASHING_AT_ONCE = 2  # passwords; each takes about 64 MiB and a core for 50 ms
@@ -78,7 +78,7 @@ class Gate:
         return identity
 
     async def identify(self, request: Request) -> Identity:
-        """Who asks.
+        """Return the identity of the request.
 
         Raises: as `recognise`; SignedOut, Kicked.
         """
@@ -141,7 +141,7 @@ class Gate:
             raise
 
     async def require_operator(self, request: Request) -> Identity:
-        """Who asks, when that is an operator.
+        """Return the identity of the request if it is an operator's.
 
         Raises: as `identify`; Forbidden.
         """
@@ -167,10 +167,10 @@ class Gate:
         return Charge([calls.demand(user)], partial(self._rates.report_or_count, request, calls, user))
 
     async def stop_guessing(self, request: HTTPConnection, email: str = "") -> None:
-        """Count a call of somebody who is not signed in, and a try to sign in as somebody.
+        """Count a call without a session, and an attempt to sign in.
 
-        Shape: `email` in the one form under which an account is found; "" when it can be nobody's.
-        The tries are counted by address too: who tries passwords elsewhere keeps nobody out.
+        Shape: `email` in the one form under which an account is found; "" if no account can have it.
+        Attempts are counted by address too, so guesses from one address do not refuse the owner at another.
         Raises: TooMany.
         """
         network = network_of(request) or HERE
@@ -205,7 +205,7 @@ class Gate:
         await self._rates.charge(request, *((policy.times(share), share.network) for share in shares))
 
     def hashing(self, request: Request) -> AbstractAsyncContextManager[None]:
-        """Around the hashing of a password, for a request whose body has been read: waits for its turn.
+        """Wait for a turn to hash a password, for a request with a body that has been read.
 
         Raises: as `Turns.turn`.
         """
@@ -229,6 +229,6 @@ def bearer_of(connection: HTTPConnection) -> str | None:
 
 
 def bearer_in(said: bytes) -> bytes | None:
-    """The credentials in what an `Authorization` says, when its scheme is Bearer."""
+    """Return the credentials of an `Authorization` header with the scheme Bearer."""
     scheme, _, credentials = said.partition(b" ")
     return credentials.strip() if scheme.lower() == b"bearer" else None

@@ -1,9 +1,9 @@
-"""Who publishes, and what they may publish: keys from settings, and keys of a store that is asked by digest.
+"""Publish keys and their grants: keys from settings, and keys of a store that is asked by digest.
 
 Secrets are kept nowhere, only their SHA-256. Fast and without salt is right for the secrets made here: 32 random
-bytes can be neither guessed nor found in a table. Slow hashes are for what people think up.
+bytes can be neither guessed nor found in a table. Slow hashes are for passwords that people choose.
 
-Knows no table: where keys are stored is somebody else's (`Lookup`). Source: RFC 6750 (Bearer).
+Knows no table: another module stores keys (`Lookup`). Source: RFC 6750 (Bearer).
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from allim.errors import Unauthenticated, Unavailable
 from allim.hub import KEY_FORM
 
 CACHE_S = 2.0
-"""How long a replica goes by what the store said: a key that is deleted or expires is refused after it."""
+"""How long a replica keeps an answer of the store: a deleted or expired key is refused after that time."""
 
 CACHE_ENTRIES = 10_000
 LOOKUP_TIMEOUT_S = 2.0
 LOOKUPS_AT_ONCE = 4  # so that made-up keys cannot take all of the store's connections
 
 ALL = ("*",)
-"""The grants of somebody who may publish everything."""
+"""The grants of a publisher without restrictions."""
 
 NAME_FORM = r"[A-Za-z0-9._~-]{1,64}"
 TOPIC_GRANT_FORM = rf"\*|[a-z][a-z0-9_-]{{0,63}}(:(\*|{KEY_FORM}))?"
@@ -43,7 +43,7 @@ _DIGEST_MARK = "sha256"
 
 
 class Publisher(NamedTuple):
-    """Somebody who holds a publish key.
+    """The holder of a publish key.
 
     Shape: `topics` are grants, `*`, a topic, or `name:*`; `types` are `*`, a type, or `prefix.*`.
     """
@@ -68,7 +68,7 @@ class Publisher(NamedTuple):
 
 
 Lookup = Callable[[bytes], Awaitable[Publisher | None]]
-"""Who holds the key with this digest; None when there is no such key, or not any more."""
+"""Returns the publisher of the key with this digest; None if there is no such key."""
 
 
 class SettingsKeys:
@@ -90,7 +90,7 @@ class SettingsKeys:
         self._keys = [(digest, grants.get(name, Publisher(name, ALL, ALL))) for name, digest in keys]
 
     def publisher(self, digest: bytes) -> Publisher | None:
-        """Who holds the key with this digest."""
+        """Return the publisher of the key with this digest."""
         # Every key is compared, in constant time: how long it takes tells nothing about any of them.
         found = [publisher for key, publisher in self._keys if hmac.compare_digest(key, digest)]
         return found[0] if found else None
@@ -99,11 +99,11 @@ class SettingsKeys:
 class Publishers:
     """Tells publishers by their keys: those of the settings first, then those of the store, if there is one.
 
-    What the store says holds for `CACHE_S` on this replica, whether it knows the key or not, and a busy key is
+    An answer of the store holds for `CACHE_S` on this replica, whether it knows the key or not, and a busy key is
     asked for once in that time, however many requests come with it.
 
     Shape: `count` is told of each question before it is asked, and refuses an address that asks too often: questions
-    about made-up keys must not keep out who holds a real one.
+    about made-up keys must not delay holders of real ones.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class Publishers:
         self._lookup = lookup
 
     async def publisher_of(self, connection: HTTPConnection) -> Publisher:
-        """Who holds the key that the request brings.
+        """Return the publisher of the request's key.
 
-        Raises: Unauthenticated, in the same words whatever is wrong; Unavailable when the store does not answer;
-        what `count` raises.
+        Raises: Unauthenticated, with the same text for each fault; Unavailable when the store does not answer;
+        the errors of `count`.
         """
         secret = (bearer_of(connection) or "").encode("latin-1")  # as it was sent
         digest = digest_of(secret)
@@ -149,7 +149,7 @@ class Publishers:
         return publisher
 
     def known(self, authorization: bytes) -> Publisher | None:
-        """Who holds the key that an `Authorization` brings, as far as that can be told without asking the store."""
+        """Return the publisher of an `Authorization` header if it is known without asking the store."""
         digest = digest_of(bearer_in(authorization) or b"")
         publisher = self._keys.publisher(digest)
         if publisher is None and (asked := self._fresh(digest)):
@@ -163,7 +163,7 @@ class Publishers:
             self._make_room(now)
             # The answer is as old as the question: a slow store must not prolong the life of a deleted key.
             asked = self._asked[digest] = _Asked(now, asyncio.create_task(self._ask(lookup, digest)))
-        return await asyncio.shield(asked.answer)  # it belongs to everybody who waits: none may cancel it
+        return await asyncio.shield(asked.answer)  # it is shared by all that wait: none may cancel it
 
     def _fresh(self, digest: bytes) -> "_Asked | None":
         asked = self._asked.get(digest)
@@ -204,7 +204,7 @@ class _Asked(NamedTuple):
 
 
 def read_grants(entries: Sequence[str]) -> dict[str, Publisher]:
-    """What the settings allow to whom, by name.
+    """Read the grants of publishers in the settings, by name.
 
     Shape: each entry is `name=topics` or `name=topics;types`, with `|` between several grants.
     Raises: ValueError with the number of the wrong entry; its text is not repeated, it may be a misplaced secret.
@@ -252,12 +252,12 @@ def check_type_grant(grant: str) -> str:
 
 
 def new_secret() -> str:
-    """A secret nobody can guess, in the form that the store is asked for."""
+    """Make a secret that cannot be guessed, in the form of a key."""
     return f"ak_{secrets.token_urlsafe(32)}"
 
 
 def digest_of(secret: bytes) -> bytes:
-    """What is kept of a secret. Why SHA-256 does: see the top of this module."""
+    """Return the digest that is kept of a secret. The top of this module says why SHA-256 is enough."""
     return hashlib.sha256(secret).digest()
 
 
@@ -267,7 +267,7 @@ def _settings_key(entry: str) -> tuple[str, bytes]:
     if name and not separator:
         digest = digest_of(_as_sent(name))
         return digest.hex()[:8], digest
-    # A digest without a name would otherwise pass for the secret of somebody called `sha256`.
+    # A digest without a name would otherwise pass for the secret of a publisher called `sha256`.
     if not secret or name == _DIGEST_MARK or not _NAME.fullmatch(name):
         raise ValueError("a publish key must be `name:secret`, `name:sha256:<64 hex digits>` or `secret`")
     mark, separator, digits = secret.partition(":")
@@ -276,7 +276,7 @@ def _settings_key(entry: str) -> tuple[str, bytes]:
     if not _HEX_DIGEST.fullmatch(digits):
         raise ValueError("the digest of a publish key must be `name:sha256:<64 hex digits>`")
     digest = bytes.fromhex(digits)
-    if digest == digest_of(b""):  # of a variable that was not set, most likely; everybody without a key would have it
+    if digest == digest_of(b""):  # of a variable that was not set, most likely; a request without a key would have it
         raise ValueError("the digest of a publish key is that of an empty secret")
     return name, digest
 
@@ -292,7 +292,7 @@ def _granted_publisher(entry: str) -> Publisher:
 
 
 def _granted(grants: tuple[str, ...], word: str) -> bool:
-    """Whether a grant is the word itself, or ends with `*` after what the word begins with."""
+    """Return whether a grant is the word itself, or a prefix of it followed by `*`."""
     return any(word == grant or (grant.endswith("*") and word.startswith(grant[:-1])) for grant in grants)
 
 

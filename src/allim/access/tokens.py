@@ -1,7 +1,7 @@
 """Session tokens (JWT): issued here, or by one of the trusted issuers.
 
 Owns allim's keys, and decides which issuer judges a token. Knows no request, no cookie and no ended session.
-Source: RFC 7515 (JWS), RFC 7519 (JWT), RFC 8725 (what goes wrong with them), OpenID Connect Core 2 (`auth_time`).
+Source: RFC 7515 (JWS), RFC 7519 (JWT), RFC 8725 (best practices), OpenID Connect Core 2 (`auth_time`).
 """
 
 import hashlib
@@ -160,7 +160,7 @@ class Tokens:
     async def verify(self, token: str) -> Identity:
         """Return the token's identity. It waits for an issuer's keys alone, and only when one is not known.
 
-        Raises: Unauthenticated, in the same words whatever is wrong, except that an expired token is named;
+        Raises: Unauthenticated, with the same text for each fault, except that an expired token is named;
         Unavailable when the issuer's keys cannot be read.
         """
         identity, claims = await self._read(token)

@@ -17,7 +17,7 @@ from allim.errors import TooMany, Unavailable
 from allim.networks import Places, shares_of
 
 WAITING = 8  # of one address; of wider networks more
-PATIENCE_S = 5.0  # a request whose expected wait is longer is refused
+PATIENCE_S = 5.0  # a request with a longer expected wait is refused
 FIRST_GUESS_S = 0.1  # the duration of a turn, until one was measured
 NEWEST_WEIGHT = 0.2  # of the newest measurement in the mean
 RETRY_S = 1  # told to an address that has too many requests waiting

@@ -1,7 +1,7 @@
 """The choice of domains: by name, of the built-in ones and of installed packages, in the order of opening."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import EntryPoint, entry_points
@@ -23,10 +23,10 @@ def chosen(names: Sequence[str]) -> tuple[Domain, ...]:
     return in_order([_load(name) for name in dict.fromkeys(names)])
 
 
-def known(names: Sequence[str]) -> list[Domain]:
-    """Return all built-in domains, and the installed ones with these names, without those that cannot be imported."""
+def known(names: Iterable[str]) -> list[Domain]:
+    """Return the domains with these names that are there and can be imported."""
     found = []
-    for name in dict.fromkeys((*BUILT_IN, *names)):
+    for name in dict.fromkeys(names):
         with suppress(ValueError):
             found.append(_load(name))
     return found

@@ -1,4 +1,4 @@
-"""The contract of a domain: what it declares, what it is opened with, and what it then gives.
+"""The contract of a domain: its declaration, the `Host` that it is opened with, and the `Opened` that it gives.
 
 docs/domains.md shows a whole domain. A domain imports this module in its `__init__.py`; its stores and services need
 nothing of it.
@@ -79,7 +79,7 @@ class Host(Generic[SettingsT]):
 class Opened:
     """The parts that an open domain gives to the replica.
 
-    Shape: `routes` that are `Resource`s are described in OpenAPI; `rules` say who may read topics, by kind: the part
+    Shape: `routes` that are `Resource`s are described in OpenAPI; `rules` decide on topics by kind: the part
     before the colon; `door` is for the domains that need this one; `checks` of readiness by name; `publishers` finds
     the owner of a publish key that the settings do not know.
     """

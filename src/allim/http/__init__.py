@@ -1,1 +1,1 @@
-"""What every route shares: identity, bodies, problems, paging, health. Knows no room."""
+"""The REST machinery: routing, bodies, problems, paging, origins, and the routes that belong to no domain."""

@@ -1,4 +1,4 @@
-"""Alive, and ready. Alive asks nothing of anyone: a replica is not restarted because its database is down."""
+"""Health and readiness. Health asks no other server: a replica is not restarted because its database is down."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -38,7 +38,7 @@ class Readiness(Body):
 class Question:
     """A check that asks another process: once at a time, and once in `keep_s` seconds, for all callers.
 
-    `/readyz` is open to anyone, so it must not pass each call on to the database.
+    `/readyz` is public, so it must not pass each call on to the database.
     """
 
     def __init__(self, name: str, check: Check, timeout_s: float, keep_s: float) -> None:
@@ -100,7 +100,7 @@ def _answer(status: int, content: Body) -> Response:
 
 
 async def _result(name: str, check: Check, timeout_s: float) -> tuple[bool, str]:
-    """Return whether the check leaves the replica ready; and `ok`, or a reason that is safe to show to anyone."""
+    """Return whether the check leaves the replica ready; and `ok`, or a reason that is safe to publish."""
     try:
         async with asyncio.timeout(timeout_s):
             return True, await check() or "ok"

@@ -1,7 +1,7 @@
-"""The description of the routes, made of their declarations (`routing`), and the page that shows it.
+"""The description of the routes, made of their declarations (`routing`).
 
-What follows from a declaration stands here and nowhere else: the problems an operation may answer, and the headers of
-its answers. Knows no room.
+All that follows from a declaration is derived here alone: the problems an operation may answer, and the headers of
+its answers. Knows no domain.
 Source: OpenAPI 3.2.0, JSON Schema 2020-12.
 """
 
@@ -39,13 +39,13 @@ from allim.http.routing import Answer, Caller, Operation, Parameter, Resource, o
 HEADERS: dict[str, tuple[str, Any]] = {
     "Location": ("Where it is, or where to go on.", str),
     "Set-Cookie": ("The session's cookie, or the end of it.", str),
-    "WWW-Authenticate": ("How to say who asks.", Literal["Bearer"]),
+    "WWW-Authenticate": ("The scheme of credentials.", Literal["Bearer"]),
     "Retry-After": ("Seconds after which it makes sense to try again.", Annotated[int, Field(ge=1)]),
     "RateLimit-Policy": ("The limits that the call counts for.", str),
-    "RateLimit": ("What is left of them, and seconds until they are whole again.", str),
+    "RateLimit": ("Remaining calls, and seconds until the limit is whole again.", str),
     "X-Request-ID": ("Names the request in the logs.", str),
 }
-"""What the headers of answers say, and their types."""
+"""Descriptions and types of response headers."""
 
 EVENT_STREAM = "text/event-stream"
 NO_TYPES = Catalogue([])
@@ -57,7 +57,7 @@ Events to browsers and services while they happen, over any number of replicas.
 
 Bodies are JSON in UTF-8; unknown members and parameters are refused. Times are RFC 3339 in UTC. Every error is a
 `Problem` (RFC 9457). Beside the answers that are listed, any call may answer 500, and a user's call with the header
-`Allim-User` 409 when it names another user than the one who has signed in.
+`Allim-User` 409 when it names another user than the signed-in one.
 """
 _IN_BROWSER = "A user in a browser, signed in."
 _SECURITY_SCHEMES = {
@@ -216,7 +216,7 @@ class _Schemas:
         return schema
 
     def settle(self) -> dict[str, Any]:
-        """Fill in what was given out; the models that the schemas refer to."""
+        """Fill in the promised schemas; return the models that they refer to."""
         found, definitions = TypeAdapter.json_schemas(
             [(index, mode, adapter) for index, (mode, adapter, _) in enumerate(self._wanted)],
             ref_template=_SCHEMAS + "{model}",
@@ -249,7 +249,7 @@ def _operation(schemas: _Schemas, resource: Resource, method: str, declared: Ope
 
 
 def _fails(resource: Resource, method: str, declared: Operation) -> Iterable[type[AllimError]]:
-    """What an operation may refuse: what it declares, and what follows from the rest."""
+    """Return the errors of an operation: declared ones, and those that follow from the rest."""
     yield from declared.fails
     yield from _REFUSALS[declared.caller]
     if declared.body is not None:

@@ -1,7 +1,7 @@
 """Which web pages may speak to this application: its own, and those of the listed origins.
 
 Two sides of one question. A page that is neither may change nothing, not even by a form, with cookies or without
-(signing a visitor in as somebody else is a change). A page of a listed origin may, and may read the answers.
+(signing a visitor in to another account is a change). A page of a listed origin may, and may read the answers.
 
 Source: Fetch, 3.2 (CORS) and Fetch Metadata; the order of the checks is that of Go's `http.CrossOriginProtection`.
 """
@@ -40,7 +40,7 @@ PAGE_POLICY = (
 class Origins(CORSMiddleware):
     """ASGI middleware inside `Requests`: refuses changes by pages of other origins, and lets listed origins in.
 
-    Who sends neither `Sec-Fetch-Site` nor `Origin` is no browser, and holds no visitor's cookies.
+    A client that sends neither `Sec-Fetch-Site` nor `Origin` is no browser, and has no visitor's cookies.
 
     Shape: `listed` are origins as browsers write them, such as `https://app.example.org`, and patterns such as
     `https://*.example.org`; never `*`. `headers` are names of request headers that pages may send beside the usual.
@@ -103,7 +103,7 @@ def _wildcards(listed: Sequence[str]) -> str | None:
 
 
 def headers_without_origin(listed: Collection[str]) -> dict[str, str]:
-    """What answers to others than listed pages say: a cache must not give them to a listed one."""
+    """Return the headers of answers to pages that are not listed: a cache must not give these to a listed page."""
     return {"vary": "Origin"} if listed else {}
 
 

@@ -207,7 +207,7 @@ class Planner:
                 "cores",
                 "events × redis_publish_us + requests × redis_request_us + further_heard × redis_push_us"
                 " + openings × redis_opening_us",
-                "publish in batches; publish once to a shared topic what many wait for; a faster core",
+                "publish in batches; publish once to a shared topic instead of once per reader; a faster core",
             ),
             Need(
                 "CPU in a storm",
@@ -239,8 +239,8 @@ class Planner:
                 max(redis.into, redis.out) / 1e9,
                 each.nic_gbit * headroom.network_share,
                 "Gbit/s",
-                "heard × (event_bytes + push_bytes) × 8, or what comes in if that is more",
-                "a faster network card; smaller events, with what is large fetched over REST",
+                "heard × (event_bytes + push_bytes) × 8, or the incoming traffic if that is more",
+                "a faster network card; smaller events, with large data fetched over REST",
             ),
         )
 

@@ -652,7 +652,7 @@ async def test_where_registration_is_closed_a_provider_makes_no_account_and_know
         assert (await sign_in(again)).headers["location"] == "/"
         both.double.person |= {"sub": "somebody-new", "email": "new@example.com"}
         assert_back(await sign_in(stranger), "closed")
-    assert (await both.count("accounts"), await both.count("identities")) == (1, 1)
+    assert (await both.count("allim_accounts"), await both.count("allim_accounts_identities")) == (1, 1)
 
 
 async def test_an_account_without_a_password_is_not_signed_in_to_with_one(both: Site) -> None:

@@ -24,7 +24,7 @@ class Passwords:
     def __init__(self, hasher: PasswordHasher | None = None, at_once: int = 2) -> None:
         self._hasher = hasher or PasswordHasher()
         self._limiter = CapacityLimiter(at_once)
-        # Somebody unknown is verified against this, so that it takes as long as for somebody known.
+        # The password of an unknown account is verified against this, so that it takes as long as for a known one.
         self._nobodys_hash = self._hasher.hash("nobody")
 
     async def hash(self, password: str) -> str:

@@ -1,7 +1,7 @@
-"""Sign-in over OpenID Connect: what is asked of Google, Kakao and Naver, and what of their answers is believed.
+"""Sign-in over OpenID Connect: the requests to Google, Kakao and Naver, and the checks of their answers.
 
 A client of the providers alone: no request of a browser, no cookie and no account is known here. An answer counts
-when its ID token does: signature, issuer, audience, times and nonce. Nothing a provider says is repeated to anybody.
+when its ID token does: signature, issuer, audience, times and nonce. No text of a provider is passed on.
 
 All three publish a discovery document, sign with RS256, and know PKCE with S256 and `client_secret_post`. Where they
 differ (`_DIALECTS`):
@@ -65,7 +65,7 @@ _ERROR = re.compile(r"[a-z_]{1,64}")
 
 
 class _Dialect(NamedTuple):
-    """What is particular to one provider. `title` names somebody of whom the provider tells no name."""
+    """The particulars of one provider. `title` names a person without a name at the provider."""
 
     title: str
     scope: str | None
@@ -95,7 +95,7 @@ class Stale(Unauthenticated):
 
 
 class Person(NamedTuple):
-    """Whom a provider vouches for.
+    """A person that a provider has authenticated.
 
     Shape: `issuer` and `subject` together are unique and stay; `email` is normalised, and None unless the provider
     verified it.
@@ -156,7 +156,7 @@ class Flows:
         return by_age[: len(by_age) - min(valid, most)]
 
     def _claims(self, sealed: str) -> dict[str, Any] | None:
-        """Return what was sealed, or None if it was not sealed here or has expired."""
+        """Return the sealed claims, or None if it was not sealed here or has expired."""
         for key in self._keys:
             try:
                 claims = dict(jwt.decode(sealed, key, registry=_SEALS).claims)
@@ -223,7 +223,7 @@ class Provider:
         return url
 
     async def person(self, flow: Flow, answer: Mapping[str, str]) -> Person:
-        """Who came back with `answer`, the query of the redirect.
+        """Return the person that came back with `answer`, the query of the redirect.
 
         Raises: Cancelled; Unauthenticated when anything does not fit; Unavailable.
         """
@@ -243,7 +243,7 @@ class Provider:
         )
 
     async def close(self) -> None:
-        """End what is under way."""
+        """End the calls that are under way."""
         if self._discovery is not None:
             self._discovery.cancel()
             await asyncio.wait({self._discovery})
@@ -258,7 +258,7 @@ class Provider:
         return Unauthenticated(f"The provider refused the request ({_word(error)}).")
 
     async def _metadata(self) -> _Metadata:
-        # The task is the cache: whoever comes while it runs waits for the same answer.
+        # The task is the cache: calls that come while it runs wait for the same answer.
         if self._discovery is None or self._is_over(self._discovery):
             self._discovery = asyncio.create_task(self._discover())
         return await asyncio.shield(self._discovery)
@@ -340,7 +340,7 @@ class Provider:
     async def _profile(
         self, metadata: _Metadata, claims: Mapping[str, Any], tokens: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """What the provider's profile endpoint adds, where the ID token says too little."""
+        """Return the claims of the provider's profile endpoint, if the ID token has too few."""
         if metadata.userinfo_endpoint is None or (_name(claims) and _verified_email(claims)):
             return {}
         headers = {"authorization": f"Bearer {_text(tokens, 'access_token')}"}
@@ -351,7 +351,7 @@ class Provider:
             nested = profile.get(self._dialect.profile_under)
             return nested if isinstance(nested, dict) else {}
         if profile.get("sub") != claims["sub"]:
-            raise Unauthenticated("The profile is somebody else's.")
+            raise Unauthenticated("The profile is of another person.")
         return profile
 
     async def _call(
@@ -396,7 +396,7 @@ _SEALS = JWERegistry(algorithms=list(_SEAL.values()))
 
 
 def _sealing_key(secret_key: str) -> OctKey:
-    """A key of its own: what is sealed here opens nothing else that the secret key protects, nor the other way."""
+    """Return a key for this purpose alone: it opens nothing else that the secret key protects."""
     return OctKey.import_key(hmac.digest(secret_key.encode(), b"allim: sign-in over a provider", sha256))
 
 
@@ -443,7 +443,7 @@ def _text(tokens: Mapping[str, Any], name: str) -> str:
 def _subject(claims: Mapping[str, Any]) -> str:
     subject: str = claims["sub"]
     if not 1 <= len(subject) <= _MAX_SUBJECT_CHARS or not subject.isascii() or not subject.isprintable():
-        raise Unauthenticated("The ID token names nobody.")
+        raise Unauthenticated("The ID token names no person.")
     return subject
 
 

@@ -35,7 +35,7 @@ from allim.storage import reading, writing
 
 log = structlog.get_logger(__name__)
 
-MAX_SESSIONS = 100  # of an account that can be valid at the same time: what ends them all has to end each
+MAX_SESSIONS = 100  # of an account that can be valid at the same time: a call that ends them all has to end each
 RECENT_S = 600.0  # how long a sign-in counts as the proof that an account without a password is deleted by its owner
 SEEN_S = 60.0  # a session is noted as seen once in so many seconds
 SEEN_TIMEOUT_S = 2.0  # for noting it: nothing depends on it
@@ -152,8 +152,8 @@ class Service:
         """A new session of the account that this person signs in to. The first time makes it, as `register` does.
 
         Raises: RegistrationClosed when it would make one; Conflict naming `email` when the address belongs to another
-        account. The two are not joined: to have an address at a provider does not prove to be the one who registered
-        it here.
+        account. The two are not joined: an address at a provider does not prove that the same person registered it
+        here.
         """
         while True:
             account = await self._known(person)
@@ -174,7 +174,7 @@ class Service:
         Shape: `check` raises when the session of the old token was ended. It is asked after the last kick was looked
         up: a kick from before that moment ends the old token, and one from after it ends the new token too.
         Raises: Unauthenticated when the session has lasted as long as it may; Invalid for a token of another issuer;
-        Unavailable; what `check` raises.
+        Unavailable; the errors of `check`.
         """
         after_kick = await self._hub.last_kick(self._tokens.may_renew(token).subject)
         renewed = self._tokens.renew(token, after_kick)
@@ -274,7 +274,7 @@ class Service:
         return account
 
     async def _prove(self, account_id: str, password: str, field: str) -> Account:
-        """Return the account whose password this is."""
+        """Return the account with this password."""
         account = await self._own(account_id)
         if account.password_hash is None:
             raise Conflict("This account signs in over a provider; it has no password here.")
@@ -310,7 +310,7 @@ class Service:
             async with writing(self._engine) as connection:
                 if not await store.hold(connection, account):
                     return False
-                # While the account is held, nobody signs in to it.
+                # While the row is locked, no session is created for it.
                 if all(row.id in ended for row in await store.sessions_of(connection, account.id)):
                     await change(connection)
                     return True
@@ -357,7 +357,7 @@ class Service:
         try:
             await self._open(account, row, person)
         except Conflict:
-            # Either the address is somebody else's, or this same person was welcomed a moment ago.
+            # Either the address is another person's, or this person's account was made a moment ago.
             if await self._known(person) is None:
                 raise
             return None

@@ -5,25 +5,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from pydantic import Field
-
 from allim.access.rates import Policy
 from allim.domains.domain import Domain, Host, Opened
-from allim.domains.settings import EQUAL, DomainSettings, renamed
 from allim.domains.signals import ACCOUNT_CREATED, ACCOUNT_DELETED
 from allim.domains.snapshots.events import EVENTS
 from allim.domains.snapshots.generation import KEYS_KEPT_S, Generation
 from allim.domains.snapshots.routes import routes
 from allim.domains.snapshots.service import Service
+from allim.domains.snapshots.settings import SnapshotSettings
 
 __all__ = ["DOMAIN", "KEYS_KEPT_S", "Generation", "Service", "routes"]
-
-
-class SnapshotSettings(DomainSettings):
-    """Units: `step_ms` in milliseconds, added to each of the three steps."""
-
-    per_min: int = Field(20, ge=1, le=100_000, json_schema_extra=EQUAL)
-    step_ms: int = Field(0, ge=0, le=60_000, json_schema_extra=renamed("ALLIM_SNAPSHOT_STEP_MS"))
 
 
 @asynccontextmanager

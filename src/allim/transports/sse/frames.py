@@ -32,8 +32,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 def head(headers: Mapping[str, str], lines: bytes = b"", *, chunked: bool) -> bytes:
     """The response head of a stream written without the server. The stream is its connection's last response.
 
-    Shape: of `headers`, what a stream says itself is left out; `lines` are more fields, known to be sound and others.
-    The body is `chunked`, or ends with the connection, which is for clients that speak HTTP/1.0.
+    Shape: those of `headers` that a stream sets itself are left out; `lines` are other fields, known to be sound. The
+    body is `chunked`, or ends with the connection, which is for clients that speak HTTP/1.0.
     Raises: ValueError when a name or value would end its line (CR, LF) or holds another control character.
     """
     fields = [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _OWN_NAMES]
@@ -87,7 +87,7 @@ def chunk(frames: bytes) -> bytes:
 
 
 def opening(stream_id: str, user: str, replica: str, opening: Opening, heartbeat_s: float, retry_ms: int) -> bytes:
-    """The first frame of every stream: whose it is, the verdict, and an id to resume from."""
+    """The first frame of every stream: its user, the verdict, and an id to resume from."""
     data = {
         "stream": stream_id,
         "user": user,
@@ -118,7 +118,7 @@ def expiring(left_s: float) -> bytes:
 
 
 def close(reason: CloseReason, retry_ms: int) -> bytes:
-    """The last frame. `retry:` spreads those who come back."""
+    """The last frame. `retry:` spreads the returning clients."""
     data = {"reason": str(reason), "reconnect": reason.reconnect}
     return b"retry: %d\n%b" % (retry_ms, encode("stream.close", data))
 

@@ -2,7 +2,7 @@
 
 An event stream is one-way after its first byte, so it needs neither an ASGI task nor an HTTP parser. uvicorn's own
 way of handing a WebSocket over is used: the transport gets another protocol. Nothing of the request is kept.
-Source: docs/decisions/0002-handover.md, with what is bent in uvicorn and why.
+Source: docs/decisions/0002-handover.md, with the changes to uvicorn and their reasons.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from allim.transports.sse.stream import SseStream
 
 EXTENSION = "allim.handover"
 AT_START = "allim.handover_at_start"  # offered where middleware of others sees every message: see HandoverResponse
-CLOSE_GRACE_S = 5.0  # how long a reader may take to read what was written before the end
+CLOSE_GRACE_S = 5.0  # for a reader to read the last frames before the end
 USER_TIMEOUT_MS = 20_000  # after which the kernel ends the connection of a reader that acknowledges nothing
-READ_PATIENCE_S = 10.0  # with a reader whose buffer is full and that takes not a byte
-FINAL_GRACE_S = 0.5  # the same, for one who may not read on: nothing comes a second after a token has expired
-FIRST_BYTES = 16 * 1024  # what may go out together at the beginning; less than a stream's buffer
+READ_PATIENCE_S = 10.0  # for a reader with a full buffer that reads no byte
+FINAL_GRACE_S = 0.5  # the same, after the reader's token has expired: it gets nothing a second later
+FIRST_BYTES = 16 * 1024  # written together at the beginning; less than a stream's buffer
 CLIENT_GONE = 499  # nginx' word for it, in our log alone
 
 
@@ -37,7 +37,7 @@ class HandedOver(Exception):
 class HandoverStream(SseStream, asyncio.Protocol):
     """A stream that is its connection's protocol. No task, no queue, no timer: the buffer is the transport's.
 
-    Shape: `head` is what is written first and not sent yet. The `framing` is `frames.chunked`, so that the reader can
+    Shape: `head` is the unsent response head. The `framing` is `frames.chunked`, so that the reader can
     tell the end of the stream from the end of the replica; for clients that speak HTTP/1.0 it is `frames.plain`.
     """
 
@@ -172,7 +172,7 @@ def _end_unacknowledged(transport: asyncio.Transport | None, after_ms: int) -> N
 
 
 def _reset(transport: asyncio.Transport) -> None:
-    """End the connection now, and free what the kernel still holds for its reader."""
+    """End the connection now, and free the kernel's buffer for its reader."""
     sock: socket.socket | None = transport.get_extra_info("socket")
     if sock is not None and sock.fileno() >= 0 and sock.type == socket.SOCK_STREAM:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -180,7 +180,7 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 class HandoverResponse(Response):
-    """Hand the connection over, then write what was missed. The ASGI task ends when the stream is live.
+    """Hand the connection over, then write the missed events. The ASGI task ends when the stream is live.
 
     Head and body are the stream's, so none are made by the base. Inside another application, whose middleware may add
     headers to responses, an ordinary response without a body is begun. The server hands the connection over in its
@@ -206,7 +206,7 @@ class HandoverResponse(Response):
         hand_over: Callable[[HandoverStream, bytes], bool] = extensions[EXTENSION]
         if not hand_over(stream, self.head):
             stream.hub.leave(stream, CloseReason.CLIENT_LEFT)
-            # Nobody hears it, but uvicorn would log a missing answer as a defect.
+            # It is not sent, but uvicorn would log a missing answer as a defect.
             await Response(status_code=CLIENT_GONE)(scope, receive, send)
             return
         await stream.hub.follow(stream, self.start)

@@ -97,7 +97,7 @@ class PortableStream(SseStream):
             await self.has_room.wait()
 
     async def wires(self) -> AsyncIterator[bytes]:
-        """What is to be sent, until the stream has ended."""
+        """Yield the bytes to send, until the stream has ended."""
         while True:
             while self.chunks:
                 wire = self.chunks.popleft()

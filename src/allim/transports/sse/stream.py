@@ -1,4 +1,4 @@
-"""What both ways to write a stream share: what is said, and when a stream has ended."""
+"""The part that both ways to write a stream share: its frames, and its end."""
 
 import random
 from abc import abstractmethod
@@ -12,7 +12,7 @@ from allim.transports.sse import frames
 
 @dataclass(frozen=True, slots=True)
 class StreamDefaults:
-    """What every stream of this replica says the same.
+    """Values that are the same in every stream of this replica.
 
     Units: `retry_ms` is the mean; each frame draws between half and one and a half of it.
     """
@@ -71,4 +71,4 @@ class SseStream(Stream):
 
     @abstractmethod
     def finish(self, last: bytes | None) -> None:
-        """End the connection: with this frame, after what has been written; or, with None, at once."""
+        """End the connection: with this frame, after all written bytes; or, with None, at once."""
