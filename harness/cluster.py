@@ -110,10 +110,12 @@ def cluster(replicas: int = 3, **settings: object) -> Iterator[Cluster]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         stack.callback(inspect, output)
         stack.callback(end, process, timeout_s=40)
-        yield _started(process, output, folder / "data" / "allim.db")
+        yield started(process, output, folder / "data" / "allim.db")
 
 
-def _started(process: "subprocess.Popen[bytes]", output: Path, database: Path) -> Cluster:
+def started(process: "subprocess.Popen[bytes]", output: Path, database: Path) -> Cluster:
+    """Return the cluster of a process that runs `allim up`, once it says that it serves."""
+
     def said() -> str:
         return output.read_text(errors="replace")
 

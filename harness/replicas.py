@@ -192,7 +192,8 @@ def launch_replica(
     where = ["--host", host, "--port", str(port)]
     factory = "tests.contracts.mounted:create" if mounted else "allim.app:create_app"
     # uvicorn's access log has the query string, and with it tickets.
-    module = ["uvicorn", "--no-access-log", "--factory", factory] if portable or mounted else program.split()
+    under_uvicorn = (portable or mounted) and program == "allim serve"
+    module = ["uvicorn", "--no-access-log", "--factory", factory] if under_uvicorn else program.split()
 
     def launch() -> "subprocess.Popen[bytes]":
         with log.open("ab") as out:

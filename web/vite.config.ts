@@ -1,10 +1,24 @@
 import react from "@vitejs/plugin-react";
+import type { Plugin } from "vite";
 import { defineConfig } from "vitest/config";
+
+// Served below /api/, so that their files are one level up; every address is relative, wherever allim is mounted.
+const BELOW = /\/(docs|catalogue)\.html$/;
+
+const oneLevelUp: Plugin = {
+  name: "one-level-up",
+  enforce: "post",
+  transformIndexHtml: {
+    order: "post",
+    handler: (html, { filename }) => (BELOW.test(filename) ? html.replaceAll('"./', '"../') : html),
+  },
+};
 
 const backend = "http://127.0.0.1:8000";
 
 export default defineConfig({
-  plugins: [react()],
+  base: "./",
+  plugins: [react(), oneLevelUp],
   build: {
     // The page is served under a policy without `data:`, so nothing is inlined.
     assetsInlineLimit: 0,

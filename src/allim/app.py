@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import structlog
 from starlette.applications import Starlette
@@ -18,6 +19,7 @@ from allim.access.authorize import Authorize
 from allim.access.permission import Rule
 from allim.core import Core
 from allim.domains.domain import Domain
+from allim.embedding import Embedded
 from allim.errors import Unauthenticated, Unusable
 from allim.http import problems
 from allim.http.origins import Origins, headers_without_origin
@@ -53,6 +55,7 @@ def create_app(
     resources = core.resources()
     paths = exact_paths(resources)
     refused = Refused(core.metrics.credentials_refused)
+    embedded = Embedded(core.hub)
 
     def leaving() -> bool:
         return core.hub.draining
@@ -63,10 +66,11 @@ def create_app(
             further = [*routes, *core.closing_resources([*resources, *routes])]
             app.router.routes[:] = [*resources, *further]
             paths.update(exact_paths(further))
-            with sse.draining_on_signals(core.hub.drain):
+            with sse.draining_on_signals(core.hub.drain), embedded.marked_running():
                 yield
 
     app = _Application(
+        embedded,
         routes=resources,
         middleware=[
             Middleware(Requests, leaving=leaving),
@@ -87,6 +91,7 @@ def create_app(
     app.state.fast_path = partial(FastPath, fast_handlers, headers_without_origin(settings.cors_origins), leaving)
     app.state.leave = core.leave
     app.state.refused = core.metrics.refused
+    app.state.settings = settings
     return app
 
 
@@ -121,6 +126,18 @@ def _not_opened(domain: Domain, error: Exception) -> SettingsError:
 
 
 class _Application(Starlette):
+    """The application, which `allim.of` finds by its state."""
+
+    def __init__(self, embedded: Embedded, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.embedded = self.state.allim = embedded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: NotRunning for a request while the lifespan does not run, as when a parent forgot it."""
+        if scope["type"] != "lifespan":
+            self.embedded.check_running()
+        await super().__call__(scope, receive, send)
+
     def build_middleware_stack(self) -> ASGIApp:
         """Leave out Starlette's outermost layer, which answers unexpected errors: `UnexpectedErrors` does so."""
         outermost = super().build_middleware_stack()

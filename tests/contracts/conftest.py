@@ -106,12 +106,15 @@ async def make_hub(make_broker: MakeBroker, make_ledger: MakeLedger) -> AsyncIte
     await asyncio.gather(*tasks)
 
 
-@pytest.fixture(scope="module", params=["handover", "portable", "mounted"])
+@pytest.fixture(scope="module", params=["handover", "portable", "mounted", "embedded"])
 def server(request: pytest.FixtureRequest) -> Iterator[Replica]:
-    """By handover under `allim serve`, the portable way under plain uvicorn, and mounted."""
+    """By handover under `allim serve`, the portable way under plain uvicorn, mounted under plain uvicorn, and mounted
+    under `allim.server.run`.
+    """
     with replica(
         portable=request.param == "portable",
-        mounted=request.param == "mounted",
+        mounted=request.param in ("mounted", "embedded"),
+        program="tests.contracts.embedded" if request.param == "embedded" else "allim serve",
         heartbeat_s=1,
         pulse_s=0.2,
         history_events=10,

@@ -163,3 +163,24 @@ def test_a_proof_stands_behind_each_id_of_joined_frames_and_nowhere_in_data() ->
         b"event: heartbeat\ndata: {}\n\n"
         b"id: 2-0~p\nevent: t\ndata: 2\n\n"
     )
+
+
+@pytest.mark.parametrize(("chunked", "line"), [(True, b"transfer-encoding: chunked\r\n"), (False, b"")])
+def test_a_head_of_a_responses_own_fields_keeps_each_of_them(chunked: bool, line: bytes) -> None:
+    fields = [
+        (b"content-length", b"0"),
+        (b"set-cookie", b"a=1"),
+        (b"connection", b"keep-alive"),
+        (b"set-cookie", b"b=2"),
+    ]
+
+    head = frames.raw_head(fields, chunked=chunked)
+
+    start = b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
+    assert head == start + line + b"set-cookie: a=1\r\nset-cookie: b=2\r\n\r\n"
+
+
+@pytest.mark.parametrize("field", [(b"x-a", b"1\r\nx-b: 2"), (b"x\n", b"1")])
+def test_a_field_that_would_end_its_line_is_refused(field: tuple[bytes, bytes]) -> None:
+    with pytest.raises(ValueError, match="control character"):
+        frames.raw_head([field], chunked=True)

@@ -1,4 +1,5 @@
 /** The REST calls of docs/protocol.md that the page makes; the session is the cookie. */
+import { root } from "./root";
 
 export interface Account {
   id: string;
@@ -153,7 +154,7 @@ async function reach(method: string, path: string, { body, signal }: Options): P
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const timeout = AbortSignal.timeout(TIMEOUT_S * 1_000);
   try {
-    return await fetch(path, {
+    return await fetch(root + path, {
       method,
       headers,
       body: body === undefined ? null : JSON.stringify(body),
@@ -182,7 +183,7 @@ function retryAfter(response: Response): number | null {
 
 /** Where the browser goes to sign in over a provider; it comes back to the page. */
 export function providerUrl(name: string): string {
-  return `/api/session/providers/${encodeURIComponent(name)}`;
+  return `${root}/api/session/providers/${encodeURIComponent(name)}`;
 }
 
 /** What to tell somebody about a failed call. */

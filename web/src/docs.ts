@@ -14,7 +14,7 @@ const streamsAreOnlyRead = {
 };
 
 SwaggerUI({
-  url: "/api/openapi.json",
+  url: "openapi.json", // beside this page, wherever the application is mounted
   dom_id: "#docs",
   deepLinking: true,
   defaultModelsExpandDepth: 0,

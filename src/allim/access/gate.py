@@ -112,8 +112,9 @@ class Gate:
     def set_cookie(self, connection: HTTPConnection, response: Response, token: str, max_age_s: int) -> None:
         """Keep the token in the browser, out of reach of scripts and of other sites' requests."""
         secure = connection.scope["scheme"] == "https"
+        path = connection.scope.get("root_path") or "/"  # a mounted application keeps to its own paths
         response.set_cookie(
-            self.cookie, token, max_age=max_age_s, path="/", httponly=True, samesite="lax", secure=secure
+            self.cookie, token, max_age=max_age_s, path=path, httponly=True, samesite="lax", secure=secure
         )
 
     def clear_cookie(self, connection: HTTPConnection, response: Response) -> None:

@@ -110,6 +110,7 @@ class HandoverProtocol(HttpToolsProtocol):
     """
 
     flow: Reading
+    max_body_bytes, body_timeout_s = MAX_BODY_BYTES, BODY_TIMEOUT_S
     unread = b""
     network = ""
     body_bytes = 0
@@ -201,7 +202,7 @@ class HandoverProtocol(HttpToolsProtocol):
             return self.flow.write_paused
         if self.flow.read_paused:
             self.body_since = now  # the application has not read the last bytes: the client cannot go on
-        elif now - self.body_since > min(BODY_GRACE_S + self.body_bytes / BODY_BYTES_PER_S, BODY_TIMEOUT_S):
+        elif now - self.body_since > min(BODY_GRACE_S + self.body_bytes / BODY_BYTES_PER_S, self.body_timeout_s):
             self.refuse_body(refusals.SLOW_BODY)
             return False
         return True
@@ -234,7 +235,7 @@ class HandoverProtocol(HttpToolsProtocol):
         else:
             if self.head_bytes > MAX_HEAD_BYTES:
                 self.refuse(refusals.HEAD_TOO_LARGE)
-            elif self.body_bytes > MAX_BODY_BYTES:
+            elif self.body_bytes > self.max_body_bytes:
                 self.refuse_body(refusals.BODY_TOO_LARGE)
             elif self.in_head and self.head_timer is None:  # most heads come whole, and need no timer
                 self.await_head()

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Match
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from allim.access.addresses import network_of_peer
@@ -106,21 +106,31 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     """Run until a signal, then drain."""
-    raise_file_limit()
     fast_path: FastPath = app.state.fast_path(looking_through(settings.trusted_proxies))
-    count_by = partial(network_of_peer, proxies=settings.trusted_proxies)
-    shared = Connections(settings.connections_per_address, count_by, app.state.refused)
+    http = partial(
+        HandoverProtocol,
+        shared=shared_limits(app, settings),
+        answer_fast=fast_path.answer,
+        paths=fast_path.paths,
+        knows=partial(knows, app),
+    )
+    run_until_signal(app, http, settings, listener, app.state.leave)
+
+
+def run_until_signal(
+    app: ASGIApp,
+    http: Callable[..., HandoverProtocol],
+    settings: Settings,
+    listener: socket.socket,
+    leave: Leave,
+    websockets: Literal["auto", "none"] = "none",
+) -> None:
+    """Run an application with this protocol. At the first signal `leave` is called before the rest ends."""
+    raise_file_limit()
     config = uvicorn.Config(
         app,
-        # It is called, and no more.
-        http=partial(  # type: ignore[arg-type]
-            HandoverProtocol,
-            shared=shared,
-            answer_fast=fast_path.answer,
-            paths=fast_path.paths,
-            knows=partial(knows, app),
-        ),
-        ws="none",
+        http=http,  # type: ignore[arg-type] # it is called, and no more
+        ws=websockets,
         loop="uvloop",
         lifespan="on",
         log_config=None,
@@ -139,10 +149,16 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     # libuv accepts one connection per listener in a turn of the loop. Those of a herd are to share a turn: their
     # calls to Redis go out together, and a publisher does not wait behind all of them.
     listeners = [listener, *(listener.dup() for _ in range(ACCEPTS_AT_ONCE - 1))]
-    server = ReplicaServer(config, app.state.leave, settings.drain_s)
+    server = ReplicaServer(config, leave, settings.drain_s)
     server.run(sockets=listeners)
     if server.deaf:
         sys.exit(1)
+
+
+def shared_limits(app: Starlette, settings: Settings) -> Connections:
+    """Return the limits that all connections share. Shape: `app` is an application of allim."""
+    count_by = partial(network_of_peer, proxies=settings.trusted_proxies)
+    return Connections(settings.connections_per_address, count_by, app.state.refused)
 
 
 def knows(app: Starlette, scope: Scope) -> bool:

@@ -1,7 +1,11 @@
+import { rootOf } from "../root";
 import { fieldsOf } from "./fields";
 import type { FieldRow } from "./fields";
 import { curlFor, eventSourceFor } from "./snippets";
 import type { DeclaredType } from "./types";
+
+// This page is served below /api/.
+const root = rootOf(new URL("..", document.baseURI).href);
 
 export function TypeCard({ type }: { type: DeclaredType }) {
   const rows = fieldsOf(type.data);
@@ -28,8 +32,8 @@ export function TypeCard({ type }: { type: DeclaredType }) {
       <Code title="Example" text={JSON.stringify(type.example, null, 2)} />
       <details>
         <summary>{type.control ? "Read it" : "Publish and read it"}</summary>
-        {!type.control && <Code title="curl" text={curlFor(location.origin, type)} />}
-        <Code title="EventSource" text={eventSourceFor(type)} />
+        {!type.control && <Code title="curl" text={curlFor(location.origin + root, type)} />}
+        <Code title="EventSource" text={eventSourceFor(root, type)} />
       </details>
     </section>
   );

@@ -24,7 +24,7 @@ test("the command publishes the example, and a quote in it does not end the text
 });
 
 test("a stream asks for the topic unless it is on every stream", () => {
-  expect(eventSourceFor(SHIPPED)).toContain('new EventSource("/events?topics=orders%3A1")');
-  expect(eventSourceFor({ ...SHIPPED, topic: "user:{id}" })).toContain('new EventSource("/events")');
-  expect(eventSourceFor({ ...SHIPPED, topic: null })).toContain('new EventSource("/events")');
+  expect(eventSourceFor("/notify", SHIPPED)).toContain('new EventSource("/notify/events?topics=orders%3A1")');
+  expect(eventSourceFor("", { ...SHIPPED, topic: "user:{id}" })).toContain('new EventSource("/events")');
+  expect(eventSourceFor("", { ...SHIPPED, topic: null })).toContain('new EventSource("/events")');
 });

@@ -1,4 +1,5 @@
 /** What a page of allim's own origin asks for its line; the session is the cookie. */
+import { root } from "../root";
 import { Refusal } from "./refusal";
 
 // Without a limit a hung proxy would hold up every further try.
@@ -31,7 +32,7 @@ export async function readSession(): Promise<SessionLife> {
 }
 
 async function call(method: string, path: string, welcome: number): Promise<Response> {
-  const response = await fetch(path, { method, signal: AbortSignal.timeout(TIMEOUT_MS) });
+  const response = await fetch(root + path, { method, signal: AbortSignal.timeout(TIMEOUT_MS) });
   if (response.status !== welcome) throw Refusal.of(response);
   return response;
 }

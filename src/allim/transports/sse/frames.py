@@ -5,7 +5,7 @@ Source: WHATWG HTML, 9.2.6 "Interpreting an event stream"; names and data in doc
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from allim.hub import CloseReason, Event, Opening, Position, encode
@@ -21,6 +21,9 @@ LAST_CHUNK = b"0\r\n\r\n"
 _SAID = HEADERS | {"connection": "close"}
 _START = "".join(["HTTP/1.1 200 OK\r\n", *(f"{name}: {value}\r\n" for name, value in _SAID.items())]).encode()
 _CHUNKED_START = _START + b"transfer-encoding: chunked\r\n"
+_BARE = b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
+_CHUNKED_BARE = _BARE + b"transfer-encoding: chunked\r\n"
+_OF_CONNECTION = frozenset({b"connection", b"content-length", b"keep-alive", b"transfer-encoding"})
 _OWN_NAMES = frozenset({*_SAID, "transfer-encoding"})
 _ID = re.compile(rb"(?:\A(?:retry: \d+\n)?|(?<=\n\n))id: [^\n]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -40,6 +43,23 @@ def head(headers: Mapping[str, str], lines: bytes = b"", *, chunked: bool) -> by
         raise ValueError(f"header {bad[0]!r} holds a control character")
     start = _CHUNKED_START if chunked else _START
     return b"%b%b%b\r\n" % (start, said.encode("latin-1"), lines)
+
+
+def raw_head(fields: Iterable[tuple[bytes, bytes]], *, chunked: bool) -> bytes:
+    """The same head, of a response's own fields, with those of a stream among them.
+
+    Shape: names are lower-case; the length of a body and fields of the connection are left out.
+    Raises: ValueError as `head`.
+    """
+    lines = []
+    for name, value in fields:
+        if name in _OF_CONNECTION:
+            continue
+        if _CONTROL.search((name + value).decode("latin-1")):
+            raise ValueError(f"header {name!r} holds a control character")
+        lines.append(b"%b: %b\r\n" % (name, value))
+    start = _CHUNKED_BARE if chunked else _BARE
+    return b"%b%b\r\n" % (start, b"".join(lines))
 
 
 def event(event: Event) -> bytes:

@@ -21,6 +21,7 @@ from allim.transports.sse import frames
 from allim.transports.sse.stream import SseStream
 
 EXTENSION = "allim.handover"
+AT_START = "allim.handover_at_start"  # offered where middleware of others sees every message: see HandoverResponse
 CLOSE_GRACE_S = 5.0  # for a reader to read the last frames before the end
 USER_TIMEOUT_MS = 20_000  # after which the kernel ends the connection of a reader that acknowledges nothing
 READ_PATIENCE_S = 10.0  # for a reader with a full buffer that reads no byte
@@ -181,7 +182,9 @@ def _reset(transport: asyncio.Transport) -> None:
 class HandoverResponse(Response):
     """Hand the connection over, then write the missed events. The ASGI task ends when the stream is live.
 
-    Head and body are the stream's, so none are made by the base.
+    Head and body are the stream's, so none are made by the base. Inside another application, whose middleware may add
+    headers to responses, an ordinary response without a body is begun. The server hands the connection over in its
+    place, with all of its headers.
     """
 
     background = None
@@ -195,11 +198,26 @@ class HandoverResponse(Response):
         stream.framing = frames.chunked if chunked else frames.plain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        hand_over: Callable[[HandoverStream, bytes], bool] = scope["extensions"][EXTENSION]
-        stream = self.stream
+        stream, extensions = self.stream, scope["extensions"]
+        if AT_START in extensions:
+            if await self._handed_over_at_start(extensions[AT_START], scope, receive, send):
+                await stream.hub.follow(stream, self.start)
+            return
+        hand_over: Callable[[HandoverStream, bytes], bool] = extensions[EXTENSION]
         if not hand_over(stream, self.head):
             stream.hub.leave(stream, CloseReason.CLIENT_LEFT)
             # It is not sent, but uvicorn would log a missing answer as a defect.
             await Response(status_code=CLIENT_GONE)(scope, receive, send)
             return
         await stream.hub.follow(stream, self.start)
+
+    async def _handed_over_at_start(
+        self, take: "Callable[[HandoverStream], asyncio.Future[bool]]", scope: Scope, receive: Receive, send: Send
+    ) -> bool:
+        outcome = take(self.stream)
+        try:
+            await Response(headers=frames.HEADERS)(scope, receive, send)
+            return await outcome
+        finally:
+            if not outcome.done() or outcome.cancelled() or not outcome.result():
+                self.stream.hub.leave(self.stream, CloseReason.CLIENT_LEFT)
