@@ -346,8 +346,8 @@ MUTANTS = (
         "a sign-out is judged by a clock",
         8,
         "access/gate.py",
-        "        identity = await self._tokens.verify_signature(token_of(request))\n",
-        "        identity = await self._tokens.verify(token_of(request))\n",
+        "            identity = await self._tokens.verify_signature(self.token_of(request))\n",
+        "            identity = await self._tokens.verify(self.token_of(request))\n",
         ("tests/system/test_clocks.py::test_a_sign_out_ends_a_session_whose_token_seems_to_come_from_the_future",),
     ),
     Mutant(
