@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 
 from allim.access.rates import Policy
+from allim.domains.accounts.flows import Flows
 from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.provider_routes import provider_routes
-from allim.domains.accounts.providers import NAMES, Flows, Provider, back_channel
+from allim.domains.accounts.providers import NAMES, Provider, back_channel
 from allim.domains.accounts.routes import routes
 from allim.domains.accounts.service import Service, profile
 from allim.domains.accounts.settings import AccountSettings

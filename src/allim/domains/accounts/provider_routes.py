@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from allim.access.gate import Gate
 from allim.domains.accounts.devices import device_of
+from allim.domains.accounts.flows import FLOW_LIFETIME_S, Flows, Stale
 from allim.domains.accounts.models import ProviderNames
-from allim.domains.accounts.providers import FLOW_LIFETIME_S, Cancelled, Flows, Provider, Stale
+from allim.domains.accounts.providers import Cancelled, Provider
 from allim.domains.accounts.service import Service
 from allim.errors import AllimError, Conflict, NotFound, RegistrationClosed, TooMany, Unavailable
 from allim.http.routing import Answer, Parameter, Resource, operation, route
