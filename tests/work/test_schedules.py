@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import pytest
 from harness.waiting import until
 
-from allim.work import Job, worker
+from allim.work import Job, store, worker
 from allim.work.schedules import Schedule
 from tests.domains.fakes import Clock
 from tests.work.replicas import Replica, Replicas
@@ -156,6 +156,34 @@ async def test_a_clock_that_was_ahead_and_is_stepped_back_stops_no_schedule(repl
 async def two_planned(replicas: Replicas) -> list[float]:
     found = await planned(replicas)
     return found if len(found) == 2 else []
+
+
+async def test_a_replica_that_always_finds_a_due_job_goes_on_with_its_schedules(
+    replicas: Replicas, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = Ticks()
+    alpha = replicas.one(at_once=1000)
+    ticks.on(alpha)
+    take = alpha.work._worker._claim
+
+    async def take_and_enqueue(most: int, now: float) -> list[store.Claim]:
+        claims = await take(most, now)
+        await alpha.enqueue("next")
+        return claims
+
+    monkeypatch.setattr(alpha.work._worker, "_claim", take_and_enqueue)
+    await alpha.enqueue("first")
+    async with alpha.work.running():
+        for number in (1, 2, 3):
+            clock.now = await until(lambda: next_planned(replicas, clock()))
+            await until(lambda expected=number: len(ticks.runs) >= expected)  # type: ignore[misc]
+
+
+async def next_planned(replicas: Replicas, now: float) -> float | None:
+    ticks = [
+        float(str(row["due_at"])) for row in await replicas.rows() if row["name"] == "tick" and not row["attempts"]
+    ]
+    return next((due_at for due_at in ticks if due_at > now), None)
 
 
 async def test_a_schedule_needs_a_job(replicas: Replicas) -> None:

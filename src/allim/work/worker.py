@@ -167,6 +167,12 @@ class Worker:
                 self._more = True
                 self._call_others()
                 return _sweep_s()
+            if self._has_other_duties():
+                return 0.0
+
+    def _has_other_duties(self) -> bool:
+        """Return whether taking jobs must pause, to stop, plan or sweep: there may always be one that is due."""
+        return self._stopping or time.monotonic() >= self._sweep_at or self._schedules.must_plan(self._now())
 
     async def _next_due(self) -> float | None:
         async with reading(self._engine) as connection:
