@@ -5,20 +5,22 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
 from allim import __version__
-from allim.access.tokens import Tokens
-from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
-from allim.errors import Unauthenticated
+from allim.errors import Unauthenticated, Unusable
 from allim.identity import OPERATOR, USER
+from allim.requirements import check_version, needing
 from allim.settings import Settings, SettingsError, load_settings, warnings
 from allim.telemetry import configure_logging, quiet
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from allim.client import Subscriber
 
 Result = TypeVar("Result")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -57,6 +59,11 @@ def up(replicas: int, host: str, port: int) -> None:
         return
     from allim.up import run  # supervisord and its kin are for this alone
 
+    try:
+        with needing("up", f"--replicas {replicas}"):
+            import_module("supervisor")
+    except Unusable as error:
+        _fail(str(error), error.advice)
     sys.exit(run(replicas, host, port, os.environ))
 
 
@@ -72,6 +79,8 @@ def publish(
     topic: str, type_: str, data: str, url: str, key: str, idempotency_key: str | None, timeout_s: float
 ) -> None:
     """Publish one event and print its position."""
+    from allim.client import ClientError, NotConfirmed, Publisher
+
     try:
         value = json.loads(data)
     except ValueError as error:
@@ -95,6 +104,9 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 
     It resumes by itself.
     """
+    from allim.access.tokens import Tokens
+    from allim.client import ClientError, Subscriber
+
     names = [name for name in topics.split(",") if name]
     if token is None and user is None:
         _fail("give --token or --user")
@@ -147,6 +159,8 @@ def token(user: str, operator: bool, topics: str, lifetime_s: int) -> None:
 
     It is signed with the settings' own key. Any client that holds it is that user.
     """
+    from allim.access.tokens import Tokens
+
     grants = [topic for topic in topics.split(",") if topic]
     tokens = Tokens([_settings().secret_key], lifetime_s, max_s=lifetime_s)  # as asked for, also if that is long
     try:
@@ -282,6 +296,10 @@ def _over_database(ask: "Callable[[AsyncEngine], Awaitable[Result]]") -> "Result
 
 
 def _serve(settings: Settings, host: str, port: int) -> None:
+    try:
+        check_version("uvicorn")  # before its import
+    except Unusable as error:
+        _fail(str(error), error.advice)
     from allim.app import create_app  # late, so that `publish` and `tail` start at once
     from allim.preflight import check
     from allim.server.replica import listen, serve
@@ -300,7 +318,7 @@ def _serve(settings: Settings, host: str, port: int) -> None:
     serve(app, settings, listener)
 
 
-async def _follow(subscriber: Subscriber) -> None:
+async def _follow(subscriber: "Subscriber") -> None:
     async with subscriber:
         async for message in subscriber:
             click.echo(f"{message.id}  {message.type}  {json.dumps(message.data, ensure_ascii=False)}")

@@ -27,11 +27,9 @@ Source: OpenID Connect Core 1.0 and Discovery 1.0, RFC 7636 (PKCE), RFC 9700 (se
 import asyncio
 import hmac
 import re
-import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -44,17 +42,15 @@ from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from authlib.oidc.core import CodeIDToken
 from joserfc import jws, jwt
 from joserfc.errors import JoseError
-from joserfc.jwe import JWERegistry
-from joserfc.jwk import OctKey
 
 from allim.access.jwks import Jwks
 from allim.access.signatures import PUBLIC, Algorithms
+from allim.domains.accounts.flows import Cancelled, Flow, Person
 from allim.domains.accounts.models import clean_name, normal_email
 from allim.errors import AllimError, Invalid, Unauthenticated, Unavailable
 from allim.http.bodies import parse_json
 from allim.identity import CLOCK_LEEWAY_S
 
-FLOW_LIFETIME_S = 600
 TIMEOUT_S = 5.0
 
 _SIGNATURES = Algorithms(algorithms=PUBLIC, strict_check_header=False)
@@ -81,89 +77,6 @@ _DIALECTS = {
         "Naver", "openid profile", echoes_nonce=False, wants_state_with_code=True, profile_under="response"
     ),
 }
-NAMES = tuple(_DIALECTS)
-
-
-class Cancelled(AllimError):
-    """The person turned back at the provider."""
-
-    code = "cancelled"
-
-
-class Stale(Unauthenticated):
-    """The browser came back from a provider and holds no flow that fits, or an expired one."""
-
-
-class Person(NamedTuple):
-    """A person that a provider has authenticated.
-
-    Shape: `issuer` and `subject` together are unique and stay; `email` is normalised, and None unless the provider
-    verified it.
-    """
-
-    issuer: str
-    subject: str
-    name: str
-    email: str | None
-
-
-class Flow(NamedTuple):
-    """One sign-in under way: secrets that only the browser which began it brings back."""
-
-    provider: str
-    redirect_uri: str
-    state: str
-    nonce: str
-    verifier: str
-
-
-class Flows:
-    """Begins flows, and seals them for the browser to keep: encrypted, and good for `FLOW_LIFETIME_S`.
-
-    Shape: the first of `secret_keys` seals, every one of them opens.
-    """
-
-    def __init__(self, secret_keys: Sequence[str], now: Callable[[], float] = time.time) -> None:
-        self._keys = [_sealing_key(secret) for secret in secret_keys]
-        self._now = now
-
-    def begin(self, provider: str, redirect_uri: str) -> Flow:
-        """A flow with fresh secrets."""
-        return Flow(provider, redirect_uri, *(secrets.token_urlsafe(32) for _ in range(3)))
-
-    def seal(self, flow: Flow) -> str:
-        """The flow as text that only `open` can read."""
-        claims = {**flow._asdict(), "exp": self._now() + FLOW_LIFETIME_S}
-        return jwt.encode(_SEAL, claims, self._keys[0], registry=_SEALS)
-
-    def open(self, sealed: str, provider: str) -> Flow:
-        """The flow that `seal` sealed for this provider.
-
-        Raises: Stale.
-        """
-        claims = self._claims(sealed)
-        if claims is None or claims["provider"] != provider:
-            raise Stale("No sign-in with this provider was begun here, or it took too long.")
-        return Flow(**{name: claims[name] for name in Flow._fields})
-
-    def superfluous(self, sealed: Mapping[str, str], most: int) -> list[str]:
-        """Return the names of flows that can be forgotten: those that are not valid, and of the others the oldest,
-        until `most` are left.
-        """
-        expiry = {name: (self._claims(text) or {"exp": 0.0})["exp"] for name, text in sealed.items()}
-        by_age = sorted(expiry, key=lambda name: expiry[name])
-        valid = sum(exp > 0 for exp in expiry.values())
-        return by_age[: len(by_age) - min(valid, most)]
-
-    def _claims(self, sealed: str) -> dict[str, Any] | None:
-        """Return the sealed claims, or None if it was not sealed here or has expired."""
-        for key in self._keys:
-            try:
-                claims = dict(jwt.decode(sealed, key, registry=_SEALS).claims)
-            except (JoseError, ValueError):
-                continue
-            return claims if claims["exp"] > self._now() else None
-        return None
 
 
 class _Metadata(NamedTuple):
@@ -389,15 +302,6 @@ def back_channel() -> httpx.AsyncClient:
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
     headers = {"accept": "application/json", "accept-encoding": "identity"}
     return httpx.AsyncClient(timeout=TIMEOUT_S, cookies=no_cookies, headers=headers)
-
-
-_SEAL = {"alg": "dir", "enc": "A256GCM"}
-_SEALS = JWERegistry(algorithms=list(_SEAL.values()))
-
-
-def _sealing_key(secret_key: str) -> OctKey:
-    """Return a key for this purpose alone: it opens nothing else that the secret key protects."""
-    return OctKey.import_key(hmac.digest(secret_key.encode(), b"allim: sign-in over a provider", sha256))
 
 
 async def _bounded(response: httpx.Response) -> bytes:
