@@ -59,11 +59,7 @@ def up(replicas: int, host: str, port: int) -> None:
         return
     from allim.up import run  # supervisord and its kin are for this alone
 
-    try:
-        with needing("up", f"--replicas {replicas}"):
-            import_module("supervisor")
-    except Unusable as error:
-        _fail(str(error), error.advice)
+    _import("supervisor", "up", f"--replicas {replicas}")
     sys.exit(run(replicas, host, port, os.environ))
 
 
@@ -199,6 +195,7 @@ def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None
     Reports each fault with a remedy. With --token or --token-file it also examines this token, and says which
     check fails; with --url the stream is opened with that token.
     """
+    _check_version("redis")
     from allim.doctor import examine  # its checks need every part of the system
 
     if token_file is not None:
@@ -252,6 +249,7 @@ def dead(limit: int) -> None:
 
     One line each: ID, name, attempts, error, arguments.
     """
+    _import("allim.work", "storage", "allim work")
     from allim.work import dead_jobs
 
     for job in _over_database(lambda engine: dead_jobs(engine, limit)):
@@ -263,6 +261,7 @@ def dead(limit: int) -> None:
 @click.option("--all", "every", is_flag=True, help="Every dead job.")
 def retry(ids: tuple[str, ...], every: bool) -> None:
     """Try dead jobs again: those with these IDS, or --all."""
+    _import("allim.work", "storage", "allim work")
     from allim.work import retry_jobs
 
     if bool(ids) == every:
@@ -296,10 +295,7 @@ def _over_database(ask: "Callable[[AsyncEngine], Awaitable[Result]]") -> "Result
 
 
 def _serve(settings: Settings, host: str, port: int) -> None:
-    try:
-        check_version("uvicorn")  # before its import
-    except Unusable as error:
-        _fail(str(error), error.advice)
+    _check_version("uvicorn")  # before its import
     from allim.app import create_app  # late, so that `publish` and `tail` start at once
     from allim.preflight import check
     from allim.server.replica import listen, serve
@@ -326,6 +322,21 @@ async def _follow(subscriber: "Subscriber") -> None:
 
 def _tell(reason: str) -> None:
     click.echo(f"allim: {reason}; trying again", err=True)
+
+
+def _check_version(library: str) -> None:
+    try:
+        check_version(library)
+    except Unusable as error:
+        _fail(str(error), error.advice)
+
+
+def _import(module: str, extra: str, purpose: str) -> None:
+    try:
+        with needing(extra, purpose):
+            import_module(module)
+    except Unusable as error:
+        _fail(str(error), error.advice)
 
 
 def _settings(environ: dict[str, str] | None = None) -> Settings:
