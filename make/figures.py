@@ -32,15 +32,20 @@ def quantile(values: list[int], share: float) -> int:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
 
+def begin(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the line of a function's first decorator, or of its `def`."""
+    return node.decorator_list[0].lineno if node.decorator_list else node.lineno
+
+
 def functions(tree: ast.Module) -> Iterator[int]:
     """Yield the lines of each function, without its docstring and the lines of functions inside it."""
     defined = [node for node in ast.walk(tree) if isinstance(node, FUNCTION)]
-    lines = {node: set(range(node.lineno, (node.end_lineno or node.lineno) + 1)) for node in defined}
+    lines = {node: set(range(begin(node), (node.end_lineno or node.lineno) + 1)) for node in defined}
     for node in defined:
         inside = [lines[child] for child in ast.walk(node) if isinstance(child, FUNCTION) and child is not node]
         first = node.body[0]
         docstring = set(range(first.lineno, (first.end_lineno or 0) + 1)) if ast.get_docstring(node) else set()
-        yield len(lines[node].difference(docstring, *inside))
+        yield len(lines[node].difference(docstring, *inside)) - (node.lineno - begin(node))
 
 
 def module_name(path: Path) -> str:
@@ -81,7 +86,7 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
             elif other in stack:
                 low[node] = min(low[node], index[other])
         if low[node] == index[node]:
-            group = []
+            group: list[str] = []
             while not group or group[-1] != node:
                 group.append(stack.pop())
             if len(group) > 1:

@@ -346,8 +346,8 @@ MUTANTS = (
         "a sign-out is judged by a clock",
         8,
         "access/gate.py",
-        "        identity = await self._tokens.verify_signature(token_of(request))\n",
-        "        identity = await self._tokens.verify(token_of(request))\n",
+        "            identity = await self._tokens.verify_signature(self.token_of(request))\n",
+        "            identity = await self._tokens.verify(self.token_of(request))\n",
         ("tests/system/test_clocks.py::test_a_sign_out_ends_a_session_whose_token_seems_to_come_from_the_future",),
     ),
     Mutant(
@@ -411,7 +411,7 @@ MUTANTS = (
     Mutant(
         "more is read while requests wait for an earlier answer",
         7,
-        "server/protocol.py",
+        "server/limits.py",
         "        if not self.waiting:\n            super().resume_reading()",
         "        super().resume_reading()",
         (FRAMING + "test_a_thousand_requests_sent_ahead_are_answered_in_order",),
@@ -419,7 +419,7 @@ MUTANTS = (
     Mutant(
         "a body may take as long as it likes",
         7,
-        "server/protocol.py",
+        "server/limits.py",
         "            self.refuse_body(refusals.SLOW_BODY)\n            return False\n",
         "            return True\n",
         (SLOW + "test_a_body_of_which_a_byte_comes_now_and_then_ends",),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from harness.replicas import SECRET, launch_replica
 from harness.servers import free_port
+from harness.waiting import START_S
 
 from allim.alone import alone
 from allim.app import create_app
@@ -37,7 +38,7 @@ def serve(folder: Path, *program: str, **environ: str) -> "subprocess.CompletedP
     """A replica that is expected to end by itself."""
     command = program or (sys.executable, "-m", "allim", "serve", "--port", str(free_port()))
     settings = {"ALLIM_DATA_DIR": str(folder), "ALLIM_SECRET_KEY": SECRET, **environ}
-    return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=40)
+    return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=START_S)
 
 
 def test_several_workers_of_another_server_are_refused(tmp_path: Path) -> None:

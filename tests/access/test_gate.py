@@ -16,6 +16,7 @@ from allim.access.rates import Policy
 from allim.access.tickets import Tickets
 from allim.brokers.memory import MemoryLedger
 from allim.errors import Forbidden, Kicked, OtherUser, SignedOut, TooMany, Unauthenticated, Unavailable
+from allim.exchange import exchange_of
 from allim.hub import refuse_ended
 from allim.identity import OPERATOR, Identity
 from tests.access.gates import AMPLE, SECRET, TOKENS, AwayLedger, HangingLedger, gate_beside, gate_of, rates_of
@@ -304,7 +305,7 @@ async def open_stream(gate: Gate, ledger: MemoryLedger, who: Request) -> dict[st
     admission = await ledger.admit(visitor.identity, "stream", 10, 60, visitor.ticket, charge.demands)
     refuse_ended(admission.state)
     await charge.report(admission.quotas)
-    return dict(who.state.answer_headers)
+    return dict(exchange_of(who.scope).extra_headers)
 
 
 async def test_streams_count_as_calls_of_their_user() -> None:
@@ -397,7 +398,7 @@ async def test_addresses_of_one_wider_network_have_more_together_and_not_without
     async def tries(client: tuple[str, int]) -> dict[str, str]:
         asked = request(client=client)
         await gate.stop_guessing(asked, "ada@example.org")
-        return dict(asked.state.answer_headers)
+        return dict(exchange_of(asked.scope).extra_headers)
 
     told = [await tries(client) for client in subscribers[:4]]
     with pytest.raises(TooMany):  # a fifth /64 of one /56
@@ -420,8 +421,8 @@ async def test_an_account_to_be_made_is_counted_beside_the_call_and_both_are_tol
     await gate.stop_guessing(asked)
     await gate.limit_address(asked, limit)
 
-    assert asked.state.answer_headers["ratelimit-policy"] == '"address";q=5;w=60, "accounts";q=1;w=3600'
-    assert asked.state.answer_headers["ratelimit"].startswith('"address";r=4;t=12, "accounts";r=0;')
+    assert exchange_of(asked.scope).extra_headers["ratelimit-policy"] == '"address";q=5;w=60, "accounts";q=1;w=3600'
+    assert exchange_of(asked.scope).extra_headers["ratelimit"].startswith('"address";r=4;t=12, "accounts";r=0;')
     with pytest.raises(TooMany):
         await gate.limit_address(request(client=("192.0.2.1", PROXIED)), limit)
     await gate.limit_address(request(client=("192.0.2.2", PROXIED)), limit)

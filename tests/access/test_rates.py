@@ -9,6 +9,7 @@ from allim.access import rates
 from allim.access.rates import Policy, Rates
 from allim.brokers.memory import MemoryLedger
 from allim.errors import TooMany
+from allim.exchange import exchange_of
 from allim.hub import Demand, Grant, Holder, SessionState
 from tests.access.gates import AwayLedger, HangingLedger
 from tests.access.issuers import Clock
@@ -33,12 +34,12 @@ class Rationed:
         try:
             await self.rates.charge(connection, *wanted, cost=cost)
         except TooMany as error:
-            return {**answer_headers(connection), "retry-after": str(error.retry_after_s)}
-        return answer_headers(connection)
+            return {**extra_headers(connection), "retry-after": str(error.retry_after_s)}
+        return extra_headers(connection)
 
 
-def answer_headers(connection: HTTPConnection) -> dict[str, str]:
-    headers: dict[str, str] = connection.scope["state"]["answer_headers"]
+def extra_headers(connection: HTTPConnection) -> dict[str, str]:
+    headers: dict[str, str] = exchange_of(connection.scope).extra_headers
     return headers
 
 
@@ -138,8 +139,9 @@ async def test_what_the_ledger_cannot_count_this_replica_counts() -> None:
 
 
 async def test_other_headers_of_the_answer_stay() -> None:
-    connection = HTTPConnection({"type": "http", "headers": [], "state": {"answer_headers": {"x-request-id": "r1"}}})
+    connection = HTTPConnection({"type": "http", "headers": []})
+    exchange_of(connection.scope).extra_headers["x-request-id"] = "r1"
 
     await Rationed().rates.charge(connection, (USER, "42"))
 
-    assert answer_headers(connection).keys() == {"x-request-id", "ratelimit", "ratelimit-policy"}
+    assert extra_headers(connection).keys() == {"x-request-id", "ratelimit", "ratelimit-policy"}

@@ -119,7 +119,7 @@ async def test_a_page_that_lasts_says_that_the_url_may_be_wrong(kind: Kind) -> N
     with scripted(page(404)) as server:
         async with publishing(kind, server.url) as publish:
             with pytest.raises(NotConfirmed, match="HTTP status 404, not from allim; check that this is its URL"):
-                await publish("a", "t", 1, timeout_s=1)
+                await publish("a", "t", 1, timeout_s=5)
 
 
 @both
@@ -127,7 +127,7 @@ async def test_a_rate_that_stays_used_up_has_stored_nothing(kind: Kind) -> None:
     with scripted(problem(429)) as server:
         async with publishing(kind, server.url) as publish:
             with pytest.raises(NotConfirmed, match="HTTP status 429; the event is not stored") as caught:
-                await publish("a", "t", 1, timeout_s=1)
+                await publish("a", "t", 1, timeout_s=5)
 
     assert not caught.value.may_be_stored
 

@@ -82,7 +82,7 @@ async def test_a_certificate_that_is_not_trusted_gets_no_key(kind: Kind, served:
     with scripted(ACCEPTED, tls=served) as server:
         async with publishing(kind, server.url) as publish:
             with pytest.raises(NotConfirmed, match="certificate verify failed") as caught:
-                await publish("a", "t", 1, timeout_s=2)
+                await publish("a", "t", 1, timeout_s=10)
 
     assert server.asked == []
     assert not caught.value.may_be_stored

@@ -1,9 +1,8 @@
-"""Domains inside an application: a small one of a third party, and faults while one is opened."""
+"""Domains inside an application: examples/orders, and faults while one is opened."""
 
 import asyncio
 import subprocess
 import sys
-import sysconfig
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,14 +13,14 @@ from harness.replicas import replica
 from harness.waiting import START_S
 from starlette.applications import Starlette
 
+import orders
 from allim.access.tokens import Tokens
 from allim.app import create_app
 from allim.domains.choice import chosen
 from allim.domains.domain import Domain, Host, Opened
 from allim.errors import Unavailable, Unusable
-from allim.identity import Identity
+from allim.identity import OPERATOR, Identity
 from allim.settings import SettingsError, load_settings
-from tests.domains.thirdparty import notes
 
 pytestmark = pytest.mark.anyio
 
@@ -29,8 +28,9 @@ SECRET = "0123456789abcdef0123456789abcdef"
 TOKENS = Tokens([SECRET], lifetime_s=3600)
 
 
-def app_of(folder: Path, *domains: Domain) -> Starlette:
-    return create_app(load_settings({"ALLIM_DATA_DIR": str(folder), "ALLIM_SECRET_KEY": SECRET}), domains=domains)
+def app_of(folder: Path, *domains: Domain, database_url: str = "") -> Starlette:
+    environ = {"ALLIM_DATA_DIR": str(folder), "ALLIM_DATABASE_URL": database_url, "ALLIM_SECRET_KEY": SECRET}
+    return create_app(load_settings(environ), domains=domains)
 
 
 def client_of(app: Starlette) -> httpx.AsyncClient:
@@ -44,24 +44,36 @@ async def serving(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_a_third_party_has_a_route_a_table_an_event_a_rule_a_job_and_a_check(tmp_path: Path) -> None:
-    async with serving(app_of(tmp_path, notes.DOMAIN)) as client:
-        made = await client.post("/api/notes", json={"text": "milk"})
-        assert made.status_code == 201, made.text
+async def test_a_domain_has_a_route_a_table_an_event_a_rule_a_job_and_a_check(
+    tmp_path: Path, database_url: str
+) -> None:
+    warehouse = {"authorization": f"Bearer {TOKENS.issue('warehouse', role=OPERATOR)}"}
+    app = app_of(tmp_path, orders.DOMAIN, Domain("scales", weighing), database_url=database_url)
+    async with serving(app) as client:
+        placed = await client.post("/api/orders", json={"item": "tea"})
+        assert placed.status_code == 201, placed.text
+        order = placed.json()
+        shipped = await client.post(f"/api/orders/{order['id']}/shipment", headers=warehouse)
+        assert shipped.json() == {**order, "state": "shipped"}
         async with asyncio.timeout(START_S):
-            while (await client.get("/api/notes")).json() != {"notes": ["milk"], "counted": 1}:
+            while (await client.get("/api/orders")).json() != [{**order, "state": "closed"}]:
                 await asyncio.sleep(0.05)
         described = (await client.get("/api/openapi.json")).json()["paths"]
         declared = (await client.get("/api/catalogue.json")).json()["types"]
         ready = (await client.get("/readyz")).json()["checks"]
-        ticket = await client.post("/api/tickets", json={"topics": ["notes:ada"]})
-        refused = await client.post("/api/tickets", json={"topics": ["notes:ben"]})
+        ticket = await client.post("/api/tickets", json={"topics": [f"orders:{order['id']}"]})
+        refused = await client.post("/api/tickets", json={"topics": ["orders:7"]})
 
-    assert "/api/notes" in described
+    assert "/api/orders" in described
     assert "/api/accounts" not in described
-    assert "notes.added" in [each["type"] for each in declared]
-    assert ready["notes"] == "ok"
+    assert "orders.shipped" in [each["type"] for each in declared]
+    assert ready["scales"] == "ok"
     assert (ticket.status_code, refused.status_code) == (201, 403)
+
+
+@asynccontextmanager
+async def weighing(_: Host[None]) -> AsyncIterator[Opened]:
+    yield Opened(checks={"scales": well})
 
 
 async def test_domains_are_closed_in_the_opposite_order(tmp_path: Path) -> None:
@@ -124,7 +136,7 @@ async def well() -> None: ...
 @pytest.mark.parametrize(
     ("opened", "said"),
     [
-        (Opened(rules={"notes": may}), "topics of the kind 'notes' have a rule already"),
+        (Opened(rules={"orders": may}), "topics of the kind 'orders' have a rule already"),
         (Opened(checks={"hub": well}), "there is a readiness check 'hub' already"),
     ],
 )
@@ -134,7 +146,7 @@ async def test_two_domains_cannot_have_the_same_thing(tmp_path: Path, opened: Op
         yield opened
 
     with pytest.raises(SettingsError, match=f"second cannot be opened: {said}"):
-        async with serving(app_of(tmp_path, notes.DOMAIN, Domain("second", second))):
+        async with serving(app_of(tmp_path, orders.DOMAIN, Domain("second", second))):
             pass
 
 
@@ -211,22 +223,3 @@ def test_the_hub_alone_imports_no_domain() -> None:
 
     of_contract = ("builtin", "choice", "domain", "settings", "signals")
     assert done.stdout == f"{[f'allim.domains.{name}' for name in of_contract]}\n"
-
-
-def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
-    """As `pip install` leaves it: the package beside a folder that names its entry point."""
-    site = tmp_path / "site"
-    info = site / "notes-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: notes\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[allim.domains]\nnotes = tests.domains.thirdparty.notes:DOMAIN\n")
-    program = (
-        "from allim.selection import select; from allim.settings import load_settings\n"
-        "print([each.name for each in select(load_settings()).domains])"
-    )
-    path = f"{site}:.:{sysconfig.get_path('purelib')}"
-    environ = {"ALLIM_DOMAINS": "accounts,notes", "ALLIM_SECRET_KEY": SECRET, "PYTHONPATH": path}
-
-    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
-
-    assert done.stdout == "['accounts', 'notes']\n", done.stderr

@@ -1,4 +1,4 @@
-"""The FastAPI shop in both of its forms, started by the commands of its README."""
+"""The examples, started by the commands of their READMEs; the FastAPI shop in both of its forms."""
 
 import os
 import re
@@ -21,7 +21,10 @@ from joserfc import jwt
 from joserfc.jwk import OctKey
 
 SOURCE = ROOT / "examples" / "fastapi-shop"
-PROGRAMS = re.compile(r"^((?:\w+=\S* )*(?:\w+=\$\(.*\) )?)(?=(?:allim up|uvicorn|nginx|python) )", re.MULTILINE)
+PROGRAMS = Path(sys.executable).parent
+LAST = re.compile(
+    r"^((?:\w+=\S* )*(?:\w+=\$\(.*\) )?)(?=(?:allim up|allim serve|uvicorn|nginx|python) )", re.MULTILINE
+)
 
 
 @dataclass
@@ -53,17 +56,23 @@ class Shop:
         return jwt.encode({"alg": "HS256"}, said, key)
 
     def run(self, command: str) -> str:
-        """Return the output of a command in the shop's folder."""
-        answer = subprocess.run(
-            ["bash", "-ec", command], cwd=self.folder, env=environ(), capture_output=True, text=True, timeout=120
-        )
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-        return answer.stdout
+        return run(self.folder, command)
 
 
-def environ() -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("ALLIM_")}
-    return {**own, "PATH": f"{Path(sys.executable).parent}:{own['PATH']}"}
+def environ(programs: Path) -> dict[str, str]:
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith("ALLIM_") and name != "PYTHONPATH"
+    }
+    return {**own, "PATH": f"{programs}:{own['PATH']}"}
+
+
+def run(folder: Path, command: str, programs: Path = PROGRAMS) -> str:
+    """Return the output of a command in this folder. `programs` is the folder that is searched first."""
+    answer = subprocess.run(
+        ["bash", "-ec", command], cwd=folder, env=environ(programs), capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
 
 
 def commands_under(readme: str, heading: str) -> list[str]:
@@ -88,14 +97,17 @@ def copied(folder: Path) -> Shop:
 
 
 @contextmanager
-def running(shop: Shop, commands: str, name: str) -> Iterator["tuple[subprocess.Popen[bytes], Path]"]:
+def running(
+    folder: Path, commands: str, name: str, programs: Path = PROGRAMS
+) -> Iterator["tuple[subprocess.Popen[bytes], Path]"]:
     """A block of commands, of which the last goes on until it is ended."""
-    output = shop.folder / f"{name}.out"
-    script, found = PROGRAMS.subn(r"\1exec ", commands)
+    output = folder / f"{name}.out"
+    script, found = LAST.subn(r"\1exec ", commands)
     assert found == 1, commands
+    command = ["bash", "-ec", script]
     with output.open("wb") as out:
         process = subprocess.Popen(
-            ["bash", "-ec", script], cwd=shop.folder, env=environ(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            command, cwd=folder, env=environ(programs), stdin=subprocess.DEVNULL, stdout=out, stderr=out
         )
     try:
         yield process, output
@@ -119,11 +131,11 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     shop = copied(tmp_path_factory.mktemp("sidecar"))
     allim, own, front = commands_under(shop.readme, "Sidecar")
     with ExitStack() as stack:
-        process, output = stack.enter_context(running(shop, allim, "allim"))
+        process, output = stack.enter_context(running(shop.folder, allim, "allim"))
         shop.cluster = started(process, output, shop.folder / "data" / "allim.db")
         outputs = [
-            stack.enter_context(running(shop, own, "shop"))[1],
-            stack.enter_context(running(shop, front, "nginx"))[1],
+            stack.enter_context(running(shop.folder, own, "shop"))[1],
+            stack.enter_context(running(shop.folder, front, "nginx"))[1],
         ]
         until_it_answers(shop, *outputs)
         yield shop
@@ -133,7 +145,7 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     shop = copied(tmp_path_factory.mktemp("mounted"))
     [own] = commands_under(shop.readme, "Mounted")
-    with running(shop, own, "shop") as (_, output):
+    with running(shop.folder, own, "shop") as (_, output):
         until_it_answers(shop, output)
         yield shop
 

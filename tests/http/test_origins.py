@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from allim.exchange import exchange_of
 from allim.http import problems
 from allim.http.origins import Origins
 from allim.http.requests import Requests
@@ -72,7 +73,7 @@ def client_of(asked: Asked, listed: tuple[str, ...], request_headers: tuple[str,
 
     async def past(request: Request) -> Response:
         """What a handed-over stream would take along, writing its head itself."""
-        return PlainTextResponse("\n".join(request.state.answer_headers))
+        return PlainTextResponse("\n".join(exchange_of(request.scope).extra_headers))
 
     app = Starlette(
         routes=[

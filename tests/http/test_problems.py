@@ -21,6 +21,7 @@ from allim.errors import (
     Unauthenticated,
     Unavailable,
 )
+from allim.exchange import exchange_of
 from allim.http import problems
 from allim.http.routing import route
 from tests.http.apps import assert_problem, client_of
@@ -124,7 +125,7 @@ async def test_an_answer_torn_half_way_stays_torn() -> None:
 
 async def test_the_request_id_is_repeated() -> None:
     async def fail(request: Request) -> Response:
-        request.state.request_id = "r-1"
+        exchange_of(request.scope).request_id = "r-1"
         raise NotFound("no")
 
     async with client_of([Route("/", fail)]) as client:

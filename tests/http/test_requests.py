@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from allim.exchange import exchange_of
 from allim.http import requests as requests_module
 from allim.http.problems import UnexpectedErrors
 from allim.http.requests import SECURITY_HEADERS, Requests
@@ -84,7 +85,7 @@ async def test_a_line_that_cannot_be_written_ends_nothing(logged: Logged, monkey
 
 
 async def answer(request: Request) -> Response:
-    return PlainTextResponse(request.state.request_id, 200 if request.url.path != "/wrong" else 404)
+    return PlainTextResponse(exchange_of(request.scope).request_id, 200 if request.url.path != "/wrong" else 404)
 
 
 async def fail(_: Request) -> Response:
@@ -93,7 +94,7 @@ async def fail(_: Request) -> Response:
 
 async def wish(request: Request) -> Response:
     """It has headers of its own, and wishes for more."""
-    request.state.answer_headers.update({"vary": "Origin", "x-mine": "wished", "x-other": "wished"})
+    exchange_of(request.scope).extra_headers.update({"vary": "Origin", "x-mine": "wished", "x-other": "wished"})
     policy = {"Content-Security-Policy": "default-src 'self'", "Vary": "Cookie", "X-Mine": "said"}
     return PlainTextResponse("", headers=policy)
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from allim.server import protocol
+from allim.server import limits
 from tests.server.served import ended, served, uncounted
 
 pytestmark = pytest.mark.anyio
@@ -213,7 +213,7 @@ async def test_a_body_that_comes_behind_a_pipeline_belongs_to_its_request(server
 async def test_a_head_that_waits_behind_a_pipeline_is_not_late(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.3)
     async with served(server.app) as connect:
         reader, writer = await connect()
         writer.write(ASK.replace(b"asked", b"late") + ASK + ASK[:20])

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from allim.server import protocol
+from allim.server import limits
 from allim.server.protocol import HandoverProtocol
 from tests.server.served import ended, served
 
@@ -26,7 +26,7 @@ APP = Starlette(routes=[Route("/", show, methods=["GET", "POST"])])
 
 
 async def test_a_silent_and_a_trickling_connection_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.3)
     async with served(APP) as connect:
         silent, _ = await connect()
         trickling, writer = await connect()
@@ -37,7 +37,7 @@ async def test_a_silent_and_a_trickling_connection_end(monkeypatch: pytest.Monke
 
 
 async def test_a_second_head_has_its_own_time_and_a_body_has_none_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.3)
     async with served(APP) as connect:
         reader, writer = await connect()
         writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n1")

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from allim.access.addresses import network_of_peer
-from allim.server import connections, protocol
+from allim.server import connections, limits
 from allim.server.connections import Connections
 from tests.server.served import ended, served, uncounted
 
@@ -62,7 +62,7 @@ def shared(refused: Counter[str], monkeypatch: pytest.MonkeyPatch) -> Connection
 async def test_a_body_of_which_a_byte_comes_now_and_then_ends(
     shared: Connections, refused: Counter[str], monkeypatch: pytest.MonkeyPatch, path: bytes
 ) -> None:
-    monkeypatch.setattr(protocol, "BODY_GRACE_S", 0.3)
+    monkeypatch.setattr(limits, "BODY_GRACE_S", 0.3)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         writer.write(HEAD % (path, 1000))
@@ -84,7 +84,7 @@ async def trickle(writer: asyncio.StreamWriter) -> None:
 async def test_a_chunked_body_that_does_not_end_ends(
     shared: Connections, monkeypatch: pytest.MonkeyPatch, end: bytes
 ) -> None:
-    monkeypatch.setattr(protocol, "BODY_GRACE_S", 0.3)
+    monkeypatch.setattr(limits, "BODY_GRACE_S", 0.3)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + end)
@@ -95,8 +95,8 @@ async def test_a_chunked_body_that_does_not_end_ends(
 async def test_a_body_has_more_time_the_more_of_it_comes(
     shared: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "BODY_GRACE_S", 0.2)
-    monkeypatch.setattr(protocol, "BODY_BYTES_PER_S", 100)
+    monkeypatch.setattr(limits, "BODY_GRACE_S", 0.2)
+    monkeypatch.setattr(limits, "BODY_BYTES_PER_S", 100)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         writer.write(HEAD % (b"/", 1000))
@@ -108,7 +108,7 @@ async def test_a_body_has_more_time_the_more_of_it_comes(
 
 
 async def test_no_body_takes_longer_than_the_longest(shared: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(limits.LimitedProtocol, "body_timeout_s", 0.3)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         writer.write(HEAD % (b"/", 100_000) + bytes(50_000))
@@ -119,8 +119,8 @@ async def test_no_body_takes_longer_than_the_longest(shared: Connections, monkey
 async def test_a_body_that_the_application_does_not_read_is_not_late(
     shared: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "BODY_GRACE_S", 0.2)
-    monkeypatch.setattr(protocol, "BODY_BYTES_PER_S", 10_000_000)
+    monkeypatch.setattr(limits, "BODY_GRACE_S", 0.2)
+    monkeypatch.setattr(limits, "BODY_BYTES_PER_S", 10_000_000)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         writer.write(HEAD % (b"/think", 1_000_000) + bytes(1_000_000))
@@ -131,7 +131,7 @@ async def test_a_body_that_the_application_does_not_read_is_not_late(
 async def test_a_body_in_time_leaves_the_connection_as_it_was(
     shared: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "BODY_GRACE_S", 1.0)
+    monkeypatch.setattr(limits, "BODY_GRACE_S", 1.0)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         for _ in range(3):
@@ -149,7 +149,7 @@ async def test_a_body_without_an_end_is_cut_at_the_limit_of_all(
         reader, writer = await connect()
         writer.write(b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % path)
         chunk = b"10000\r\n%b\r\n" % bytes(65536)
-        writer.write(chunk * (protocol.MAX_BODY_BYTES // 65536 + 1))
+        writer.write(chunk * (limits.MAX_BODY_BYTES // 65536 + 1))
         answer = await ended(reader)
 
     assert answer.startswith(b"HTTP/1.1 404 " if path == b"/nothing" else b"HTTP/1.1 413 ") or not answer
@@ -162,7 +162,7 @@ async def test_a_body_without_an_end_is_cut_at_the_limit_of_all(
 async def test_a_client_that_does_not_read_its_answer_is_ended(
     shared: Connections, refused: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(limits, "SEND_TIMEOUT_S", 0.3)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -176,7 +176,7 @@ async def test_a_client_that_does_not_read_its_answer_is_ended(
 async def test_a_client_that_reads_slowly_gets_all_of_its_answer(
     shared: Connections, refused: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 1.5)
+    monkeypatch.setattr(limits, "SEND_TIMEOUT_S", 1.5)
     async with served(APP, shared=shared) as connect:
         reader, writer = await connect()
         writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")

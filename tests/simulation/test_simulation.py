@@ -21,11 +21,12 @@ def _start(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("first", range(FIRST, FIRST + 4 * BLOCK, BLOCK))
 def test_whatever_befalls_every_promise_is_kept(first: int) -> None:
     processes = os.cpu_count() or 1
     running = [
-        _start("--first", str(first + at), "--step", str(processes), "--count", str(count), "--seconds", "280")
+        _start("--first", str(first + at), "--step", str(processes), "--count", str(count), "--seconds", "1400")
         for at in range(processes)
         if (count := len(range(at, BLOCK, processes)))
     ]

@@ -285,7 +285,7 @@ async def test_a_reader_that_ends_or_speaks_is_freed_at_once_and_the_log_says_wh
         await stream.next("stream.open")
         act(stream)
 
-        await until(lambda: asked.metric("allim_streams_closed_total", reason=reason) == closed_before + 1, 1)
+        await until(lambda: asked.metric("allim_streams_closed_total", reason=reason) == closed_before + 1, 10)
         if not portable:  # elsewhere the server's log has a form of its own
             (line,) = log_of(asked, "stream closed", user)
             assert (line["reason"], line["topics"]) == (reason, [f"user:{user}", "system"])

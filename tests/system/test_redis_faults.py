@@ -701,7 +701,7 @@ async def test_interleaved_topics_that_a_link_missed_come_to_all_streams_at_a_co
             await confirm(http, pair.one, events, f"{who}-{at}")
         pair.command("CONFIG", "RESETSTAT")
         pair.way_of_two.heal()
-        await until(lambda: all(len(f.data) == rounds * len(topics) for f in followers), 30, "all heard")
+        await until(lambda: all(len(f.data) == rounds * len(topics) for f in followers), 120, "all heard")
         with pair.redis.client() as client:
             entries_read = client.info("commandstats")["cmdstat_xrange"]["calls"]
 

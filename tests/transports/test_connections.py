@@ -12,7 +12,7 @@ import uvloop
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from allim.server.connections import Connections
-from allim.server.protocol import address_of
+from allim.server.limits import address_of
 
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [uvloop.new_event_loop, asyncio.new_event_loop]
 Addresses = tuple[Any, Any]

@@ -2,13 +2,18 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 from harness.replicas import Reader, Replica, moments_of_drain, replica, token
 from harness.waiting import PATIENCE_S, START_S, until
+from starlette.types import Receive, Scope, Send
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Message, Request, TextMessage
+
+from allim.server.embedded import HandoverAtStart
+from allim.transports.sse.handover import AT_START, EXTENSION
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +59,23 @@ async def test_the_parent_publishes_to_a_stream_and_once_under_one_key(embedded:
     event = await stream.next("orders.shipped")
     assert (event.id, event.data) == (first, {"orderId": 7})
     stream.abort()
+
+
+async def test_a_stream_that_was_given_up_leaves_the_connection_to_the_parent() -> None:
+    sent: list[Any] = []
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+
+    async def give_up(scope: Scope, _: Receive, send: Send) -> None:
+        scope["extensions"][AT_START](object()).cancel()
+        await send(start)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": "1.1", "extensions": {EXTENSION: pytest.fail}}
+    await HandoverAtStart(give_up)(scope, None, send)  # type: ignore[arg-type]
+
+    assert sent == [start]
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])

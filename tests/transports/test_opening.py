@@ -12,6 +12,7 @@ from allim.access.permission import Permission
 from allim.access.rates import Policy
 from allim.brokers.memory import MemoryBroker, MemoryLedger
 from allim.errors import AllimError, Forbidden, Invalid, Kicked, SignedOut, TooMany, Unauthenticated, Unavailable
+from allim.exchange import exchange_of
 from allim.hub import CloseReason, Hub
 from allim.identity import Visitor
 from allim.telemetry import Metrics
@@ -69,7 +70,7 @@ async def test_a_stream_of_any_transport_joins_the_hub_and_is_a_call_of_its_user
 
     assert stream.topics == ("user:42", "system")
     assert stream.live
-    assert connection.state.answer_headers["ratelimit"].startswith('"user";r=2;')
+    assert exchange_of(connection.scope).extra_headers["ratelimit"].startswith('"user";r=2;')
 
 
 async def test_asking_whether_one_would_open_is_a_call_and_opens_none(opening: Opening) -> None:

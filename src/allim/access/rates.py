@@ -14,6 +14,7 @@ import structlog
 from starlette.requests import HTTPConnection
 
 from allim.errors import TooMany, Unavailable
+from allim.exchange import exchange_of
 from allim.hub import Demand, Grant, Holder, Ledger, Quota, SessionState, refuse_ended
 from allim.networks import Share
 
@@ -89,7 +90,7 @@ class Rates:
 
         Raises: TooMany.
         """
-        headers = connection.scope.setdefault("state", {}).setdefault("answer_headers", {})
+        headers = exchange_of(connection.scope).extra_headers
         for name, value in ratelimit_headers(policies, quotas).items():
             headers[name] = f"{headers[name]}, {value}" if name in headers else value  # both are lists
         self.check(policies, quotas)

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
-OUTCOME = "allim.outcome"
-
 RawHeaders = Mapping[bytes, bytes]
 
 

@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from allim.errors import Forbidden
-from allim.http.fields import fields_of
+from allim.exchange import exchange_of, fields_of
 from allim.http.problems import problem
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -81,7 +81,7 @@ class Origins(CORSMiddleware):
 
     def _wish(self, scope: Scope, origin: str | None) -> None:
         if self.listed:
-            scope["state"]["answer_headers"].update(self._answer_headers(origin))
+            exchange_of(scope).extra_headers.update(self._answer_headers(origin))
 
     def _answer_headers(self, origin: str | None) -> dict[str, str]:
         if origin is None or not self.is_allowed_origin(origin):

@@ -27,6 +27,7 @@ from allim.errors import (
     Unauthenticated,
     Unavailable,
 )
+from allim.exchange import exchange_of
 
 log = structlog.get_logger(__name__)
 
@@ -165,7 +166,7 @@ def _answer(
     }
     if fields:
         content["errors"] = [field._asdict() for field in fields]
-    request_id = connection.scope.get("state", {}).get("request_id")
+    request_id = exchange_of(connection.scope).request_id
     if request_id is not None:
         content["request_id"] = request_id
     return JSONResponse(content, kind.status, headers, media_type=MEDIA_TYPE)

@@ -8,7 +8,6 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 
 import structlog
 from starlette._utils import get_route_path
@@ -18,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from allim.errors import AllimError, BadRequest, NotFound
-from allim.http.fields import Fields, fields_of
+from allim.exchange import Fields, FixedHeaders, exchange_of, fields_of
 from allim.http.problems import problem
 from allim.telemetry import request_id
 
@@ -27,7 +26,6 @@ _root = logging.getLogger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
 WRITE_AT_ONCE = "allim.write_at_once"  # the scope extension with which a server offers it
-STARTED_AT = "allim.started_at"  # in the scope of a request that the fast path has handled before
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _COUNTED = frozenset({"/api/publish"})  # successful ones are only counted: a log line costs as much as a publish
 
@@ -52,18 +50,6 @@ _FRAMING = (b"connection: ", b"content-length: ", b"transfer-encoding: ")
 _CONTROL = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 
 
-class FixedHeaders:
-    """Headers that are the same in every response.
-
-    Shape: `lines` are the encoded header lines.
-    """
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self.headers = MappingProxyType(headers)
-        self.names = frozenset(name.encode() for name in headers)
-        self.lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
-
-
 _PLAIN = FixedHeaders(SECURITY_HEADERS)
 _SECURE = FixedHeaders({**SECURITY_HEADERS, "strict-transport-security": "max-age=31536000"})
 """For a year, without subdomains, which may belong to other services. Over http, browsers must ignore it."""
@@ -78,11 +64,8 @@ class Requests:
     A well-formed `X-Request-ID` of a proxy is kept; otherwise a new ID is made. A request whose connection is handed
     over starts no response here: the hub logs when its stream opens and closes.
 
-    Shape: `scope["state"]["answer_headers"]` is a dict with lower-case names. Its headers are added to the response,
-    unless the response sets them itself (`vary` is merged). It holds the request ID from the start. Code that writes
-    response headers itself must add these, and those in `fixed_headers`. `answer_at_once` writes a complete
-    response in one call; it returns False, having written nothing, if the regular path must send it. A server
-    provides that in the scope extension `WRITE_AT_ONCE`: called with the connection's own `send`, it returns a
+    Fills in the request's `Exchange`; its `extra_headers` hold the request ID from the start. A server provides
+    `answer_at_once` in the scope extension `WRITE_AT_ONCE`: called with the connection's own `send`, it returns a
     `WriteAtOnce`.
     """
 
@@ -94,11 +77,11 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        fields = fields_of(scope)
-        name = name_for(fields.get("x-request-id"))
-        extra_headers = {"x-request-id": name}
-        fixed = fixed_headers(scope)
-        started_at = scope.get(STARTED_AT) or time.perf_counter()
+        exchange, fields = exchange_of(scope), fields_of(scope)
+        name = exchange.request_id = name_for(fields.get("x-request-id"))
+        extra_headers = exchange.extra_headers = {"x-request-id": name}
+        fixed = exchange.fixed_headers = fixed_headers(scope)
+        started_at = exchange.started_at or time.perf_counter()
         status: int | None = None
         offered = scope.get("extensions", {}).get(WRITE_AT_ONCE)
         write_at_once: WriteAtOnce | None = offered(send) if offered else None
@@ -126,12 +109,7 @@ class Requests:
             status = response.status_code
             return True
 
-        scope.setdefault("state", {}).update(
-            request_id=name,
-            answer_headers=extra_headers,
-            fixed_headers=fixed,
-            answer_at_once=answer_at_once,
-        )
+        exchange.answer_at_once = answer_at_once
         refusal = _refusal(scope, fields)
         app = self.app if refusal is None else problem(HTTPConnection(scope), refusal)
         named = request_id.set(name)

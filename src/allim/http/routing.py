@@ -16,8 +16,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from allim.errors import AllimError
-from allim.http.fast_path import OUTCOME, FastHandler
-from allim.http.fields import Fields, fields_of
+from allim.exchange import Fields, exchange_of, fields_of
+from allim.http.fast_path import FastHandler
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -124,12 +124,14 @@ class Resource(Route):
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request with one of the path's methods, as an ASGI application."""
-        if OUTCOME not in scope:
+        exchange = exchange_of(scope)
+        outcome, exchange.outcome = exchange.outcome, None
+        if outcome is None:
             response = await self.handlers[scope["method"]](Call(scope, receive, send))
         else:
-            scope["state"]["answer_headers"].update(scope[OUTCOME].headers)
-            response = scope.pop(OUTCOME).response()
-        answer_at_once = scope.get("state", {}).get("answer_at_once")
+            exchange.extra_headers.update(outcome.headers)
+            response = outcome.response()
+        answer_at_once = exchange.answer_at_once
         whole = type(response).__call__ is Response.__call__ and response.background is None
         if not (whole and answer_at_once and answer_at_once(response)):
             await response(scope, receive, send)

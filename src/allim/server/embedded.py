@@ -116,7 +116,7 @@ class _Offer:
             if not outcome.result():
                 # uvicorn would log a missing answer to a client that has gone as a defect.
                 await self._send({**message, "status": CLIENT_GONE} if begins else message)
-        elif not outcome.result():
+        elif outcome.cancelled() or not outcome.result():
             await self._send(message)
 
     def _head(self, message: Message) -> bytes:

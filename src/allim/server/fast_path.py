@@ -15,8 +15,9 @@ from typing import Any
 from starlette.types import Scope
 
 from allim.errors import Unavailable
-from allim.http.fast_path import OUTCOME, FastHandler, Judged, Pending, RawHeaders, Success
-from allim.http.requests import STARTED_AT, WriteAtOnce, fixed_headers, log_request, name_for
+from allim.exchange import exchange_of
+from allim.http.fast_path import FastHandler, Judged, Pending, RawHeaders, Success
+from allim.http.requests import WriteAtOnce, fixed_headers, log_request, name_for
 from allim.telemetry import request_id
 
 _KNOWN_HEADERS = frozenset(
@@ -105,7 +106,8 @@ class FastPath:
             if self._written(request, made):
                 return
             made = Judged(made, made.headers)
-        scope[OUTCOME], scope[STARTED_AT] = made, started_at
+        exchange = exchange_of(scope)
+        exchange.outcome, exchange.started_at = made, started_at
         usual()
 
     def _written(self, request: _Request, answer: Success) -> bool:

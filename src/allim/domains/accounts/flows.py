@@ -1,6 +1,7 @@
 """Sign-ins over a provider that are under way, sealed for the browser to keep; and the person that comes of one.
 
 It needs neither Authlib nor httpx, which a replica without a provider does not load.
+Source: RFC 9700 (security of OAuth 2.0), RFC 7516 (JWE).
 """
 
 import hmac

@@ -10,6 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from allim.errors import NotFound
+from allim.exchange import exchange_of
 from allim.http.origins import PAGE_POLICY
 from allim.http.routing import Answer, Resource, operation, route
 
@@ -80,7 +81,7 @@ class _Assets(StaticFiles):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["answer_headers"]["cache-control"] = "no-store"
+        exchange_of(scope).extra_headers["cache-control"] = "no-store"
         await super().__call__(scope, receive, send)
 
     def file_response(

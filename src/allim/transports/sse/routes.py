@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from allim.errors import Forbidden, Kicked
+from allim.exchange import exchange_of
 from allim.http.routing import Answer, Caller, Resource, operation, route
 from allim.hub import Hub
 from allim.transports.opening import PARAMETERS, Opener
@@ -58,7 +59,7 @@ def routes(hub: Hub, defaults: StreamDefaults, opener: Opener) -> list[Resource]
         if EXTENSION not in request.scope.get("extensions", ()):
             return PortableResponse(*await opener.open(request, partial(PortableStream, hub, defaults)))
         stream, start = await opener.open(request, partial(HandoverStream, hub, defaults))
-        state, chunked = request.scope["state"], request.scope["http_version"] == "1.1"
-        return HandoverResponse(stream, start, state["answer_headers"], state["fixed_headers"].lines, chunked=chunked)
+        exchange, chunked = exchange_of(request.scope), request.scope["http_version"] == "1.1"
+        return HandoverResponse(stream, start, exchange.extra_headers, exchange.fixed_headers.lines, chunked=chunked)
 
     return [route("/events", tag="Events", get=events)]

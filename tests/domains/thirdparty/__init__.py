@@ -1,1 +1,0 @@
-"""A domain as a package of a third party has it."""
