@@ -45,7 +45,7 @@ from joserfc.errors import JoseError
 
 from allim.access.jwks import Jwks
 from allim.access.signatures import PUBLIC, Algorithms
-from allim.domains.accounts.flows import Flow
+from allim.domains.accounts.flows import Cancelled, Flow, Person
 from allim.domains.accounts.models import clean_name, normal_email
 from allim.errors import AllimError, Invalid, Unauthenticated, Unavailable
 from allim.http.bodies import parse_json
@@ -77,26 +77,6 @@ _DIALECTS = {
         "Naver", "openid profile", echoes_nonce=False, wants_state_with_code=True, profile_under="response"
     ),
 }
-NAMES = tuple(_DIALECTS)
-
-
-class Cancelled(AllimError):
-    """The person turned back at the provider."""
-
-    code = "cancelled"
-
-
-class Person(NamedTuple):
-    """A person that a provider has authenticated.
-
-    Shape: `issuer` and `subject` together are unique and stay; `email` is normalised, and None unless the provider
-    verified it.
-    """
-
-    issuer: str
-    subject: str
-    name: str
-    email: str | None
 
 
 class _Metadata(NamedTuple):
