@@ -174,7 +174,7 @@ def test_tail_says_why_it_hears_nothing() -> None:
         result = run("tail", "--url", server.url, "--token", "t")
 
     assert result.stderr.splitlines() == [
-        "allim: HTTP status 502; trying again",
+        f"allim: {server.url}: HTTP status 502; trying again",
         "allim: the stream was refused: the server says not to come back",
     ]
 

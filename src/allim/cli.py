@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
@@ -68,7 +69,7 @@ def up(replicas: int, host: str, port: int) -> None:
 @click.argument("type_", metavar="TYPE")
 @click.argument("data", metavar="JSON")
 @click.option("--url", default=DEFAULT_URL, show_default=True)
-@click.option("--key", envvar="ALLIM_PUBLISH_KEY", required=True, help="A publish key; or ALLIM_PUBLISH_KEY.")
+@click.option("--key", envvar="ALLIM_PUBLISH_KEY", default="", help="A publish key; or ALLIM_PUBLISH_KEY.")
 @click.option("--idempotency-key", help="Makes repeating the command harmless.")
 @click.option("--timeout-s", default=10.0, show_default=True, help="The most that all attempts take together.")
 def publish(
@@ -77,6 +78,8 @@ def publish(
     """Publish one event and print its position."""
     from allim.client import ClientError, NotConfirmed, Publisher
 
+    if not key:
+        _fail("give --key, or set ALLIM_PUBLISH_KEY", "`allim key NAME` makes a key")
     try:
         value = json.loads(data)
     except ValueError as error:
@@ -109,7 +112,7 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
     if token is None:
         token = Tokens([_settings().secret_key], 3600).issue(str(user))
     try:
-        subscriber = Subscriber(url, token, topics=names, last_event_id=last_event_id, on_retry=_tell)
+        subscriber = Subscriber(url, token, topics=names, last_event_id=last_event_id, on_retry=partial(_tell, url))
     except ValueError as error:
         _fail(str(error))
     try:
@@ -125,7 +128,7 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 def types(url: str) -> None:
     """Print TypeScript types of all declared events.
 
-    They are made of the catalogue that is served at URL: `allim types https://app.example.org > events.d.ts`.
+    They are made of the catalogue that is served at URL: `allim types https://app.example.org > events.ts`.
     """
     import httpx
 
@@ -320,8 +323,8 @@ async def _follow(subscriber: "Subscriber") -> None:
             click.echo(f"{message.id}  {message.type}  {json.dumps(message.data, ensure_ascii=False)}")
 
 
-def _tell(reason: str) -> None:
-    click.echo(f"allim: {reason}; trying again", err=True)
+def _tell(url: str, reason: str) -> None:
+    click.echo(f"allim: {url}: {reason}; trying again", err=True)
 
 
 def _check_version(library: str) -> None:
