@@ -222,7 +222,7 @@ def test_token_makes_somebody_an_operator(server: Replica) -> None:
     assert httpx.delete(f"{server.url}/api/users/nobody/streams", headers=headers).status_code == 204
 
 
-@pytest.mark.parametrize("args", [("a b",), ("u1", "--topics", "News"), ("u1", "--lifetime-s", "0")])
+@pytest.mark.parametrize("args", [("a\nb",), ("u1", "--topics", "News"), ("u1", "--lifetime-s", "0")])
 def test_token_says_that_it_would_be_none(args: tuple[str, ...]) -> None:
     result = run("token", *args, ALLIM_SECRET_KEY=SECRET)
 
