@@ -211,7 +211,7 @@ def _stores(
         memory = MemoryLedger()
         return MemoryBroker(settings.history_events, settings.history_ttl_s, memory), memory, {}
     check_version("redis")
-    from allim.clustered import over_redis  # with redis-py, 15 MB
+    from allim.clustered import over_redis  # with redis-py, 7 MB
 
     broker, ledger = over_redis(settings, settings.redis_url, metrics, equal)
     return broker, ledger, {"redis": broker.check}

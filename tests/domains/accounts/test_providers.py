@@ -22,7 +22,8 @@ from structlog.testing import capture_logs
 
 from allim.access.rates import Policy
 from allim.domains import accounts
-from allim.domains.accounts.providers import Provider, back_channel
+from allim.domains.accounts.providers import DIALECTS, Provider, back_channel
+from allim.domains.accounts.settings import PROVIDERS
 from allim.domains.signals import ACCOUNT_CREATED, Signals
 from allim.storage import open_engine, reading
 from tests.access.gates import AMPLE, SECRET, TOKENS, gate_of
@@ -832,3 +833,7 @@ async def test_over_a_real_replica_a_browser_ends_with_a_session_and_a_stream(do
     assert greeting.data == {"to": JIWOO["name"]}
     for secret in ("code-0", "access-jiwoo-1", CLIENT_SECRET, browser.cookies["allim_session"]):
         assert secret not in log
+
+
+def test_the_settings_name_every_provider() -> None:
+    assert tuple(DIALECTS) == PROVIDERS

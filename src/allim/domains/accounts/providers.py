@@ -4,7 +4,7 @@ A client of the providers alone: no request of a browser, no cookie and no accou
 when its ID token does: signature, issuer, audience, times and nonce. No text of a provider is passed on.
 
 All three publish a discovery document, sign with RS256, and know PKCE with S256 and `client_secret_post`. Where they
-differ (`_DIALECTS`):
+differ (`DIALECTS`):
 
 - Google: the ID token has `name`, `email` and `email_verified`.
   https://developers.google.com/identity/openid-connect/reference
@@ -70,7 +70,7 @@ class _Dialect(NamedTuple):
     profile_under: str | None = None
 
 
-_DIALECTS = {
+DIALECTS = {
     "google": _Dialect("Google", "openid email profile"),
     "kakao": _Dialect("Kakao", None),
     "naver": _Dialect(
@@ -108,7 +108,7 @@ class Provider:
             raise ValueError("must be https, or http on loopback")
         self.name = name
         self.issuer = issuer
-        self._dialect = _DIALECTS[name]
+        self._dialect = DIALECTS[name]
         self._client_id = client_id
         self._authentication = ClientAuth(client_id, client_secret, "client_secret_post")
         self._http = http
