@@ -9,7 +9,7 @@ from harness.servers import free_port
 from harness.waiting import until
 from structlog.testing import capture_logs
 
-from allim.access.authorize import CACHE_ENTRIES, MAX_TTL_S, Webhook, signature
+from allim.access.authorize import CACHE_CHARS, CACHE_ENTRIES, MAX_TTL_S, Webhook, signature
 from allim.access.permission import Permission
 from allim.errors import AuthorizeUnavailable, Forbidden
 from allim.identity import Identity
@@ -94,6 +94,16 @@ async def test_what_is_remembered_has_a_bound(asking: Asking) -> None:
     assert len(asking.webhook._known) == CACHE_ENTRIES
     assert ("5", ("a",)) in asking.webhook._known
     assert ("4", ("a",)) not in asking.webhook._known
+
+
+async def test_long_questions_are_remembered_up_to_so_many_characters(asking: Asking) -> None:
+    topics = tuple(f"room:{number:03}".ljust(1000, "x") for number in range(100))
+    most = CACHE_CHARS // 100_000
+    for number in range(most + 2):
+        asking.webhook._remember((str(number), topics), frozenset(), 60)
+        asking.webhook._remember((str(number), topics), frozenset(), 60)  # the same again counts once
+
+    assert [subject for subject, _ in asking.webhook._known] == [str(number) for number in range(2, most + 2)]
 
 
 async def test_the_same_question_is_asked_once_at_a_time(app: Shop, asking: Asking) -> None:

@@ -1,5 +1,6 @@
 """`create_app(authenticate=…, authorize=…)`: functions of an application sign in and decide on topics."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import httpx
 import pytest
 from harness.replicas import SECRET, bearer, token
 from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
 
+from allim.access.authenticate import authenticated
 from allim.app import create_app
 from allim.identity import Identity
 from allim.settings import SettingsError, load_settings
@@ -17,6 +20,7 @@ pytestmark = pytest.mark.anyio
 
 SESSIONS = {"min-s1": "auth0|min", "op-s1": "op"}
 MIN, OPERATOR = {"cookie": "shop_session=min-s1"}, {"cookie": "shop_session=op-s1"}
+EXPIRES_AT: dict[str, float] = {}
 asked: list[tuple[str, list[str]]] = []
 
 
@@ -24,7 +28,8 @@ async def authenticate(connection: httpx.Request) -> Identity | None:
     session = connection.cookies.get("shop_session", "")  # type: ignore[attr-defined]
     if session not in SESSIONS:
         return None
-    return Identity.of(SESSIONS[session], session=session, role="operator" if session == "op-s1" else "user")
+    role = "operator" if session == "op-s1" else "user"
+    return Identity.of(SESSIONS[session], session=session, role=role, expires_at=EXPIRES_AT.get(session))
 
 
 def authorize(identity: Identity, topics: list[str]) -> list[str]:
@@ -83,6 +88,24 @@ async def test_an_operator_of_the_application_kicks_and_a_sign_out_ends_the_name
 
     assert (await client.delete("/api/session", headers=MIN)).status_code == 204
     assert_problem(await client.get("/api/session", headers=MIN), 401, "signed_out")
+
+
+@pytest.mark.parametrize("path", ["/api/session", "/events"])
+async def test_an_identity_of_the_application_that_has_expired_is_refused(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setitem(EXPIRES_AT, "min-s1", time.time() - 1)
+
+    assert_problem(await client.get(path, headers=MIN), 401, "unauthenticated")
+    assert (await client.delete("/api/session", headers=MIN)).status_code == 204  # it may still be ended
+
+
+@pytest.mark.parametrize("expires_at", ["2026-01-01", float("nan"), float("inf"), True])
+async def test_an_expiry_that_is_no_moment_is_named(expires_at: object) -> None:
+    odd = Identity.of("42", expires_at=expires_at)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="authenticate: expires_at must be a moment in Unix seconds"):
+        await authenticated(lambda _: odd, HTTPConnection({"type": "http"}))
 
 
 def test_a_function_and_a_webhook_do_not_both_decide(tmp_path: Path) -> None:

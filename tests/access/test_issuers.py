@@ -282,6 +282,10 @@ async def test_a_foreign_role_refuses_nothing_and_gives_nothing_unless_it_is_nam
     assert (await named.verify(of_shop(role=role))).role == expected
 
 
+async def test_a_claim_without_a_name_makes_no_operator_where_no_role_is_read() -> None:
+    assert (await tokens_with(SHOP).verify(of_shop(**{"": "operator"}))).role == "user"
+
+
 def test_a_claim_whose_name_has_dots_comes_before_a_path() -> None:
     assert value_at({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
     assert value_at({"a": {"b": {"c": 3}}}, "a.b.c") == 3

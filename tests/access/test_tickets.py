@@ -51,6 +51,13 @@ async def test_it_speaks_for_its_holder_and_grants_no_more_than_it_names(tickets
     assert LIFETIME_S <= visitor.ticket.keep_s <= LIFETIME_S + 2
 
 
+@pytest.mark.parametrize("issuer", ["allim", "https://shop.test", ""])
+async def test_it_names_the_issuer_of_its_holder(tickets: Tickets, issuer: str) -> None:
+    holder = WHO._replace(issuer=issuer)
+
+    assert visit(tickets, tickets.issue(holder, [])).identity.issuer == issuer
+
+
 async def test_replicas_whose_clocks_differ_judge_a_ticket_by_the_one_they_share(clock: Clock) -> None:
     ahead, behind = (Tickets([SECRET], LIFETIME_S, Clock(NOW + off_s), shared_now=clock) for off_s in (90, -90))
 

@@ -52,6 +52,11 @@ def shipped(**changes: Any) -> EventType:
         ),
         ("orders:{orderId}.{line}", ["orders:7.1"], ["orders:7", "orders:.", "orders:7-1"]),
         ("orders:all", ["orders:all"], ["orders:al1", "orders:"]),
+        (
+            "a:{x}{y}.{z}.end",
+            ["a:12.3.end", "a:1%2E.3.end", "a:....end.end"],
+            ["a:1.3.end", "a:12..end", "a:12.3.end."],
+        ),
     ],
 )
 def test_a_topic_fits_its_form(form: str, fit: list[str], other: list[str]) -> None:
@@ -59,6 +64,13 @@ def test_a_topic_fits_its_form(form: str, fit: list[str], other: list[str]) -> N
 
     assert [topic for topic in fit if not pattern.fullmatch(topic)] == []
     assert [topic for topic in other if pattern.fullmatch(topic)] == []
+
+
+def test_a_form_with_many_places_is_compared_in_linear_time() -> None:
+    pattern = topic_pattern("a:{a}.{b}.{c}.{d}.{e}.{f}.{g}.end")
+
+    assert pattern.fullmatch("a:" + "." * 1016 + ".end")
+    assert not pattern.fullmatch("a:" + "." * 1020)  # with each end of each place tried, for years
 
 
 @pytest.mark.parametrize("form", ["", "User:{id}", "user:", "user:{}", "user:{id", "user:{I d}", "{kind}:1", "a:b:c"])

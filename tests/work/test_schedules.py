@@ -129,6 +129,35 @@ async def test_a_job_without_a_type_takes_a_dict_which_is_empty_by_default(repli
     assert runs[0] == {}
 
 
+async def test_a_schedule_that_is_there_already_is_refused(replicas: Replicas) -> None:
+    alpha = replicas.one()
+    alpha.work.schedule("note", "0 * * * *", ["a"])
+    alpha.work.schedule("note", "30 * * * *", ["b"])
+
+    with pytest.raises(ValueError, match=r"schedule of note: '0 \* \* \* \*' is there already"):
+        alpha.work.schedule("note", "0 * * * *", ["b"])
+
+
+async def test_a_clock_that_was_ahead_and_is_stepped_back_stops_no_schedule(replicas: Replicas, clock: Clock) -> None:
+    ticks = Ticks()
+    alpha = replicas.one()
+    ticks.on(alpha)
+    right = clock.now
+    clock.advance(365 * 86400)
+    async with alpha.work.running():
+        (ahead,) = await until(lambda: planned(replicas))
+        clock.now = right
+        next_due, _ = await until(lambda: two_planned(replicas))
+        assert right < next_due <= right + 5 * MINUTE < ahead
+        clock.now = next_due
+        await until(lambda: ticks.runs)
+
+
+async def two_planned(replicas: Replicas) -> list[float]:
+    found = await planned(replicas)
+    return found if len(found) == 2 else []
+
+
 async def test_a_schedule_needs_a_job(replicas: Replicas) -> None:
     with pytest.raises(ValueError, match="no job has the name 'other'"):
         replicas.one().work.schedule("other", "* * * * *")

@@ -410,6 +410,24 @@ async def test_a_job_that_fails_rests_longer_and_longer_and_then_is_dead_until_i
 
 
 @pytest.mark.usefixtures("sweeping")
+async def test_an_error_whose_text_no_database_takes_is_stored_all_the_same(replicas: Replicas, clock: Clock) -> None:
+    alpha = replicas.one()
+
+    async def fail_oddly(_job: Job[Note]) -> None:
+        raise RuntimeError("odd \0 and \ud800")
+
+    alpha.before = fail_oddly
+    async with alpha.work.running():
+        await alpha.enqueue("a")
+        for failures in (1, 2):
+            await until(lambda expected=failures: alpha.count("failed") == expected)  # type: ignore[misc]
+            clock.advance(5)
+        await until(lambda: alpha.count("dead") == 1)
+
+    assert [dead.error for dead in await alpha.work.dead()] == ["RuntimeError: odd \\0 and \\ud800"]
+
+
+@pytest.mark.usefixtures("sweeping")
 async def test_an_outage_puts_a_job_off_and_kills_it_never(replicas: Replicas, clock: Clock) -> None:
     alpha = replicas.one()
 

@@ -1,6 +1,7 @@
 """Sign-in by a function of the application that embeds allim: it knows its users by its own means."""
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import HTTPConnection
@@ -27,4 +28,6 @@ async def authenticated(authenticate: Authenticate, connection: HTTPConnection) 
         raise ValueError("authenticate: subject and session must have 1 to 255 characters, no control character")
     if not all(map(is_grant, identity.topics)):
         raise ValueError("authenticate: topics must be topics, exact or `prefix:*`")
+    if type(identity.expires_at) not in (int, float) or not math.isfinite(identity.expires_at):
+        raise ValueError("authenticate: expires_at must be a moment in Unix seconds")
     return identity._replace(issuer="")

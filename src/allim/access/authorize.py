@@ -11,7 +11,6 @@ import inspect
 import json
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ TIMEOUT_S = 2.0  # for the whole question, waiting for a free connection include
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_TTL_S = 3600.0
 CACHE_ENTRIES = 10_000
+CACHE_CHARS = 8_000_000  # of topics, in all remembered answers: one question may have 100 topics of 3,000 characters
 ASKED_AT_ONCE = 32  # connections to the application
 LOG_EVERY_S = 1.0
 RETRY_AFTER_S = 2
@@ -84,7 +84,8 @@ class Webhook:
         self._count = count
         self._now = now
         self._timeout_s = timeout_s
-        self._known: OrderedDict[_Question, tuple[float, frozenset[str]]] = OrderedDict()
+        self._known: dict[_Question, tuple[float, frozenset[str]]] = {}
+        self._known_chars = 0
         self._asking: dict[_Question, asyncio.Task[frozenset[str]]] = {}
         self._log_at = -math.inf
         self.failure = ""  # why the last question was not answered
@@ -148,10 +149,15 @@ class Webhook:
 
     def _remember(self, question: _Question, granted: frozenset[str], ttl_s: float) -> None:
         if ttl_s > 0:
+            self._forget(question)
             self._known[question] = self._now() + ttl_s, granted
-            self._known.move_to_end(question)
-            if len(self._known) > CACHE_ENTRIES:
-                self._known.popitem(last=False)
+            self._known_chars += _chars_of(question)
+            while len(self._known) > CACHE_ENTRIES or self._known_chars > CACHE_CHARS:
+                self._forget(next(iter(self._known)))
+
+    def _forget(self, question: _Question) -> None:
+        if self._known.pop(question, None) is not None:
+            self._known_chars -= _chars_of(question)
 
     def _log(self, outcome: str, why: str) -> None:
         if self._now() >= self._log_at:
@@ -164,6 +170,10 @@ _DETAILS = {
     "unreachable": "The application that decides on topics cannot be reached.",
     "bad_answer": "The application that decides on topics gives an answer that cannot be used.",
 }
+
+
+def _chars_of(question: _Question) -> int:
+    return sum(map(len, question[1]))
 
 
 def _read(content: bytes, asked: Sequence[str]) -> tuple[frozenset[str], float]:

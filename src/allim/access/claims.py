@@ -48,7 +48,7 @@ def identity_of(token: str, claims: Mapping[str, object], names: ClaimNames = OU
         session=_name("sid", claims["sid"]) if "sid" in claims else _own_session(token),
         expires_at=seconds("exp", claims.get("exp")),
         topics=() if topics is None else _topics(topics),
-        role=_role(value_at(claims, names.role), names.operator),
+        role=_role(value_at(claims, names.role), names.operator) if names.role else USER,
         issued_at=seconds("iat", claims.get("iat", 0)),
         after_kick=None if claims.get("kick") is None else seconds("kick", claims["kick"]),
     )

@@ -89,7 +89,9 @@ class Gate:
 
     async def _verified(self, request: HTTPConnection) -> Identity:
         identity = await self._authenticated(request)
-        return await self._tokens.verify(self.token_of(request)) if identity is None else identity
+        if identity is None:
+            return await self._tokens.verify(self.token_of(request))
+        return self._tokens.not_expired(identity)
 
     async def _authenticated(self, request: HTTPConnection) -> Identity | None:
         return None if self._authenticate is None else await authenticated(self._authenticate, request)

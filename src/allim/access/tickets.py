@@ -22,7 +22,7 @@ from joserfc.jwk import OctKey
 from starlette.requests import HTTPConnection
 
 from allim.errors import Invalid, Unauthenticated
-from allim.identity import Identity, Ticket, Visitor
+from allim.identity import ALLIM, Identity, Ticket, Visitor
 
 MAX_CHARS = 6000  # with the rest of its request line it must fit into 8 KiB, the limit of many proxies
 
@@ -58,6 +58,7 @@ class Tickets:
             "jti": secrets.token_urlsafe(16),
             "sub": identity.subject,
             "sid": identity.session,
+            "iss": identity.issuer,  # `authorize` may ask for it
             "role": identity.role,  # rules may ask for it
             "iat": identity.issued_at,
             "kick": identity.after_kick,
@@ -86,6 +87,7 @@ class Tickets:
             claims["role"],
             claims["iat"],
             claims.get("kick"),
+            claims.get("iss", ALLIM),
         )
         topics = tuple(claims["topics"])
         proof = _proof(self._proof_keys[at], claims["jti"])

@@ -60,17 +60,25 @@ class Untitled(GenerateJsonSchema):
 
 
 def topic_pattern(form: str) -> re.Pattern[str]:
-    """Return the pattern of all topics that have the form.
+    """Return the pattern of all topics that have the form. It is matched in linear time.
 
     Raises: ValueError when it is no form of a topic.
     """
     found = _TOPIC.fullmatch(form)
     if found is None:
         raise ValueError("must look like `system`, `user:{id}` or `orders:{orderId}`")
-    key = found[2] and "".join(
-        f"{_KEY}+" if index % 2 else re.escape(part) for index, part in enumerate(_PLACE.split(found[2]))
-    )
-    return re.compile(found[1] + (f":{key}" if key else ""), re.ASCII)
+    return re.compile(found[1] + (f":{_key_pattern(found[2])}" if found[2] else ""), re.ASCII)
+
+
+def _key_pattern(form: str) -> str:
+    """Return the pattern of the part behind the colon.
+
+    A place ends at the first text that follows it in the form: a later one would fit no more topics. So no place but
+    the last is tried with another end, for which the time would grow with a power of the length.
+    """
+    first, *following = map(re.escape, _PLACE.split(form)[::2])
+    places = [f"(?>{_KEY}+?{text})" for text in following[:-1]]
+    return first + "".join(places) + (f"{_KEY}+{following[-1]}" if following else "")
 
 
 def parameters_of(topic: str) -> list[str]:

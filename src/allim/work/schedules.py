@@ -40,16 +40,25 @@ class Schedule:
 class Schedules:
     """The schedules of this replica.
 
-    Shape: `plan_at` is when the next jobs must be enqueued.
+    Shape: `plan_at` is when the next jobs must be enqueued, `planned_at` when it was done last.
+    Units: Unix seconds.
     """
 
     def __init__(self) -> None:
         self._all: list[Schedule] = []
         self.plan_at = float("inf")
+        self.planned_at = float("-inf")
 
     def add(self, schedule: Schedule) -> None:
+        """Raises: ValueError for a second schedule of one job and expression: its jobs would have the same keys."""
+        if any((known.name, known.cron) == (schedule.name, schedule.cron) for known in self._all):
+            raise ValueError(f"schedule of {schedule.name}: {schedule.cron!r} is there already")
         self._all.append(schedule)
         self.plan_at = 0.0
+
+    def must_plan(self, now: float) -> bool:
+        """Return whether it is time to plan. After the clock was stepped back, `plan_at` may be far ahead."""
+        return now >= self.plan_at or now < self.planned_at - store.STEP_S
 
     async def plan(self, connection: AsyncConnection, now: float) -> float:
         """Enqueue the next job of each schedule, and remove those of earlier expressions.

@@ -162,7 +162,7 @@ async def complete(connection: AsyncConnection, claim: Claim, now: float) -> boo
 
 async def bury(connection: AsyncConnection, claim: Claim, error: str, now: float) -> bool:
     """End the job as dead. Returns False when the claim is lost."""
-    return await _update(connection, claim, state=DEAD, owner=None, error=error[:_ERROR_CHARS], ended_at=now)
+    return await _update(connection, claim, state=DEAD, owner=None, error=_storable(error), ended_at=now)
 
 
 async def release(
@@ -178,7 +178,7 @@ async def release(
     """Give the claim up: any replica may take the job from `due_at` on. Returns False when the claim is lost."""
     values: dict[str, Any] = {"attempts": attempts, "failures": failures}
     if error is not None:
-        values["error"] = error[:_ERROR_CHARS]
+        values["error"] = _storable(error)
     return await _update(connection, claim, owner=None, due_at=due_at, written_at=now, **values)
 
 
@@ -224,6 +224,11 @@ async def retry(connection: AsyncConnection, job_ids: Collection[str] | None) ->
     ended_at = jobs.c.ended_at
     opened = {"state": OPEN, "due_at": ended_at, "written_at": ended_at, "attempts": 0, "failures": 0}
     return (await connection.execute(update(jobs).where(chosen).values(**opened, ended_at=None))).rowcount
+
+
+def _storable(error: str) -> str:
+    """Return the beginning of an error's text, without what a database refuses: NUL and lone surrogates."""
+    return error[:_ERROR_CHARS].encode(errors="backslashreplace").decode().replace("\0", "\\0")[:_ERROR_CHARS]
 
 
 def _is_held(claim: Claim) -> ColumnElement[bool]:

@@ -121,10 +121,10 @@ class Worker:
 
     async def _plan(self) -> None:
         now = self._now()
-        if now >= self._schedules.plan_at:
+        if self._schedules.must_plan(now):
             async with writing(self._engine) as connection:
                 plan_at = await self._schedules.plan(connection, now)
-            self._schedules.plan_at = plan_at
+            self._schedules.plan_at, self._schedules.planned_at = plan_at, now
 
     async def _sweep(self) -> None:
         """From time to time, release the jobs that a step of the clock left behind, and remove old rows."""
