@@ -14,7 +14,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from allim import data_folder
 from allim.domains.settings import Variable, variables
@@ -121,10 +122,22 @@ def _publish_keys(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """One replica's settings. Units stand in the names."""
 
-    model_config = ConfigDict(frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True, extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only the values of `load_settings`: the environment it was given, and no other."""
+        return (init_settings,)
 
     domains: Words = DEFAULT_DOMAINS
     redis_url: Annotated[str | None, AfterValidator(_redis_scheme)] = None

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator
+from pydantic_settings import NoDecode
 
 PREFIX = "ALLIM_"
 _LIMITS = ("ge", "le", "min_length", "max_length")
@@ -13,7 +14,7 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """A list, separated by commas."""
 
 
