@@ -65,7 +65,7 @@ test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, PgBouncer, replica
 	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
 	@$(MAKE) --no-print-directory web/dist/index.html tests/others/node_modules/.ready
 	cd web && npm test --silent
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: compose-test
 compose-test: setup ## Run docker-compose.yml on a Docker engine, its own if none runs here (as root, on Linux)
