@@ -15,7 +15,10 @@ RUN python -m venv /opt/allim
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        print(*project['dependencies'], *project['optional-dependencies']['catalogue'], sep='\n')" > /tmp/dependencies \
+        extras = project['optional-dependencies']; \
+        listed = [line for extra in extras if extra != 'dev' for line in extras[extra]]; \
+        print(*project['dependencies'], *(line for line in listed if not line.startswith('allim[')), sep='\n')" \
+        > /tmp/dependencies \
     && /opt/allim/bin/pip install --no-cache-dir --constraint constraints.txt -r /tmp/dependencies
 COPY README.md LICENSE ./
 COPY src/ src/

@@ -65,7 +65,7 @@ test: setup ## Pass all tests: real Redis, nginx, PostgreSQL, PgBouncer, replica
 	@./make/node || { echo "Node 20.19 or newer is needed to test the page"; exit 1; }
 	@$(MAKE) --no-print-directory web/dist/index.html tests/others/node_modules/.ready
 	cd web && npm test --silent
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: compose-test
 compose-test: setup ## Run docker-compose.yml on a Docker engine, its own if none runs here (as root, on Linux)
@@ -95,6 +95,11 @@ mutants: setup ## Break the code behind each promise: its tests must notice
 	@./make/install redis-server nginx-light gcc libc6-dev
 	@$(BIN)/python -m tests.mutants
 
+.PHONY: versions
+versions: setup ## Pass the tests of uvicorn and redis-py with the oldest and the newest version that is allowed
+	@./make/install redis-server
+	@./make/versions $(PYTHON)
+
 .PHONY: bench
 bench: setup ## Measure, side by side with others: half an hour, or QUICK=1 two minutes; WRITE=docs/performance.md
 	@./make/install redis-server nginx-light
@@ -108,5 +113,5 @@ soak: setup ## Let 100,000 streams come and go under an hour's events, and see t
 
 .PHONY: clean
 clean: ## Remove what was built
-	rm -rf .venv web/node_modules tests/others/node_modules web/dist dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-versions web/node_modules tests/others/node_modules web/dist dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf bench/.peers bench/peers/nestjs/node_modules bench/peers/nestjs/dist

@@ -62,7 +62,7 @@ class Replica:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S).text
         samples = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         return sum(float(value) for label, value in samples if all(part in label for part in wanted))
@@ -121,7 +121,7 @@ def bearer(who: str) -> dict[str, str]:
 
 def ticket(url: str, who: str, *topics: str) -> str:
     """One for a stream of these topics beside the own ones."""
-    answer = httpx.post(f"{url}/api/tickets", json={"topics": topics}, headers=bearer(who))
+    answer = httpx.post(f"{url}/api/tickets", json={"topics": topics}, headers=bearer(who), timeout=PATIENCE_S)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["ticket"])
 

@@ -174,7 +174,7 @@ def test_tail_says_why_it_hears_nothing() -> None:
         result = run("tail", "--url", server.url, "--token", "t")
 
     assert result.stderr.splitlines() == [
-        "allim: HTTP status 502; trying again",
+        f"allim: {server.url}: HTTP status 502; trying again",
         "allim: the stream was refused: the server says not to come back",
     ]
 
@@ -222,7 +222,7 @@ def test_token_makes_somebody_an_operator(server: Replica) -> None:
     assert httpx.delete(f"{server.url}/api/users/nobody/streams", headers=headers).status_code == 204
 
 
-@pytest.mark.parametrize("args", [("a b",), ("u1", "--topics", "News"), ("u1", "--lifetime-s", "0")])
+@pytest.mark.parametrize("args", [("a\nb",), ("u1", "--topics", "News"), ("u1", "--lifetime-s", "0")])
 def test_token_says_that_it_would_be_none(args: tuple[str, ...]) -> None:
     result = run("token", *args, ALLIM_SECRET_KEY=SECRET)
 

@@ -16,6 +16,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 from pydantic import BaseModel
 
+from allim.client import user_topic
+
 ISSUER, COOKIE, LIFETIME_S = "https://shop.example.org", "shop_session", 3600
 KEY = OctKey.import_key(Path("shop.key").read_text().strip())
 USERS = {"min@example.org": ("42", "a good password"), "jae@example.org": ("43", "another password")}
@@ -87,7 +89,7 @@ def create_shop(publish: Publish, lifespan: Any = None) -> FastAPI:
     @app.post("/orders", status_code=201)
     async def order(user: Annotated[str, Depends(signed_in)]) -> dict[str, str]:
         order_id = secrets.token_hex(4)
-        await publish(f"user:{user}", "orders.placed", {"orderId": order_id}, f"order-{order_id}")
+        await publish(user_topic(user), "orders.placed", {"orderId": order_id}, f"order-{order_id}")
         return {"orderId": order_id}
 
     return app

@@ -5,20 +5,23 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
 from allim import __version__
-from allim.access.tokens import Tokens
-from allim.client import ClientError, NotConfirmed, Publisher, Subscriber
-from allim.errors import Unauthenticated
+from allim.errors import Unauthenticated, Unusable
 from allim.identity import OPERATOR, USER
+from allim.requirements import check_version, needing
 from allim.settings import Settings, SettingsError, load_settings, warnings
 from allim.telemetry import configure_logging, quiet
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from allim.client import Subscriber
 
 Result = TypeVar("Result")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -57,6 +60,7 @@ def up(replicas: int, host: str, port: int) -> None:
         return
     from allim.up import run  # supervisord and its kin are for this alone
 
+    _import("supervisor", "up", f"--replicas {replicas}")
     sys.exit(run(replicas, host, port, os.environ))
 
 
@@ -65,13 +69,17 @@ def up(replicas: int, host: str, port: int) -> None:
 @click.argument("type_", metavar="TYPE")
 @click.argument("data", metavar="JSON")
 @click.option("--url", default=DEFAULT_URL, show_default=True)
-@click.option("--key", envvar="ALLIM_PUBLISH_KEY", required=True, help="A publish key; or ALLIM_PUBLISH_KEY.")
+@click.option("--key", envvar="ALLIM_PUBLISH_KEY", default="", help="A publish key; or ALLIM_PUBLISH_KEY.")
 @click.option("--idempotency-key", help="Makes repeating the command harmless.")
 @click.option("--timeout-s", default=10.0, show_default=True, help="The most that all attempts take together.")
 def publish(
     topic: str, type_: str, data: str, url: str, key: str, idempotency_key: str | None, timeout_s: float
 ) -> None:
     """Publish one event and print its position."""
+    from allim.client import ClientError, NotConfirmed, Publisher
+
+    if not key:
+        _fail("give --key, or set ALLIM_PUBLISH_KEY", "`allim key NAME` makes a key")
     try:
         value = json.loads(data)
     except ValueError as error:
@@ -95,13 +103,16 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 
     It resumes by itself.
     """
+    from allim.access.tokens import Tokens
+    from allim.client import ClientError, Subscriber
+
     names = [name for name in topics.split(",") if name]
     if token is None and user is None:
         _fail("give --token or --user")
     if token is None:
         token = Tokens([_settings().secret_key], 3600).issue(str(user))
     try:
-        subscriber = Subscriber(url, token, topics=names, last_event_id=last_event_id, on_retry=_tell)
+        subscriber = Subscriber(url, token, topics=names, last_event_id=last_event_id, on_retry=partial(_tell, url))
     except ValueError as error:
         _fail(str(error))
     try:
@@ -117,7 +128,7 @@ def tail(url: str, token: str | None, user: str | None, topics: str, last_event_
 def types(url: str) -> None:
     """Print TypeScript types of all declared events.
 
-    They are made of the catalogue that is served at URL: `allim types https://app.example.org > events.d.ts`.
+    They are made of the catalogue that is served at URL: `allim types https://app.example.org > events.ts`.
     """
     import httpx
 
@@ -147,6 +158,8 @@ def token(user: str, operator: bool, topics: str, lifetime_s: int) -> None:
 
     It is signed with the settings' own key. Any client that holds it is that user.
     """
+    from allim.access.tokens import Tokens
+
     grants = [topic for topic in topics.split(",") if topic]
     tokens = Tokens([_settings().secret_key], lifetime_s, max_s=lifetime_s)  # as asked for, also if that is long
     try:
@@ -185,6 +198,7 @@ def doctor(url: str | None, text: str | None, token_file: TextIO | None) -> None
     Reports each fault with a remedy. With --token or --token-file it also examines this token, and says which
     check fails; with --url the stream is opened with that token.
     """
+    _check_version("redis")
     from allim.doctor import examine  # its checks need every part of the system
 
     if token_file is not None:
@@ -238,6 +252,7 @@ def dead(limit: int) -> None:
 
     One line each: ID, name, attempts, error, arguments.
     """
+    _import("allim.work", "storage", "allim work")
     from allim.work import dead_jobs
 
     for job in _over_database(lambda engine: dead_jobs(engine, limit)):
@@ -249,6 +264,7 @@ def dead(limit: int) -> None:
 @click.option("--all", "every", is_flag=True, help="Every dead job.")
 def retry(ids: tuple[str, ...], every: bool) -> None:
     """Try dead jobs again: those with these IDS, or --all."""
+    _import("allim.work", "storage", "allim work")
     from allim.work import retry_jobs
 
     if bool(ids) == every:
@@ -282,6 +298,7 @@ def _over_database(ask: "Callable[[AsyncEngine], Awaitable[Result]]") -> "Result
 
 
 def _serve(settings: Settings, host: str, port: int) -> None:
+    _check_version("uvicorn")  # before its import
     from allim.app import create_app  # late, so that `publish` and `tail` start at once
     from allim.preflight import check
     from allim.server.replica import listen, serve
@@ -300,14 +317,29 @@ def _serve(settings: Settings, host: str, port: int) -> None:
     serve(app, settings, listener)
 
 
-async def _follow(subscriber: Subscriber) -> None:
+async def _follow(subscriber: "Subscriber") -> None:
     async with subscriber:
         async for message in subscriber:
             click.echo(f"{message.id}  {message.type}  {json.dumps(message.data, ensure_ascii=False)}")
 
 
-def _tell(reason: str) -> None:
-    click.echo(f"allim: {reason}; trying again", err=True)
+def _tell(url: str, reason: str) -> None:
+    click.echo(f"allim: {url}: {reason}; trying again", err=True)
+
+
+def _check_version(library: str) -> None:
+    try:
+        check_version(library)
+    except Unusable as error:
+        _fail(str(error), error.advice)
+
+
+def _import(module: str, extra: str, purpose: str) -> None:
+    try:
+        with needing(extra, purpose):
+            import_module(module)
+    except Unusable as error:
+        _fail(str(error), error.advice)
 
 
 def _settings(environ: dict[str, str] | None = None) -> Settings:

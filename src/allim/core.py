@@ -19,9 +19,6 @@ from allim.access.rates import Policy, Rates
 from allim.access.tickets import Tickets
 from allim.alone import alone
 from allim.brokers.memory import MemoryBroker, MemoryLedger
-from allim.brokers.redis import RedisBroker, RedisLedger
-from allim.brokers.redis.peers import Peers
-from allim.brokers.redis.rights import Rights
 from allim.catalogue import load
 from allim.credentials import equal_settings, issuers_of, publish_keys_of, tokens_of, webhook_of
 from allim.domains.domain import Domain, Host, Opened, Storage
@@ -31,14 +28,13 @@ from allim.http import catalogue, health, metrics, openapi, publish, ticket_rout
 from allim.http.routing import Resource
 from allim.hub import Broker, Hub, HubSettings, Ledger
 from allim.hub.capacity import limit_bytes
+from allim.requirements import check_version
 from allim.selection import Selection
 from allim.settings import Settings, SettingsError, naming
-from allim.storage import migrate, open_engine, writable
 from allim.telemetry import Metrics
 from allim.transports import sse
 from allim.transports.control_events import CONTROL_EVENTS
 from allim.transports.opening import Opener
-from allim.work import Work
 
 log = structlog.get_logger(__name__)
 
@@ -68,9 +64,7 @@ class Core:
         issuers = issuers_of(settings, self.metrics.issuer_keys_not_read)
         equal = equal_settings(settings, issuers) | selection.equal() | {"ALLIM_CATALOGUE": self.catalogue.digest}
         with naming("REDIS_URL"):
-            rights = Rights(settings.redis_prefix, settings.durability)
-            ledger = _ledger(settings, rights)
-            self.broker = _broker(settings, ledger, self.metrics, rights, equal)
+            self.broker, ledger, checks = _stores(settings, self.metrics, equal)
             self.hub = Hub(self.broker, ledger, self.metrics, _hub_settings(settings), checks=self.catalogue.checks)
         self.storage = self._storage() if selection.stored else None
         self.signals = Signals()
@@ -87,11 +81,9 @@ class Core:
         self.rules = dict(rules)
         self.permission = Permission(self.rules, authorize or self.webhook)
         self.publishers = Publishers(publish_keys_of(settings), count=self.gate.count_unknown_key)
-        self.checks: dict[str, health.Check] = {"hub": self.hub.check}
+        self.checks: dict[str, health.Check] = {"hub": self.hub.check, **checks}
         if self.storage is not None:
-            self.checks |= {"store": partial(writable, self.storage.engine), "worker": self.storage.work.check}
-        if isinstance(self.broker, RedisBroker):
-            self.checks["redis"] = self.broker.check
+            self.checks |= {"store": self.storage.writable, "worker": self.storage.work.check}
 
     def resources(self) -> list[Resource]:
         """Return the routes of the hub, which are the same whichever domains there are."""
@@ -161,7 +153,7 @@ class Core:
             with alone(settings.data_dir) if in_folder and not settings.clustered else nullcontext():
                 if storage is not None:
                     with naming("DATABASE_URL", Unusable):
-                        await migrate(storage.engine, self.selection.migrations())
+                        await storage.migrate(self.selection.migrations())
                 self._log_capacity()
                 async with self.hub.running():
                     yield
@@ -192,6 +184,9 @@ class Core:
                 await asyncio.gather(*leaving)
 
     def _storage(self) -> Storage:
+        from allim.storage import open_engine  # late, because a hub alone has no database
+        from allim.work import Work
+
         settings = self.settings
         with naming("DATABASE_URL"):
             engine = open_engine(settings.database_url)
@@ -208,32 +203,18 @@ class Core:
         )
 
 
-def _broker(settings: Settings, ledger: Ledger, metrics: Metrics, rights: Rights, equal: Mapping[str, str]) -> Broker:
+def _stores(
+    settings: Settings, metrics: Metrics, equal: Mapping[str, str]
+) -> tuple[Broker, Ledger, dict[str, health.Check]]:
+    """Return the broker, the ledger, and the checks of their readiness."""
     if settings.redis_url is None:
-        return MemoryBroker(settings.history_events, settings.history_ttl_s, ledger)
-    return RedisBroker(
-        settings.redis_url,
-        settings.server_id,
-        metrics,
-        prefix=settings.redis_prefix,
-        history_events=settings.history_events,
-        history_ttl_s=settings.history_ttl_s,
-        durability=settings.durability,
-        durable=settings.redis_durable,
-        rights=rights,
-        peers=Peers(
-            settings.server_id,
-            (settings.secret_key, *settings.old_secret_keys),
-            equal,
-            settings.pulse_s,
-        ),
-    )
+        memory = MemoryLedger()
+        return MemoryBroker(settings.history_events, settings.history_ttl_s, memory), memory, {}
+    check_version("redis")
+    from allim.clustered import over_redis  # with redis-py, 7 MB
 
-
-def _ledger(settings: Settings, rights: Rights) -> Ledger:
-    if settings.redis_url is None:
-        return MemoryLedger()
-    return RedisLedger(settings.redis_url, settings.server_id, prefix=settings.redis_prefix, rights=rights)
+    broker, ledger = over_redis(settings, settings.redis_url, metrics, equal)
+    return broker, ledger, {"redis": broker.check}
 
 
 def _limits(settings: Settings) -> Limits:

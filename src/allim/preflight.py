@@ -3,11 +3,10 @@
 import structlog
 
 from allim.alone import alone
-from allim.brokers.redis import durability, reach
-from allim.brokers.redis.rights import Rights
+from allim.errors import Unusable
+from allim.requirements import check_version
 from allim.selection import select
 from allim.settings import Settings, naming
-from allim.storage import open_engine, usable
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +22,8 @@ async def check(settings: Settings, *, redis: bool = True) -> None:
         with alone(settings.data_dir):
             pass
     if selection.stored:
+        from allim.storage import open_engine, usable  # late: not every replica has a database, or Redis
+
         with naming("DATABASE_URL"):
             engine = open_engine(settings.database_url)
             try:
@@ -34,6 +35,11 @@ async def check(settings: Settings, *, redis: bool = True) -> None:
 
 
 async def _check_redis(url: str, settings: Settings) -> None:
+    with naming("REDIS_URL", Unusable):
+        check_version("redis")
+    from allim.brokers.redis import durability, reach
+    from allim.brokers.redis.rights import Rights
+
     rights = Rights(settings.redis_prefix, settings.durability, quiet=True)
     with naming("REDIS_URL"):
         fault = await reach.check(url, rights)

@@ -1,14 +1,16 @@
 """The domains of a replica, in the order of opening, with their settings."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from allim import work
 from allim.catalogue import EventType
 from allim.domains.choice import chosen, in_order
 from allim.domains.domain import Domain
 from allim.domains.settings import DomainSettings, read, variables
+from allim.errors import Unusable
+from allim.requirements import needing
 from allim.settings import Settings, SettingsError, naming
 from allim.variables import PREFIX
 
@@ -31,7 +33,11 @@ class Selection(NamedTuple):
     def migrations(self) -> dict[str, Path]:
         """The folders of migrations by name, in the order in which they are applied: background work first."""
         of_domains = {domain.name: domain.migrations for domain in self.domains if domain.migrations is not None}
-        return {"work": work.MIGRATIONS, **of_domains} if of_domains else {}
+        if not of_domains:
+            return {}
+        from allim.work import MIGRATIONS  # with SQLAlchemy
+
+        return {"work": MIGRATIONS, **of_domains}
 
     def equal(self) -> dict[str, str]:
         """The domains, and their settings that must be the same on every replica, by the name of the variable."""
@@ -61,4 +67,9 @@ def select(settings: Settings, domains: Sequence[Domain] | None = None) -> Selec
             faults.append(str(error))
     if faults:
         raise SettingsError("; ".join(faults))
-    return Selection(found, by_name)
+    selection = Selection(found, by_name)
+    if selection.stored:
+        stored = ", ".join(domain.name for domain in found if domain.migrations is not None)
+        with naming("DOMAINS", Unusable), needing("storage", f"the database of {stored}"):
+            import_module("allim.work")  # and the storage, which it imports
+    return selection

@@ -8,7 +8,7 @@ from contextlib import suppress
 import httpx
 import pytest
 from harness.replicas import PUBLISH_KEY, Reader, Replica, moments_of_drain, replica, token, token_for_topics
-from harness.waiting import until
+from harness.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.anyio
 
@@ -169,7 +169,7 @@ async def test_a_slow_reader_is_ended_and_nobody_else(server: Replica) -> None:
             await quick.next("t")
             return server.metric("allim_streams_closed_total", reason="slow_reader") > ended
 
-        await until(feed, 60)
+        await until(feed, 2 * PATIENCE_S)
         assert slow.status == 200
 
 

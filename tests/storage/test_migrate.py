@@ -330,3 +330,33 @@ async def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     async with reading(engine) as connection:
         assert await connection.run_sync(Chain("it", folder).applied) == {"0001"}
     await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    ['revision = "0002"\ndown_revision = "0001"', 'revision: str = "0" + "002"\ndown_revision: str | None = "0001"'],
+    ids=["as text", "otherwise, which Alembic alone reads"],
+)
+async def test_a_version_that_was_added_is_applied_at_the_next_start(assignments: str, tmp_path: Path) -> None:
+    """The files of the versions say what is the newest, and are not run where that is enough."""
+    folder = tmp_path / "versions"
+    folder.mkdir()
+    upgrade = (
+        "from alembic import op\n{}\ndef upgrade():\n    op.execute('CREATE TABLE allim_notes_{} (id INTEGER)')\n"
+    )
+    (folder / "0001_one.py").write_text(upgrade.format('revision = "0001"\ndown_revision = None', "one"))
+    engine = open_engine(f"sqlite:///{tmp_path / 'allim.db'}")
+    try:
+        await storage.migrate(engine, {"notes": folder})
+        assert await storage.usable(engine, {"notes": folder})
+        (folder / "0002_two.py").write_text(upgrade.format(assignments, "two"))
+
+        assert not await storage.usable(engine, {"notes": folder})
+        await storage.migrate(engine, {"notes": folder})
+
+        assert await storage.usable(engine, {"notes": folder})
+        async with reading(engine) as connection:
+            names = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        assert {"allim_notes_one", "allim_notes_two"} <= set(names)
+    finally:
+        await engine.dispose()

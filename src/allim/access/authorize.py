@@ -12,14 +12,16 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import structlog
 
 from allim.access.fetch import read_bounded
 from allim.errors import AuthorizeUnavailable
 from allim.identity import Identity
+
+if TYPE_CHECKING:  # late, because most replicas ask no application
+    import httpx
 
 log = structlog.get_logger(__name__)
 
@@ -67,12 +69,14 @@ class Webhook:
         self,
         url: str,
         secret: str,
-        client: httpx.AsyncClient | None = None,
+        client: "httpx.AsyncClient | None" = None,
         *,
         count: Callable[[str], None] = lambda _: None,
         now: Callable[[], float] = time.monotonic,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
+        import httpx
+
         self._url = url
         self._secret = secret
         limits = httpx.Limits(max_connections=ASKED_AT_ONCE, max_keepalive_connections=ASKED_AT_ONCE)
@@ -111,6 +115,8 @@ class Webhook:
         await self._client.aclose()
 
     async def _ask(self, question: _Question) -> frozenset[str]:
+        import httpx
+
         outcome, why = "answered", ""
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -130,7 +136,7 @@ class Webhook:
         self._log(outcome, why)
         raise AuthorizeUnavailable(_DETAILS[outcome], RETRY_AFTER_S)
 
-    def _request(self, question: _Question) -> httpx.Request:
+    def _request(self, question: _Question) -> "httpx.Request":
         subject, topics = question
         body = json.dumps({"subject": subject, "topics": topics}, separators=(",", ":")).encode()
         headers = {

@@ -9,9 +9,8 @@ import json
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import structlog
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
@@ -19,6 +18,9 @@ from joserfc.util import base64_to_int
 
 from allim.access.fetch import read_bounded
 from allim.errors import Unavailable
+
+if TYPE_CHECKING:  # late, because most replicas ask no issuer
+    import httpx
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +46,7 @@ class Jwks:
     def __init__(
         self,
         url: str,
-        client: httpx.AsyncClient | None = None,
+        client: "httpx.AsyncClient | None" = None,
         *,
         max_age_s: float = 3600,
         floor_s: float = 30,
@@ -52,6 +54,8 @@ class Jwks:
         now: Callable[[], float] = time.monotonic,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
+        import httpx
+
         self.url = url
         self._client = client or httpx.AsyncClient()
         self._owns_client = client is None
@@ -108,6 +112,8 @@ class Jwks:
         return self._fetching
 
     async def _fetch(self) -> None:
+        import httpx
+
         try:
             content = await self._read()
             self._keys = await asyncio.to_thread(parse, content)  # 0.3 ms for each RSA key

@@ -1,7 +1,7 @@
 """A Python client: publish events, follow a stream. Needs httpx, pydantic-core and nothing else of this package.
 
 with Publisher("https://example.org", key="…") as publisher:
-    publisher.publish("user:42", "orders.shipped", {"orderId": 7})
+    publisher.publish(user_topic("42"), "orders.shipped", {"orderId": 7})
 
 async with Subscriber("https://example.org", token="…", topics=["news"]) as subscriber:
     async for message in subscriber:
@@ -16,3 +16,4 @@ from allim.client.publisher import AsyncPublisher as AsyncPublisher
 from allim.client.publisher import Published as Published
 from allim.client.publisher import Publisher as Publisher
 from allim.client.subscriber import Subscriber as Subscriber
+from allim.client.topics import user_topic as user_topic

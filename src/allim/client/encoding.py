@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 MAX_DEPTH = 64  # the server's own
 _DECIMAL = re.compile(rb'[:\[,]"-?s?(?:NaN|Infinity)"[,\]}]')  # pydantic's form of a Decimal that is not finite
 
@@ -31,8 +29,14 @@ def encode(body: object) -> bytes:
 
 def _write(value: object) -> bytes:
     # pydantic by itself writes null for a number of a model that is not finite.
-    jsonable = to_jsonable_python(value)
+    jsonable = _jsonable(value)
     return json.dumps(jsonable, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _jsonable(value: object) -> Any:
+    from pydantic_core import to_jsonable_python  # late: a subscriber alone needs httpx and no more
+
+    return to_jsonable_python(value)
 
 
 def _fault(value: object, path: str, depth: int = 0) -> TypeError | ValueError | None:
@@ -51,7 +55,7 @@ def _own_fault(value: object, path: str) -> TypeError | ValueError | None:
         finite = value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
         return None if finite else ValueError(f"{path}: {value} is no number in JSON")
     try:
-        jsonable = to_jsonable_python(value)
+        jsonable = _jsonable(value)
         json.dumps(jsonable, ensure_ascii=False).encode()
     except (ValueError, TypeError) as error:
         return TypeError(f"{path}: a value of type {type(value).__name__} cannot be written as JSON: {error}")

@@ -28,7 +28,6 @@ from allim.hub.clock import SKEW_S
 from allim.identity import Identity
 from allim.selection import Selection, select
 from allim.settings import Settings, SettingsError, load_settings, naming, unknown_settings, warnings
-from allim.storage import open_engine, usable, writable
 
 TIMEOUT_S = 5.0
 USER = "allim-doctor"
@@ -94,6 +93,8 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Finding:
 async def _database(settings: Settings, selection: Selection) -> Finding:
     if not selection.stored:
         return Finding("database", True, "not used: no domain stores anything")
+    from allim.storage import open_engine, usable, writable
+
     try:
         engine = open_engine(settings.database_url)
         try:

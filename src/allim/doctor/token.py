@@ -32,7 +32,7 @@ _ADVICE = {
     "key": "see that the issuer's `jwksUrl` lists this `kid`; of allim's own: ALLIM_SECRET_KEY has changed, and the "
     "old key is not in ALLIM_OLD_SECRET_KEYS",
     "signature": "give the issuer's entry in ALLIM_ISSUERS the key that it signs with; of allim's own: an old key "
-    "goes into ALLIM_OLD_SECRET_KEYS",
+    'goes into ALLIM_OLD_SECRET_KEYS. A token without `iss` belongs to the entry with `"issuer": null`',
     "issuer": "list the issuer in ALLIM_ISSUERS, to the letter as the token has it, also a slash at its end; "
     '`"issuer": null` is for tokens without `iss`',
     "audience": "write what the token has in `aud` as `audience` into the issuer's entry in ALLIM_ISSUERS",

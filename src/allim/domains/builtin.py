@@ -6,3 +6,6 @@ BUILT_IN = {
     "snapshots": "allim.domains.snapshots:DOMAIN",
     "page": "allim.domains.page:DOMAIN",
 }
+
+EXTRAS = {"accounts": "accounts", "keys": "storage", "snapshots": "accounts"}
+"""The extra that a domain needs, by its name."""

@@ -6,8 +6,10 @@ from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import EntryPoint, entry_points
 
-from allim.domains.builtin import BUILT_IN
+from allim.domains.builtin import BUILT_IN, EXTRAS
 from allim.domains.domain import Domain
+from allim.errors import Unusable
+from allim.requirements import needing
 
 GROUP = "allim.domains"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -57,14 +59,23 @@ def in_order(domains: Sequence[Domain]) -> tuple[Domain, ...]:
 
 def _load(name: str) -> Domain:
     """Raises: ValueError."""
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    points |= {built_in: EntryPoint(built_in, value, GROUP) for built_in, value in BUILT_IN.items()}
-    if name not in points:
-        raise ValueError(f"there is no domain {name!r}; these are there: {', '.join(sorted(points))}")
+    point = EntryPoint(name, BUILT_IN[name], GROUP) if name in BUILT_IN else _installed(name)
     try:
-        domain = points[name].load()
+        with needing(EXTRAS.get(name, "storage"), f"the domain {name}"):
+            domain = point.load()
+    except Unusable:
+        raise
     except Exception as error:
         raise ValueError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(domain, Domain) or domain.name != name:
-        raise ValueError(f"the entry point {name} ({points[name].value}) is not a Domain with this name")
+        raise ValueError(f"the entry point {name} ({point.value}) is not a Domain with this name")
     return domain
+
+
+def _installed(name: str) -> EntryPoint:
+    """Raises: ValueError."""
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points:
+        names = sorted({*points, *BUILT_IN})
+        raise ValueError(f"there is no domain {name!r}; these are there: {', '.join(names)}")
+    return points[name]

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.routing import BaseRoute
 
 from allim.access.gate import Gate
@@ -24,7 +23,11 @@ from allim.domains.signals import Signals
 from allim.http.health import Check
 from allim.hub import Hub
 from allim.telemetry import Metrics
-from allim.work import Work
+
+if TYPE_CHECKING:  # a hub alone has no database
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from allim.work import Work
 
 SettingsT = TypeVar("SettingsT")
 
@@ -33,8 +36,20 @@ SettingsT = TypeVar("SettingsT")
 class Storage:
     """The database and the background work of the domains that declare `migrations`."""
 
-    engine: AsyncEngine
-    work: Work
+    engine: "AsyncEngine"
+    work: "Work"
+
+    async def writable(self) -> None:
+        """Raises: Unavailable when the database takes no writes."""
+        from allim.storage import writable
+
+        await writable(self.engine)
+
+    async def migrate(self, folders: Mapping[str, Path]) -> None:
+        """Return when the schema is the newest. Raises: Unusable."""
+        from allim.storage import migrate
+
+        await migrate(self.engine, folders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +75,12 @@ class Host(Generic[SettingsT]):
     storage: Storage | None
 
     @property
-    def engine(self) -> AsyncEngine:
+    def engine(self) -> "AsyncEngine":
         """The database. Raises: ValueError if the domain declares no `migrations`."""
         return self._storage().engine
 
     @property
-    def work(self) -> Work:
+    def work(self) -> "Work":
         """Durable background work. Raises: ValueError if the domain declares no `migrations`."""
         return self._storage().work
 

@@ -6,10 +6,12 @@ the sender's, or not at all. Neither side imports the other, and a signal withou
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
-Receiver = Callable[[AsyncConnection, str], Awaitable[None]]
+Receiver = Callable[["AsyncConnection", str], Awaitable[None]]
 """Called with the sender's transaction and the ID of the thing concerned. If it raises, nothing is stored."""
 
 ACCOUNT_CREATED = "accounts.created"
@@ -26,7 +28,7 @@ class Signals:
         """Call the receiver for each signal of this name, after the receivers that came before it."""
         self._receivers[name].append(receiver)
 
-    async def send(self, connection: AsyncConnection, name: str, subject: str) -> None:
+    async def send(self, connection: "AsyncConnection", name: str, subject: str) -> None:
         """Call the receivers one after another. Raises: each error of a receiver."""
         for receiver in self._receivers.get(name, ()):
             await receiver(connection, subject)

@@ -18,7 +18,7 @@ class Measured:
     writes_per_cpu_s: float = figure(100_000, "writes per replica CPU-s", "a lone broadcast; joined, three times it")
     openings_per_cpu_s: float = figure(3_900, "openings per replica CPU-s", "signed in, over Redis, with catch-up")
     returns_per_cpu_s: float = figure(1_600, "openings per replica CPU-s", "the same in a storm, all else included")
-    replica_base_mib: float = figure(115, "MiB", "resident, without streams")
+    replica_base_mib: float = figure(98, "MiB", "resident, without streams")
     stream_kib: float = figure(2.7, "KiB", "resident, per idle stream")
     socket_kib: float = figure(4, "KiB", "kernel memory per idle socket, growth of /proc/slabinfo")
     redis_publish_us: float = figure(8.9, "µs of Redis CPU", "per stored event, one replica hearing it")

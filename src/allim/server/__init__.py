@@ -5,6 +5,8 @@
 
 from typing import TYPE_CHECKING
 
+from allim.requirements import check_version
+
 if TYPE_CHECKING:
     from allim.server.embedded import run
 
@@ -14,6 +16,7 @@ __all__ = ["run"]
 def __getattr__(name: str) -> object:
     if name != "run":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_version("uvicorn")  # before its import
     from allim.server.embedded import run
 
     return run

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 
-import asyncpg
 import structlog
 from sqlalchemy import URL, MetaData, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -16,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from allim.errors import Unavailable
+from allim.requirements import needing
 from allim.storage import postgres, sqlite
 
 log = structlog.get_logger(__name__)
@@ -39,13 +39,15 @@ def open_engine(url: str) -> AsyncEngine:
 
     Shape: `sqlite:///path`, `postgres://…` or `postgresql://…`, with or without the async driver's name. PostgreSQL
     may have several hosts, as libpq writes them: `postgresql://user@one:5432,two:5432/name`.
-    Raises: ValueError with one line, which never holds the password.
+    Raises: ValueError with one line, which never holds the password; as one, Unusable if asyncpg is not installed.
     """
     parsed = _parse(url)
     if parsed.drivername in sqlite.DRIVERS:
         return sqlite.open_sqlite(parsed)
     if parsed.drivername in postgres.DRIVERS:
-        return postgres.open_postgres(parsed)
+        with needing("postgres", "PostgreSQL"):
+            from allim.storage.postgres_engine import open_postgres
+        return open_postgres(parsed)
     raise ValueError(f"must begin with sqlite:/// or postgresql://, without a driver, not with {parsed.drivername!r}")
 
 
@@ -113,8 +115,12 @@ def _database_errors(engine: AsyncEngine) -> Iterator[None]:
         raise _unavailable("All connections of this replica to the database are in use.", error) from error
     except sqlite.FileGone as error:
         raise _unavailable("The database file was deleted or replaced.", error) from error
-    except (asyncpg.PostgresError, OSError) as error:  # from connecting, before any statement
+    except _connecting_errors() as error:  # from connecting, before any statement
         raise _unavailable("", error) from error
+
+
+def _connecting_errors() -> tuple[type[BaseException], ...]:
+    return (*postgres.driver_errors("PostgresError"), OSError)
 
 
 def _unavailable(detail: str, error: BaseException) -> Unavailable:

@@ -7,24 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
-import asyncpg
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from allim.errors import AllimError, Unusable, causes
+from allim.storage.postgres import driver_errors
 
 _URL = "ALLIM_DATABASE_URL"
 
 _ERRORS = (
     AllimError,
     SQLAlchemyError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
     sqlite3.Error,
     OSError,
     TypeError,
 )
 """The errors of drivers and SQLAlchemy about a wrong address, a refusing server, or a wrong parameter."""
+
+_OF_ASYNCPG = ("PostgresError", "InterfaceError")
+
+
+def _errors() -> tuple[type[BaseException], ...]:
+    return (*_ERRORS, *driver_errors(*_OF_ASYNCPG))
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def explaining(url: URL) -> Iterator[None]:
         yield
     except Unusable:
         raise
-    except _ERRORS as error:
+    except _errors() as error:
         raise explain(url, error) from error
 
 
@@ -100,7 +104,7 @@ def _of_postgres(url: URL, where: str, cause: BaseException) -> Unusable | None:
     if "unexpected keyword argument" in said:
         name = said.rpartition("argument ")[2]
         return Unusable(f"has a parameter not known here: {name}", f"take it out of {_URL}")
-    if isinstance(cause, asyncpg.PostgresError | asyncpg.InterfaceError):
+    if isinstance(cause, driver_errors(*_OF_ASYNCPG)):
         return Unusable(f"{where}: {said}", f"correct {_URL}, or see to the server")
     return None
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from allim.access.rates import Policy
 from allim.domains import accounts, keys, snapshots
 from allim.domains.accounts.devices import short_agent
-from allim.domains.accounts.providers import Person
+from allim.domains.accounts.flows import Person
 from allim.domains.accounts.service import MAX_SESSIONS, RECENT_S, SEEN_S
 from allim.domains.signals import ACCOUNT_CREATED, ACCOUNT_DELETED, Signals
 from allim.domains.snapshots.generation import Generation

@@ -22,6 +22,8 @@ from structlog.testing import capture_logs
 
 from allim.access.rates import Policy
 from allim.domains import accounts
+from allim.domains.accounts.providers import DIALECTS, Provider, back_channel
+from allim.domains.accounts.settings import PROVIDERS
 from allim.domains.signals import ACCOUNT_CREATED, Signals
 from allim.storage import open_engine, reading
 from tests.access.gates import AMPLE, SECRET, TOKENS, gate_of
@@ -63,10 +65,10 @@ class Site:
     ) -> None:
         self.engine, self.double, self.clock = engine, double, Clock(time.time())
         self.snapshots = FirstSnapshots()
-        self.back_channel = accounts.back_channel()
+        self.back_channel = back_channel()
         timeout_s = PATIENCE_S if "hangs" in double.trouble.values() else 5
         self.providers = [
-            accounts.Provider(
+            Provider(
                 name,
                 double.issuer,
                 CLIENT_ID,
@@ -776,9 +778,9 @@ async def test_a_discovery_document_that_cannot_be_trusted_is_refused(site: Site
 
 @pytest.mark.parametrize("issuer", ["http://accounts.example.org", "http://10.0.0.1", "ftp://127.0.0.1", "https://"])
 async def test_an_issuer_must_be_safe(issuer: str) -> None:
-    async with accounts.back_channel() as http:
+    async with back_channel() as http:
         with pytest.raises(ValueError, match="must be https"):
-            accounts.Provider("google", issuer, CLIENT_ID, CLIENT_SECRET, http)
+            Provider("google", issuer, CLIENT_ID, CLIENT_SECRET, http)
 
 
 async def test_discovery_is_asked_once_by_a_crowd_and_again_after_an_hour(site: Site) -> None:
@@ -831,3 +833,7 @@ async def test_over_a_real_replica_a_browser_ends_with_a_session_and_a_stream(do
     assert greeting.data == {"to": JIWOO["name"]}
     for secret in ("code-0", "access-jiwoo-1", CLIENT_SECRET, browser.cookies["allim_session"]):
         assert secret not in log
+
+
+def test_the_settings_name_every_provider() -> None:
+    assert tuple(DIALECTS) == PROVIDERS

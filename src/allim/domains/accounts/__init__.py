@@ -4,27 +4,28 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING
 
 from allim.access.rates import Policy
 from allim.domains.accounts.flows import Flows
 from allim.domains.accounts.passwords import Passwords
 from allim.domains.accounts.provider_routes import provider_routes
-from allim.domains.accounts.providers import NAMES, Provider, back_channel
 from allim.domains.accounts.routes import routes
 from allim.domains.accounts.service import Service, profile
-from allim.domains.accounts.settings import AccountSettings
+from allim.domains.accounts.settings import PROVIDERS, AccountSettings
 from allim.domains.domain import Domain, Host, Opened
 from allim.errors import Unusable
+
+if TYPE_CHECKING:
+    import httpx
+
+    from allim.domains.accounts.providers import Provider
 
 __all__ = [
     "DOMAIN",
     "Flows",
     "Passwords",
-    "Provider",
     "Service",
-    "back_channel",
     "profile",
     "provider_routes",
     "routes",
@@ -44,41 +45,55 @@ async def _open(host: Host[AccountSettings]) -> AsyncIterator[Opened]:
         settings.registration,
         now=host.now,
     )
+    async with _providers(host) as providers:
+        yield Opened(
+            routes=[
+                *routes(service, host.gate, host.tokens, Policy("accounts", settings.per_hour, 3600)),
+                *provider_routes(
+                    providers,
+                    Flows(host.secret_keys),
+                    service,
+                    host.gate,
+                    host.tokens.lifetime_s,
+                    settings.public_url or "",
+                ),
+            ],
+            door=partial(profile, host.engine),
+        )
+
+
+@asynccontextmanager
+async def _providers(host: Host[AccountSettings]) -> "AsyncIterator[list[Provider]]":
+    """Open the providers that have an ID and a secret.
+
+    Raises: Unusable.
+    """
+    names = [name for name in PROVIDERS if getattr(host.settings, f"{name}_client_id")]
+    if not names:
+        yield []
+        return
+    from allim.domains.accounts.providers import back_channel  # with Authlib and httpx
+
     async with back_channel() as http:
-        providers = _providers(host, http)
-        flows = Flows(host.secret_keys)
+        providers = [_provider(name, host.settings, http) for name in names]
         try:
-            yield Opened(
-                routes=[
-                    *routes(service, host.gate, host.tokens, Policy("accounts", settings.per_hour, 3600)),
-                    *provider_routes(
-                        providers, flows, service, host.gate, host.tokens.lifetime_s, settings.public_url or ""
-                    ),
-                ],
-                door=partial(profile, host.engine),
-            )
+            yield providers
         finally:
             for provider in providers:
                 await provider.close()
 
 
-def _providers(host: Host[AccountSettings], http: httpx.AsyncClient) -> list[Provider]:
-    """Return the providers that have an ID and a secret.
+def _provider(name: str, settings: AccountSettings, http: "httpx.AsyncClient") -> "Provider":
+    """Raises: Unusable."""
+    from allim.domains.accounts.providers import Provider
 
-    Raises: Unusable.
-    """
-    found = []
-    for name in NAMES:
-        issuer, client_id, client_secret = (
-            getattr(host.settings, f"{name}_{part}") for part in ("issuer", "client_id", "client_secret")
-        )
-        if not client_id:
-            continue
-        try:
-            found.append(Provider(name, issuer, client_id, client_secret, http))
-        except ValueError as error:
-            raise Unusable(f"ALLIM_{name.upper()}_ISSUER: {error}") from error
-    return found
+    issuer, client_id, client_secret = (
+        getattr(settings, f"{name}_{part}") for part in ("issuer", "client_id", "client_secret")
+    )
+    try:
+        return Provider(name, issuer, client_id, client_secret, http)
+    except ValueError as error:
+        raise Unusable(f"ALLIM_{name.upper()}_ISSUER: {error}") from error
 
 
 DOMAIN = Domain("accounts", _open, settings=AccountSettings, migrations=Path(__file__).parent / "migrations")

@@ -1,5 +1,6 @@
-"""Sign-ins over a provider that are under way, each sealed in a cookie of its browser. Knows no provider.
+"""Sign-ins over a provider that are under way, sealed for the browser to keep; and the person that comes of one.
 
+It needs neither Authlib nor httpx, which a replica without a provider does not load.
 Source: RFC 9700 (security of OAuth 2.0), RFC 7516 (JWE).
 """
 
@@ -15,13 +16,35 @@ from joserfc.errors import JoseError
 from joserfc.jwe import JWERegistry
 from joserfc.jwk import OctKey
 
-from allim.errors import Unauthenticated
+from allim.errors import AllimError, Unauthenticated
 
 FLOW_LIFETIME_S = 600
+
+_SEAL = {"alg": "dir", "enc": "A256GCM"}
+_SEALS = JWERegistry(algorithms=list(_SEAL.values()))
+
+
+class Cancelled(AllimError):
+    """The person turned back at the provider."""
+
+    code = "cancelled"
 
 
 class Stale(Unauthenticated):
     """The browser came back from a provider and holds no flow that fits, or an expired one."""
+
+
+class Person(NamedTuple):
+    """A person that a provider has authenticated.
+
+    Shape: `issuer` and `subject` together are unique and stay; `email` is normalised, and None unless the provider
+    verified it.
+    """
+
+    issuer: str
+    subject: str
+    name: str
+    email: str | None
 
 
 class Flow(NamedTuple):
@@ -81,10 +104,6 @@ class Flows:
                 continue
             return claims if claims["exp"] > self._now() else None
         return None
-
-
-_SEAL = {"alg": "dir", "enc": "A256GCM"}
-_SEALS = JWERegistry(algorithms=list(_SEAL.values()))
 
 
 def _sealing_key(secret_key: str) -> OctKey:

@@ -3,14 +3,17 @@
 Source: RFC 9106.
 """
 
+from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
+from secrets import token_bytes
 from typing import TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.low_level import ARGON2_VERSION
 
 Result = TypeVar("Result")
 
@@ -25,7 +28,7 @@ class Passwords:
         self._hasher = hasher or PasswordHasher()
         self._limiter = CapacityLimiter(at_once)
         # The password of an unknown account is verified against this, so that it takes as long as for a known one.
-        self._nobodys_hash = self._hasher.hash("nobody")
+        self._unmatched = _unmatched(self._hasher)
 
     async def hash(self, password: str) -> str:
         """A salted hash that names its own parameters."""
@@ -33,7 +36,7 @@ class Passwords:
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
         """Whether the password is the hashed one; with None it is not, after the same work."""
-        work = partial(self._matches, password_hash or self._nobodys_hash, password)
+        work = partial(self._matches, password_hash or self._unmatched, password)
         return await self._in_thread(work) and password_hash is not None
 
     def is_outdated(self, password_hash: str) -> bool:
@@ -48,3 +51,10 @@ class Passwords:
             return self._hasher.verify(password_hash, password)
         except (VerificationError, InvalidHashError):
             return False
+
+
+def _unmatched(hasher: PasswordHasher) -> str:
+    """Return a hash with the parameters of the hasher, of no known password. To hash one would delay a start."""
+    salt, digest = (b64encode(token_bytes(size)).decode().rstrip("=") for size in (hasher.salt_len, hasher.hash_len))
+    parameters = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
+    return f"$argon2{hasher.type.name.lower()}$v={ARGON2_VERSION}${parameters}${salt}${digest}"

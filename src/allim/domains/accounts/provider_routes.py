@@ -5,6 +5,7 @@ Each sign-in under way has a cookie of its own, so that several tabs can sign in
 
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.requests import Request
@@ -12,12 +13,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from allim.access.gate import Gate
 from allim.domains.accounts.devices import device_of
-from allim.domains.accounts.flows import FLOW_LIFETIME_S, Flows, Stale
+from allim.domains.accounts.flows import FLOW_LIFETIME_S, Cancelled, Flows, Stale
 from allim.domains.accounts.models import ProviderNames
-from allim.domains.accounts.providers import Cancelled, Provider
 from allim.domains.accounts.service import Service
 from allim.errors import AllimError, Conflict, NotFound, RegistrationClosed, TooMany, Unavailable
 from allim.http.routing import Answer, Parameter, Resource, operation, route
+
+if TYPE_CHECKING:
+    from allim.domains.accounts.providers import Provider
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +40,7 @@ _OUTCOMES = {
 
 
 def provider_routes(
-    providers: Sequence[Provider],
+    providers: "Sequence[Provider]",
     flows: Flows,
     service: Service,
     gate: Gate,
@@ -104,13 +107,13 @@ def provider_routes(
             _set_flow(request, response, cookie, "", 0)
         return response
 
-    def named(request: Request) -> Provider:
+    def named(request: Request) -> "Provider":
         provider = by_name.get(request.path_params["name"])
         if provider is None:
             raise NotFound("There is no such provider.")
         return provider
 
-    def callback_url(request: Request, provider: Provider) -> str:
+    def callback_url(request: Request, provider: "Provider") -> str:
         return f"{public_url}{request.scope.get('root_path', '')}{_PATH}/{provider.name}/callback"
 
     return [

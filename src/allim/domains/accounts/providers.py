@@ -4,7 +4,7 @@ A client of the providers alone: no request of a browser, no cookie and no accou
 when its ID token does: signature, issuer, audience, times and nonce. No text of a provider is passed on.
 
 All three publish a discovery document, sign with RS256, and know PKCE with S256 and `client_secret_post`. Where they
-differ (`_DIALECTS`):
+differ (`DIALECTS`):
 
 - Google: the ID token has `name`, `email` and `email_verified`.
   https://developers.google.com/identity/openid-connect/reference
@@ -45,7 +45,7 @@ from joserfc.errors import JoseError
 
 from allim.access.jwks import Jwks
 from allim.access.signatures import PUBLIC, Algorithms
-from allim.domains.accounts.flows import Flow
+from allim.domains.accounts.flows import Cancelled, Flow, Person
 from allim.domains.accounts.models import clean_name, normal_email
 from allim.errors import AllimError, Invalid, Unauthenticated, Unavailable
 from allim.http.bodies import parse_json
@@ -70,33 +70,13 @@ class _Dialect(NamedTuple):
     profile_under: str | None = None
 
 
-_DIALECTS = {
+DIALECTS = {
     "google": _Dialect("Google", "openid email profile"),
     "kakao": _Dialect("Kakao", None),
     "naver": _Dialect(
         "Naver", "openid profile", echoes_nonce=False, wants_state_with_code=True, profile_under="response"
     ),
 }
-NAMES = tuple(_DIALECTS)
-
-
-class Cancelled(AllimError):
-    """The person turned back at the provider."""
-
-    code = "cancelled"
-
-
-class Person(NamedTuple):
-    """A person that a provider has authenticated.
-
-    Shape: `issuer` and `subject` together are unique and stay; `email` is normalised, and None unless the provider
-    verified it.
-    """
-
-    issuer: str
-    subject: str
-    name: str
-    email: str | None
 
 
 class _Metadata(NamedTuple):
@@ -128,7 +108,7 @@ class Provider:
             raise ValueError("must be https, or http on loopback")
         self.name = name
         self.issuer = issuer
-        self._dialect = _DIALECTS[name]
+        self._dialect = DIALECTS[name]
         self._client_id = client_id
         self._authentication = ClientAuth(client_id, client_secret, "client_secret_post")
         self._http = http

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from allim.access.tokens import Tokens
 from allim.domains.accounts import store
 from allim.domains.accounts.devices import Device
+from allim.domains.accounts.flows import Person
 from allim.domains.accounts.models import AccountView, NewAccount, Registration, normal_email, view
 from allim.domains.accounts.passwords import Passwords
-from allim.domains.accounts.providers import Person
 from allim.domains.accounts.store import Account, SessionRow
 from allim.domains.signals import ACCOUNT_CREATED, ACCOUNT_DELETED, Signals
 from allim.errors import (

@@ -4,9 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from allim.domains.accounts.providers import NAMES
 from allim.domains.settings import EQUAL, DomainSettings, variable
 from allim.variables import PREFIX, Words, http_url
+
+PROVIDERS = ("google", "kakao", "naver")
 
 _Issuer = Annotated[str, AfterValidator(http_url)]
 
@@ -33,7 +34,7 @@ class AccountSettings(DomainSettings):
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
-        for name in NAMES:
+        for name in PROVIDERS:
             if bool(getattr(self, f"{name}_client_id")) != bool(getattr(self, f"{name}_client_secret")):
                 setting = f"{PREFIX}{name.upper()}_CLIENT_"
                 raise ValueError(f"{setting}ID, {setting}SECRET: give both, or neither")
