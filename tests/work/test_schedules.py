@@ -179,11 +179,12 @@ async def test_a_replica_that_always_finds_a_due_job_goes_on_with_its_schedules(
             await until(lambda expected=number: len(ticks.runs) >= expected)  # type: ignore[misc]
 
 
-async def next_planned(replicas: Replicas, now: float) -> float | None:
+async def next_planned(replicas: Replicas, now: float) -> float:
+    """Return when the next run is due, 0 while none is planned."""
     ticks = [
         float(str(row["due_at"])) for row in await replicas.rows() if row["name"] == "tick" and not row["attempts"]
     ]
-    return next((due_at for due_at in ticks if due_at > now), None)
+    return next((due_at for due_at in ticks if due_at > now), 0.0)
 
 
 async def test_a_schedule_needs_a_job(replicas: Replicas) -> None:
