@@ -1,6 +1,7 @@
 """Publishing: what is sent, which answers are final, and what is known after a failure."""
 
 import json
+from collections.abc import Awaitable, Callable
 
 import pytest
 from harness.replicas import PUBLISH_KEY, Replica
@@ -114,22 +115,33 @@ async def test_without_an_answer_it_may_be_stored_and_the_key_is_told(kind: Kind
     assert caught.value.may_be_stored
 
 
+async def not_confirmed(publish: Callable[..., Awaitable[object]]) -> NotConfirmed:
+    """The error of a publish whose last attempt had an answer: on a busy machine its time may be over before."""
+    for _ in range(10):
+        with pytest.raises(NotConfirmed) as caught:
+            await publish("a", "t", 1, timeout_s=2)
+        if "no whole answer in time" not in str(caught.value):
+            break
+    return caught.value
+
+
 @both
 async def test_a_page_that_lasts_says_that_the_url_may_be_wrong(kind: Kind) -> None:
     with scripted(page(404)) as server:
         async with publishing(kind, server.url) as publish:
-            with pytest.raises(NotConfirmed, match="HTTP status 404, not from allim; check that this is its URL"):
-                await publish("a", "t", 1, timeout_s=5)
+            error = await not_confirmed(publish)
+
+    assert "HTTP status 404, not from allim; check that this is its URL" in str(error)
 
 
 @both
 async def test_a_rate_that_stays_used_up_has_stored_nothing(kind: Kind) -> None:
     with scripted(problem(429)) as server:
         async with publishing(kind, server.url) as publish:
-            with pytest.raises(NotConfirmed, match="HTTP status 429; the event is not stored") as caught:
-                await publish("a", "t", 1, timeout_s=5)
+            error = await not_confirmed(publish)
 
-    assert not caught.value.may_be_stored
+    assert "HTTP status 429; the event is not stored" in str(error)
+    assert not error.may_be_stored
 
 
 @both
