@@ -25,10 +25,8 @@ NEEDED = jwt.JWTClaimsRegistry(iss={"essential": True, "value": ISSUER}, exp={"e
 PAGE = """<!doctype html><title>Shop</title>
 <button id="sign-in">Sign in as Min</button> <button id="order">Order</button> <pre id="log"></pre>
 <script>
-  const at = (id) => document.getElementById(id);
-  const post = (path, body) => fetch(path, {
-    method: "POST", headers: {"content-type": "application/json"}, body: JSON.stringify(body),
-  });
+  const at = (id) => document.getElementById(id), headers = {"content-type": "application/json"};
+  const post = (path, body) => fetch(path, {method: "POST", headers, body: JSON.stringify(body)});
   const say = (event) => at("log").append(event.type + " " + event.data + "\\n");
   at("order").onclick = () => post("/orders");
   at("sign-in").onclick = async () => {

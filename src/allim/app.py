@@ -64,7 +64,8 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with core.running(), _opened(core) as routes, core.working():
             further = [*routes, *core.closing_resources([*resources, *routes])]
-            app.router.routes[:] = [*resources, *further]
+            begin = app.router.routes.index(resources[-1]) + 1  # routes that were added to the application stay
+            app.router.routes[begin:begin] = further
             paths.update(exact_paths(further))
             with sse.draining_on_signals(core.hub.drain), embedded.marked_running():
                 yield

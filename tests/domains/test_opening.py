@@ -12,6 +12,7 @@ import pytest
 from harness.replicas import replica
 from harness.waiting import START_S
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
 
 import orders
 from allim.access.tokens import Tokens
@@ -74,6 +75,16 @@ async def test_a_domain_has_a_route_a_table_an_event_a_rule_a_job_and_a_check(
 @asynccontextmanager
 async def weighing(_: Host[None]) -> AsyncIterator[Opened]:
     yield Opened(checks={"scales": well})
+
+
+async def test_routes_that_were_added_to_the_application_stay(tmp_path: Path) -> None:
+    app = app_of(tmp_path, Domain("scales", weighing))
+    app.add_route("/added", lambda _: PlainTextResponse("added"))
+
+    async with serving(app) as client:
+        answers = [await client.get(path) for path in ("/added", "/healthz")]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 async def test_domains_are_closed_in_the_opposite_order(tmp_path: Path) -> None:
