@@ -192,7 +192,9 @@ def test_a_form_of_another_origin_signs_nobody_in(page: Page, system: Cluster, o
 
 def strict(headers: httpx.Headers, page: bool = False) -> bool:
     wanted = {**SECURITY_HEADERS, **({"content-security-policy": PAGE_POLICY} if page else {})}
-    once = all(len(headers.get_list(name)) == 1 for name in ("x-request-id", "content-type", "vary"))
+    once = all(len(headers.get_list(name)) == 1 for name in ("x-request-id", "content-type"))
+    varies = headers.get_list("vary")  # nginx adds its own to answers that it may compress
+    once = once and sorted(varies) in (["Origin"], ["Accept-Encoding", "Origin"])
     return once and all(headers.get_list(name) == [value] for name, value in wanted.items())
 
 
