@@ -171,10 +171,11 @@ def test_publish_names_what_cannot_be(args: tuple[str, ...], told: str) -> None:
 
 def test_tail_says_why_it_hears_nothing() -> None:
     with scripted(page(502), answer(204)) as server:
-        result = run("tail", "--url", server.url, "--token", "t")
+        url = server.url
+        result = run("tail", "--url", url, "--token", "t")
 
     assert result.stderr.splitlines() == [
-        f"allim: {server.url}: HTTP status 502; trying again",
+        f"allim: {url}: HTTP status 502; trying again",
         "allim: the stream was refused: the server says not to come back",
     ]
 
