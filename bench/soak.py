@@ -421,7 +421,7 @@ def judge(run: Soak, looks: list[Held]) -> list[str]:
     """What is wrong, in words."""
     start, half, end = looks
     wrong = [f"{name} grew" for name in end.left_by(start)]
-    if end.topics != STEADY + 1 or end.channels != end.topics + 3:  # `system`; the channels of the pulse, the origin, hints
+    if end.topics != STEADY + 1 or end.channels != end.topics + 3:  # `system`; pulse, origin, hints
         wrong.append("topics or channels are not those of the streams that stayed")
     if end.resident_kib - half.resident_kib > RESIDENT_GROWTH_KIB:
         wrong.append(f"resident memory grew by more than {RESIDENT_GROWTH_KIB} KiB in the second half")
