@@ -104,6 +104,7 @@ class Replicas:
     async def close(self) -> None:
         for engine in self._engines:
             await engine.dispose()
+        await asyncio.sleep(0.1)  # sockets of broken-off connections close in later turns of the loop
 
     def one(self, name: str = "alpha", at_once: int = 8) -> Replica:
         engine = open_engine(self._url)
