@@ -1,4 +1,4 @@
-"""The pulse: what a replica sends itself through the broker, to prove that its link works.
+"""The pulse: a message that a replica sends itself through the broker, to prove that its link works.
 
 A pulse takes a position like an event and comes back over the link, which delivers in order. So a pulse that is heard
 proves that everything before it has been dispatched: then the heartbeats that are due carry its position. A link that
@@ -91,7 +91,7 @@ class Pulse:
         self._link_is_up.set()
 
     def arrived(self) -> None:
-        """Note that the link has brought a pulse. What came before it may still wait to be dispatched."""
+        """Note that the link has brought a pulse. Earlier messages may still wait to be dispatched."""
         self._link_at = self._clock()
 
     def heard(self, position: Position) -> None:

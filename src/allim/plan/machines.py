@@ -38,7 +38,7 @@ class Plan:
 def plan(
     load: Load, measured: Measured | None = None, headroom: Headroom | None = None, each: Each | None = None
 ) -> Plan:
-    """What this load needs. Without `each`, of machines no larger than it needs.
+    """Return the machines that a load needs. Without `each`, they are no larger than it needs.
 
     Raises: Impossible.
     """

@@ -143,10 +143,10 @@ class Worker:
         self._sweep_at = time.monotonic() + _sweep_s() / 2
 
     async def _take_all(self) -> float:
-        """Take due jobs as long as there are some and there is room. Returns how long to wait then."""
+        """Take due jobs as long as there are some and slots are free. Returns how long to wait then."""
         while True:
-            room = self._at_once - len(self._in_hand)
-            if room <= 0:
+            free = self._at_once - len(self._in_hand)
+            if free <= 0:
                 self._more = True
                 return _sweep_s()
             due_at = await self._next_due()
@@ -156,14 +156,14 @@ class Worker:
                 self._more = False
                 soonest = min(due_at or float("inf"), self._schedules.plan_at)
                 return min(_sweep_s(), max(0.0, soonest - now))
-            claims = await self._claim(room, now)
+            claims = await self._claim(free, now)
             for claim in claims:
                 task = asyncio.create_task(self._run(claim), name=f"allim job {claim.name}")
                 self._in_hand[task] = claim
                 task.add_done_callback(self._ended)
             if not claims:
                 return CONTENDED_S
-            if len(claims) == room and await self._is_more_due():
+            if len(claims) == free and await self._is_more_due():
                 self._more = True
                 self._call_others()
                 return _sweep_s()
